@@ -1,0 +1,59 @@
+"""Collects nbs/*.ipynb beside tests/: one item per page, in one summary.
+
+A page runs in this process with nbdev's directives obeyed, except that its exported cells are not executed: their
+names come from the exported module. So the examples test the file that people import, and a module that lacks an
+import fails here although its page would pass. Pages in a folder with a `.notest` are left out."""
+import contextlib, importlib, io, os, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parent
+EXPORT = {'export','exporti','exports'}
+sys.path.insert(0, str(ROOT/'tests'))   # so that tests can share helpers
+
+def pytest_addoption(parser): parser.addoption('--nb-flags', default='', help='nbdev flags to run that are normally skipped, e.g. "slow"')
+
+def pytest_collect_file(file_path, parent):
+    wanted = file_path.suffix=='.ipynb' and ROOT/'nbs' in file_path.parents and not file_path.name.startswith(('_','.'))
+    if wanted and not (file_path.parent/'.notest').exists(): return NbFile.from_parent(parent, path=file_path)
+
+def run_page(path, skip_flags, force_flags):
+    "Run a page; a traceback as text if it fails, else None"
+    from execnb.shell import CaptureShell
+    from fastcore.utils import str2bool, working_directory
+    from nbdev.config import get_config
+    from nbdev.frontmatter import FrontmatterProc
+    from nbdev.process import NBProcessor
+    nb = NBProcessor(path, procs=FrontmatterProc, process=True).nb
+    if str2bool(getattr(nb,'frontmatter_',{}).get('skip_exec', False)): return None
+    flags = set(skip_flags)-set(force_flags)
+    directives = lambda c: getattr(c,'directives_',{}) or {}
+    name = next((directives(c)['default_exp'][0] for c in nb.cells if 'default_exp' in directives(c)), None)
+    def skip(c):
+        d = directives(c)
+        return c.cell_type!='code' or 'nbdev_export(' in c.source or d.get('eval:',[''])[0].lower()=='false' or bool(flags & d.keys()) or (name is not None and bool(EXPORT & d.keys()))
+    shell = CaptureShell(path)
+    if name:
+        module = importlib.import_module(f'{get_config().lib_path.name}.{name}')
+        shell.user_ns.update({k:v for k,v in vars(module).items() if not k.startswith('__')})
+    try:
+        with working_directory(path.parent): shell.run_all(nb, exc_stop=True, preproc=skip)
+    except Exception: return shell.prettytb(fname=path)
+
+class NbError(Exception): "A page that failed; its text is the traceback"
+
+class NbFile(pytest.File):
+    def collect(self): yield NbItem.from_parent(self, name=self.path.stem)
+
+class NbItem(pytest.Item):
+    def runtest(self):
+        from nbdev.config import get_config
+        cwd,path,old = os.getcwd(),sys.path[:],os.environ.get('IN_TEST')
+        os.chdir(ROOT); os.environ['IN_TEST'] = '1'; sys.path.insert(0, str(ROOT))
+        try: failed = run_page(self.path.absolute(), get_config().tst_flags.split(), self.config.getoption('--nb-flags').split())
+        finally:
+            os.chdir(cwd); sys.path[:] = path
+            os.environ.pop('IN_TEST') if old is None else os.environ.update(IN_TEST=old)
+        if failed: raise NbError(failed)
+    def repr_failure(self, excinfo, style=None): return str(excinfo.value) if isinstance(excinfo.value, NbError) else super().repr_failure(excinfo)
+    def reportinfo(self): return self.path, 0, f'page {self.path.relative_to(ROOT)}'

@@ -1,0 +1,108 @@
+"Checkpoints: what goes in comes out, damage is named, and a run goes on as if nothing had happened"
+import json, shutil, pytest, torch
+from itertools import cycle, islice
+from promptbench import __version__
+from promptbench.core import UserError
+from promptbench.backbone import fingerprint, forward, random_backbone
+from promptbench.batches import make_batch
+from promptbench.ckpt import last_step, load_checkpoint, load_state, read_card, restore, save_checkpoint, save_step
+from promptbench.fit import Adafactor, fit, token_nll, training
+from promptbench.inits import new_prompt
+from promptbench.prompts import NoPrompt
+
+@pytest.fixture(scope='module')
+def backbone(): return random_backbone(seed=1)
+BATCHES = [make_batch([([20+i,30+j,1],[40+(i+j)%5,1]) for j in range(4)]) for i in range(10)]
+
+@pytest.mark.parametrize('kind', ['none','shallow','deep'])
+def test_round_trip(backbone, tmp_path, kind):
+    prompt = new_prompt(kind, backbone, length=4, n=1 if kind=='none' else 3, seed=2)
+    save_checkpoint(tmp_path/'a', backbone=backbone, prompt=prompt, card=dict(method='T+P', config=dict(lr=1e-3), parent='tiny', backbone='tiny', prompt=kind))
+    b,p,card = load_checkpoint(tmp_path/'a')
+    assert fingerprint(b)==fingerprint(backbone) and p.kind==kind and len(p)==len(prompt)
+    assert torch.equal(forward(b, BATCHES[0], p), forward(backbone, BATCHES[0], prompt))
+    assert (card['method'], card['config'], card['parent'], card['version'], card['backbone'])==('T+P', dict(lr=1e-3), 'tiny', __version__, 'tiny')
+
+def test_parts_are_optional(backbone, tmp_path):
+    save_checkpoint(tmp_path/'p', prompt=new_prompt('deep', backbone, length=2)); b,p,_ = load_checkpoint(tmp_path/'p'); assert b is None and len(p)==1
+    save_checkpoint(tmp_path/'b', backbone=backbone); b,p,_ = load_checkpoint(tmp_path/'b'); assert p is None and b.vocab==backbone.vocab
+    save_checkpoint(tmp_path/'n'); assert load_checkpoint(tmp_path/'n')[:2]==(None,None) and load_state(tmp_path/'n')=={}
+
+def test_reference_moves_with_its_parent(backbone, tmp_path):
+    save_checkpoint(tmp_path/'x'/'full', backbone=backbone)
+    save_checkpoint(tmp_path/'x'/'light', backbone=backbone, reference=tmp_path/'x'/'full', prompt=new_prompt('shallow', backbone, length=2))
+    assert not list((tmp_path/'x'/'light').rglob('model.safetensors'))
+    (tmp_path/'x').rename(tmp_path/'y'); b,p,_ = load_checkpoint(tmp_path/'y'/'light'); assert fingerprint(b)==fingerprint(backbone)
+    save_checkpoint(tmp_path/'y'/'full', backbone=random_backbone(seed=9))
+    with pytest.raises(UserError, match='made for another backbone'): load_checkpoint(tmp_path/'y'/'light')
+    shutil.rmtree(tmp_path/'y'/'full')
+    with pytest.raises(UserError, match='no such folder; put .* back'): load_checkpoint(tmp_path/'y'/'light')
+
+def full(backbone, folder):
+    prompt = new_prompt('shallow', backbone, length=2); opt = Adafactor(prompt.parameters(), .1)
+    for p in prompt.parameters(): p.grad = torch.ones_like(p)
+    opt.step(); return save_checkpoint(folder, backbone=backbone, prompt=prompt, optimizer=opt, state=dict(step=1, noise=torch.rand(3)), card=dict(method='T+P'))
+
+def test_every_flipped_bit_is_named(backbone, tmp_path):
+    full(backbone, tmp_path/'a'); names = sorted(str(p.relative_to(tmp_path/'a')) for p in (tmp_path/'a').rglob('*') if p.is_file())
+    assert {'card.json','prompt.safetensors','optimizer.safetensors','state.json','state.safetensors','backbone/model.safetensors','backbone/tokenizer.json'}<=set(names)
+    for name in names:
+        file = tmp_path/'a'/name; data = file.read_bytes()
+        for at in (0, len(data)//2, len(data)-1):
+            bad = bytearray(data); bad[at] ^= 1; file.write_bytes(bad)
+            with pytest.raises(UserError, match=f'{name.split("/")[-1]} is damaged'): load_checkpoint(tmp_path/'a')
+        file.unlink()
+        with pytest.raises(UserError, match=name.split('/')[-1] if name!='card.json' else 'no card.json'): load_checkpoint(tmp_path/'a')
+        file.write_bytes(data)
+    load_checkpoint(tmp_path/'a')
+
+def test_edited_card_is_refused(backbone, tmp_path):
+    full(backbone, tmp_path/'a'); file = tmp_path/'a'/'card.json'; card = json.loads(file.read_text()); card['method'] = 'T-only'; file.write_text(json.dumps(card))
+    with pytest.raises(UserError, match='edited by hand'): read_card(tmp_path/'a')
+    file.write_text('[1]')
+    with pytest.raises(UserError, match='damaged'): read_card(tmp_path/'a')
+
+def test_not_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match='no such folder'): load_checkpoint(tmp_path/'a')
+    with pytest.raises(UserError, match='has no card.json'): load_checkpoint(tmp_path)
+    (tmp_path/'f').write_text('x')
+    with pytest.raises(UserError, match='a file is in the way'): save_checkpoint(tmp_path/'f'/'a')
+    with pytest.raises(UserError, match=r"names \['version'\]"): save_checkpoint(tmp_path/'a', card=dict(version=2))
+
+def test_failed_save_leaves_the_old_one(backbone, tmp_path):
+    full(backbone, tmp_path/'a')
+    with pytest.raises(TypeError): save_checkpoint(tmp_path/'a', backbone=backbone, state=dict(bad=object()))
+    assert read_card(tmp_path/'a')['method']=='T+P' and [p.name for p in tmp_path.iterdir()]==['a']
+
+def make(train, kind):
+    b = random_backbone(seed=4); b.model.requires_grad_(train); prompt = new_prompt(kind, b, length=3, seed=0)
+    groups = ([dict(params=b.model.parameters())] if train else [])+([dict(params=prompt.parameters(), lr=.1)] if kind!='none' else [])
+    return b,prompt,Adafactor(groups, .01, clip=1.)
+
+def run(parts, batches, start=0):
+    b,prompt,opt = parts
+    with training(b.model, .2): return [r['loss'] for r in fit(batches, token_nll(b, prompt), opt, seed=5, start=start)]
+
+@pytest.mark.parametrize('train,kind', [(True,'none'), (False,'shallow'), (False,'deep'), (True,'shallow'), (True,'deep')])
+def test_five_save_load_five_is_ten(tmp_path, train, kind):
+    straight = make(train, kind); want = run(straight, BATCHES)
+    first = make(train, kind); got = run(first, BATCHES[:5])
+    save_checkpoint(tmp_path/'a', backbone=first[0], prompt=first[1], optimizer=first[2], state=dict(step=5, losses=got))
+    second = make(train, kind); state = restore(tmp_path/'a', backbone=second[0], prompt=second[1], optimizer=second[2])
+    assert state['losses']==got
+    assert got+run(second, BATCHES[5:], state['step'])==want
+    assert fingerprint(second[0])==fingerprint(straight[0]) and all(torch.equal(x,y) for x,y in zip(second[1].parameters(), straight[1].parameters()))
+
+def test_restore_refuses_what_does_not_fit(backbone, tmp_path):
+    full(backbone, tmp_path/'a')
+    with pytest.raises(UserError, match='table_NPD .* does not fit'): restore(tmp_path/'a', prompt=new_prompt('shallow', backbone, length=9))
+    with pytest.raises(UserError, match='does not fit'): restore(tmp_path/'a', backbone=random_backbone(seed=1, dim=16))
+    save_checkpoint(tmp_path/'r', backbone=backbone, reference='random')
+    with pytest.raises(UserError, match='another backbone'): restore(tmp_path/'r', backbone=random_backbone(seed=8))
+
+def test_rotation_and_fallback(tmp_path):
+    assert last_step(tmp_path/'run') is None
+    for k in range(1,5): save_step(tmp_path/'run', k*10, keep=2, state=dict(k=k))
+    assert [p.name for p in sorted((tmp_path/'run').iterdir())]==['step-00000030','step-00000040'] and load_state(last_step(tmp_path/'run'))=={'k':4}
+    (tmp_path/'run'/'step-00000040'/'state.json').write_text('{"k": 5}'); (tmp_path/'run'/'.step-00000050.xyz').mkdir()
+    with pytest.warns(UserWarning, match='state.json is damaged'): assert load_state(last_step(tmp_path/'run'))=={'k':3}

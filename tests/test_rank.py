@@ -1,0 +1,66 @@
+"Ranking against one full pass per choice"
+from types import SimpleNamespace
+import numpy as np, pytest, torch
+from promptbench.core import UserError, rng
+from promptbench.batches import encode_texts, make_batch
+from promptbench.backbone import *
+from promptbench.inits import new_prompt
+from promptbench.rank import rank
+
+torch.set_num_threads(1)
+WORDS = [f'w{i}' for i in range(60)]
+
+@pytest.fixture(scope='module')
+def toy(): return random_backbone(WORDS, dim=16, layers=(2,1), seed=2)
+
+def make_tasks(seed=0):
+    "Four tasks: common choices, free choices, one with two to five choices, one with a single example"
+    r = rng('rank', seed); text = lambda lo,hi: ' '.join(r.choice(WORDS) for _ in range(r.randint(lo,hi))); tasks = []
+    for n,k in [(12,2),(9,4),(11,None),(1,3)]:
+        common = tuple(text(1,3) for _ in range(k or 2)); es = []
+        for i in range(n):
+            choices = common if k==2 else tuple(text(1,6) for _ in range(k or r.randint(2,5)))
+            es.append(SimpleNamespace(id=f'd/validation/{i}', source=text(1,25), choices=choices, gold=r.randrange(len(choices)), target=''))
+        tasks.append(es)
+    return tasks
+
+@torch.no_grad()
+def one_pass_per_choice(backbone, source, choice, prompt):
+    ids = tuple(encode_texts(backbone.tokenizer, [x], 768)[0] for x in (source,choice)); b = make_batch([ids])
+    nll = sequence_nll(forward(backbone, b, prompt), b.tgt_BU, b.tgt_mask_BU); return -float(nll.sum()),len(ids[1])
+
+@pytest.mark.parametrize('kind', ['none','shallow','deep'])
+@pytest.mark.parametrize('bank', [False,True])
+def test_equals_one_full_forward_per_choice(toy, kind, bank):
+    tasks = make_tasks(); prompt = new_prompt(kind, toy, length=4, n=len(tasks) if bank else 1)
+    for t,(es,s) in enumerate(zip(tasks, rank(toy, tasks, prompt, token_budget=600))):
+        own = prompt.select([t if bank else 0]); assert len(s)==len(es) and s.gold.tolist()==[e.gold for e in es]
+        for e,total,mean in zip(es, s.sum, s.mean):
+            slow = [one_pass_per_choice(toy, e.source, c, own) for c in e.choices]
+            np.testing.assert_allclose(total, [x for x,_ in slow], atol=1e-4); np.testing.assert_allclose(mean, [x/(n+1e-6) for x,n in slow], atol=1e-4)
+            assert total.argmax()==np.argmax([x for x,_ in slow]) and mean.argmax()==np.argmax([x/n for x,n in slow])
+
+def test_budget_and_company_change_nothing(toy):
+    tasks = make_tasks(1); a,b,c = rank(toy, tasks),rank(toy, tasks, token_budget=1),[rank(toy, [t])[0] for t in tasks]
+    for x,y,z in zip(a,b,c):
+        for p,q,r in zip(x.sum, y.sum, z.sum): np.testing.assert_allclose(p, q, atol=1e-4); np.testing.assert_allclose(p, r, atol=1e-4)
+        assert x.pred().tolist()==y.pred().tolist()==z.pred().tolist()
+
+def test_bf16_is_close(toy):
+    low = toy.clone(); low.precision = 'bf16'; tasks = make_tasks(2)
+    for x,y in zip(rank(toy, tasks), rank(low, tasks)):
+        for p,q in zip(x.mean, y.mean): np.testing.assert_allclose(p, q, atol=.1)
+
+def test_mode_and_weights_are_left_alone(toy):
+    t = random_backbone(WORDS, dim=16, dropout=.5).train(); before = fingerprint(t); tasks = make_tasks(3)
+    a,b = rank(t, tasks),rank(t, tasks)
+    assert t.model.training and fingerprint(t)==before and all(np.array_equal(p,q) for x,y in zip(a,b) for p,q in zip(x.sum,y.sum))
+
+def test_ticks_add_up(toy):
+    tasks = make_tasks(); seen = []; rank(toy, tasks, token_budget=500, tick=seen.append); assert sum(seen)==sum(map(len,tasks)) and len(seen)>3
+
+def test_refusals(toy):
+    e = lambda **k: SimpleNamespace(**{**dict(id='d/validation/3', source='w1', choices=('w2','w3'), gold=0, target='w2'), **k})
+    for bad,words in [(e(choices=None),'has none'), (e(gold=None),'gold=None for 2 choices'), (e(gold=2),'gold=2 for 2 choices')]:
+        with pytest.raises(UserError, match=words): rank(toy, [[bad]])
+    with pytest.raises(UserError, match='one prompt or one per task, got 2 prompts for 1 tasks'): rank(toy, [[e()]], new_prompt('deep', toy, n=2))
