@@ -37,6 +37,7 @@ def prompted_attention(
     weight = F.softmax(score, -1).to(value.dtype)
     return torch.matmul(F.dropout(weight, dropout), value).transpose(1,2).contiguous(),weight
 
+# %% ../nbs/19_attention.ipynb #752fc48f
 def _use_sdpa(query, key, dropout)->bool:
     "The fused kernel, except where the written-out sum is measured to be faster: short bfloat16 rows on a CPU"
     return query.is_cuda or (not dropout and (query.dtype==torch.float32 or key.shape[2]>=192))
@@ -58,6 +59,7 @@ def register_attention():
     from transformers.masking_utils import AttentionMaskInterface
     AttentionInterface.register(ATTENTION, prompted_attention); AttentionMaskInterface.register(ATTENTION, _mask)
 
+# %% ../nbs/19_attention.ipynb #c14fa94d
 @contextlib.contextmanager
 def deep_prompt(
     backbone, # A `Backbone`

@@ -72,6 +72,7 @@ class Batch:
     def to(self, device)->'Batch': return Batch(*[t.to(device) for t in vars(self).values()])
     def __getitem__(self, rows)->'Batch': return Batch(*[t[rows] for t in vars(self).values()])
 
+# %% ../nbs/14_batches.ipynb #c4196385
 def make_batch(
     pairs, # (source ids, target ids) of every example
     index=None, # Row of the prompt bank per example; default 0

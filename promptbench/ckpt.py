@@ -79,7 +79,7 @@ def _save_backbone(tmp:Path, folder:Path, backbone, reference)->dict:
     if reference is None: save_backbone(backbone, tmp/'backbone'); return dict(kind='full', name=backbone.name, hash=_digest(backbone))
     path = Path(reference).expanduser()
     if (path/'backbone'/'config.json').exists(): path = path/'backbone'
-    where = os.path.relpath(path.resolve(), folder.resolve()) if path.is_dir() else None
+    where = os.path.relpath(path.resolve(), folder.resolve()) if str(reference)!='tiny' and path.is_dir() else None
     return dict(kind='reference', name=str(reference), path=where, hash=_digest(backbone))
 
 # %% ../nbs/32_ckpt.ipynb #e0df0e92

@@ -79,7 +79,9 @@ def judge(
 )->pd.DataFrame: # claim, text, verdict, estimate, lo, hi (points), p, relation, margin, left, right, n_instances, seeds
     "Every claim with its verdict; intervals are per claim, not corrected for their number"
     r = replicates or replicate(predictions, rows=rows, **options); out = []
-    say = lambda c: 'chance' if c is None else f'{c[0]}, {c[1]}, {c[2]} shots'
+    def say(c):
+        if c is None: return 'chance'
+        at = find_cell(r.views, *c); return f'{c[0]}, {c[2]} shots' if at and at[1] else f'{c[0]}, {c[1]}, {c[2]} shots'
     for c in claims if claims is not None else load_claims():
         line = dict(claim=c['id'], text=c['text'], verdict='not run', estimate=float('nan'), lo=float('nan'), hi=float('nan'), p=float('nan'),
                     relation=c['relation'], margin=c['margin'], left=say(c['left']), right=say(c['right']), n_instances=0, seeds=0)

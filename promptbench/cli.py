@@ -43,12 +43,13 @@ def _follow(path:Path, stop:threading.Event):
 
 def _already(out:Path, settings:dict)->bool:
     "Whether `out` holds exactly this table, made by this version"
-    from promptbench.table1 import Settings, asdict, config, finished, plan
+    from promptbench.table1 import Settings, config, finished, plan, resolved
     from promptbench import __version__
     try: old = json.loads((out/'done.json').read_text())
     except (OSError, ValueError): return False
-    s = config(Settings, settings)
-    return old==json.loads(json.dumps(dict(settings=asdict(s), version=__version__))) and (out/'report.html').exists() and all(finished(out, s, j) for j in plan(s) if j.shots is not None)
+    if old!=json.loads(json.dumps(dict(settings=settings, version=__version__))) or not (out/'report.html').exists(): return False
+    s = resolved(config(Settings, settings), out)
+    return all(finished(out, s, j) for j in plan(s) if j.shots is not None)
 
 @app.command()
 def table1(

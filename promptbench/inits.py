@@ -36,6 +36,7 @@ def sample_words(
     order = torch.randperm(len(ids), generator=_generator('words', seed)).tolist()
     return [ids[order[i%len(order)]] for i in range(length)]
 
+# %% ../nbs/22_inits.ipynb #bae09089
 def text_ids(
     backbone, # A `Backbone`
     text:str, # What the prompt shall say at the start
@@ -88,6 +89,7 @@ def new_prompt(
     starts = [_start(kind, backbone, length, init, seed if i==0 else (seed,i), text) for i in range(n)]
     return prompt_from(kind, torch.stack(starts)).to(backbone.device)
 
+# %% ../nbs/22_inits.ipynb #f44016ba
 def _start(kind, backbone, length, init, seed, text)->Tensor:
     "One prompt's numbers, [P,D] or [P,X]"
     X = prompt_size(kind, backbone)

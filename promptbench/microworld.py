@@ -276,7 +276,7 @@ def build(
         own = lambda t,p: choices(p) or ('{% for c in choices %}{{ loop.index }}{% if not loop.last %} ||| {% endif %}{% endfor %}' if '||| {{number}}' in p[0] else "{{ choices | join(' ||| ') }}" if _has_choices(name) else None)
         train = d['role']=='train'
         sets.append(Dataset(name, d['cluster'], d['role'], _records(name, n_train if train else n_shots, 40 if train else n_eval, seed),
-                            [Template(f'{name}.{t}', p[0], own(t,p)) for t,p in parts.items()]))
+                            [Template(t, p[0], own(t,p)) for t,p in parts.items()]))
     suite = Suite('microworld', sets); suite.draw = f'seed{seed}:' # instances of two seeds are different instances
     return suite
 

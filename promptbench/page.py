@@ -21,7 +21,7 @@ CSS = r'''
 :root[data-theme=dark] { --paper:#16171a; --ink:#e8e6e1; --soft:#a3a19b; --rule:#36373b; --wash:#1f2024; --link:#7cc0ec; --good:#3fbf96; --bad:#f08a4b;
   --grid:rgba(220,220,210,.14); color-scheme:dark }
 * { box-sizing:border-box }
-html { font-size:17px; scroll-behavior:smooth; -webkit-text-size-adjust:100% }
+html { font-size:17px; -webkit-text-size-adjust:100% }
 body { margin:0; background:var(--paper); color:var(--ink); font-family:var(--serif); line-height:1.58 }
 main,header,footer { max-width:51rem; margin:0 auto; padding:0 1.4rem }
 header { display:flex; justify-content:space-between; align-items:baseline; padding-top:1.6rem; font:.8rem/1.4 var(--sans); color:var(--soft) }
@@ -66,7 +66,8 @@ dl { display:grid; grid-template-columns:max-content 1fr; gap:.25rem 1.4rem; fon
 footer { margin-top:4.5rem; padding-top:1rem; padding-bottom:3rem; font:.8rem/1.5 var(--sans); color:var(--soft) }
 .js-plotly-plot .plotly .modebar { opacity:.0; transition:opacity .15s } .js-plotly-plot:hover .plotly .modebar { opacity:.7 }
 @media (max-width:40rem) { html { font-size:16px } h1 { font-size:1.7rem; margin-top:2rem } h2 { margin-top:3rem } }
-@media (prefers-reduced-motion:reduce) { html { scroll-behavior:auto } * { transition:none!important } }
+@media (prefers-reduced-motion:reduce) { * { transition:none!important } }
+@page { margin:16mm }
 @media print { :root,:root[data-theme=dark] { --paper:#fff; --ink:#000; --soft:#444; --rule:#bbb; --wash:#f4f4f4; --link:#000; --good:#00593e; --bad:#8f3900;
   color-scheme:light } html { font-size:10.5pt } body { background:#fff }
   main,header,footer { max-width:none; padding:0 } button,.controls,nav,.skip,.modebar { display:none!important } h1 { margin-top:1rem }
@@ -78,16 +79,20 @@ SCRIPT = r'''
 (function () {
   const root = document.documentElement, dark = matchMedia('(prefers-color-scheme:dark)');
   const figs = JSON.parse(document.getElementById('figures').textContent);
+  const lighter = { '#0072B2':'#4BA3DC', '#D55E00':'#F07F3C', '#009E73':'#35BF97', '#808080':'#A3A3A3', '#767676':'#A3A19B', '#CC79A7':'#DB94BC' };
   const config = { responsive:true, displaylogo:false, showTips:false, modeBarButtons:[['toImage']], toImageButtonOptions:{ format:'svg' } };
+  let printing = false;
+  const isDark = () => root.dataset.theme ? root.dataset.theme === 'dark' : dark.matches;
   const css = name => getComputedStyle(root).getPropertyValue(name).trim();
   const controls = id => [...document.querySelectorAll('[data-for="' + id + '"]')], shown = {};
-  function dress(layout, paint) {
-    const l = JSON.parse(JSON.stringify(layout)), soft = paint ? paint.soft : css('--soft'), grid = paint ? paint.grid : css('--grid');
-    l.font.color = soft; l.hoverlabel = Object.assign({ font:{ family:l.font.family } }, l.hoverlabel);
+  const copy = x => JSON.parse(isDark() && !printing ? JSON.stringify(x).replace(/#[0-9A-F]{6}/gi, c => lighter[c.toUpperCase()] || c) : JSON.stringify(x));
+  function dress(layout, paint, revision) {
+    const l = copy(layout), soft = paint ? paint.soft : css('--soft'), grid = paint ? paint.grid : css('--grid');
+    l.font.color = soft; l.uirevision = revision; l.hoverlabel = Object.assign({ font:{ family:l.font.family } }, l.hoverlabel);
     for (const k of Object.keys(l)) if (/^[xy]axis\d*$/.test(k)) Object.assign(l[k], { gridcolor:grid, linecolor:grid });
     const wide = document.querySelector('main').clientWidth;
     if (wide < 560) {
-      l.font.size = 11;
+      l.font.size = 11; for (const a of l.annotations || []) if (a.font) a.font.size = 11;
       if (l.margin.l > 200) { l.margin.l = 75; l.yaxis.ticktext = l.yaxis.ticktext.map(t => (t.match(/<b>.*<\/b>/) || [t])[0]); }
       for (const k of Object.keys(l)) if (/^[xy]axis\d*$/.test(k) && l[k].title) l[k].title.text = l[k].title.text.replace(/ \(.*\)/, '');
     }
@@ -95,10 +100,10 @@ SCRIPT = r'''
   }
   function draw(id, fig, paint) {
     const div = document.getElementById('plot-' + id); if (!div) return;
-    const l = dress(fig.layout, paint); div.style.height = l.height + 'px'; shown[id] = fig;
+    const l = dress(fig.layout, paint, fig.caption); div.style.height = l.height + 'px'; shown[id] = fig;
     const caption = document.getElementById('caption-' + id); if (caption) caption.textContent = fig.caption;
     div.setAttribute('aria-label', fig.caption + '. ' + (div.dataset.alt || ''));
-    return Plotly.react(div, JSON.parse(JSON.stringify(fig.data)), l, config);
+    return Plotly.react(div, copy(fig.data), l, config);
   }
   function redraw(paint) { for (const id in shown) draw(id, shown[id], paint); }
   function choose(id) {
@@ -110,15 +115,18 @@ SCRIPT = r'''
     else { choose(id); for (const c of controls(id)) c.addEventListener('change', () => choose(id)); }
   }
   const button = document.getElementById('theme');
-  const isDark = () => root.dataset.theme ? root.dataset.theme === 'dark' : dark.matches;
   function label() { button.textContent = isDark() ? 'Light' : 'Dark'; button.setAttribute('aria-label', 'Switch to ' + (isDark() ? 'light' : 'dark') + ' colours'); }
   button.addEventListener('click', () => {
     root.dataset.theme = isDark() ? 'light' : 'dark'; label(); redraw();
     try { localStorage.setItem('promptbench-theme', root.dataset.theme); } catch (e) {}
   });
   dark.addEventListener('change', () => { label(); redraw(); });
-  addEventListener('beforeprint', () => redraw({ soft:'#333', grid:'rgba(0,0,0,.14)' }));
-  addEventListener('afterprint', () => redraw());
+  const closed = [];
+  addEventListener('beforeprint', () => {
+    for (const d of document.querySelectorAll('details:not([open])')) { d.open = true; closed.push(d); }
+    printing = true; redraw({ soft:'#333', grid:'rgba(0,0,0,.14)' });
+  });
+  addEventListener('afterprint', () => { printing = false; redraw(); while (closed.length) closed.pop().open = false; });
   label(); root.dataset.ready = '1';
 })();
 '''

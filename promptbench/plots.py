@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'VERDICT', 'FONT', 'GRID', 'LINE', 'BAND', 'SHADE', 'TEXT', 'STAGES', 'look', 'layout', 'dots', 'bars',
-           'settings', 'table1_title', 'plot_table1', 'slope_title', 'plot_slope', 'setting_rows', 'summarise',
+           'settings_of', 'table1_title', 'plot_table1', 'slope_title', 'plot_slope', 'setting_rows', 'summarise',
            'accuracy_title', 'accuracy_spec', 'plot_accuracy', 'claims_title', 'plot_claims', 'thin', 'curves_title',
            'plot_curves']
 
@@ -78,7 +78,7 @@ def _seeds(n:int)->str: return f'{n} seed' if n==1 else f'{n} seeds'
 def _signed(x:float)->str: return f'{x:+.1f}'.replace('-','−')
 def _prompt(p:str)->str: return 'no prompt' if p=='none' else p
 
-def settings(
+def settings_of(
     table:pd.DataFrame # With columns prompt and shots
 )->list[tuple]: # (prompt, shots), shallow before deep, few before many
     "The prompt and shots settings a table has, in reading order"
@@ -104,7 +104,7 @@ def plot_table1(
 )->go.Figure: # A row per cell, grouped by setting
     "Table 1 as dots with intervals; the paper's numbers hollow on the same row"
     y,ticks,at,traces = 0,[],{},[]
-    for p,k in settings(table):
+    for p,k in settings_of(table):
         ticks.append((y, f'<b>{p}, {_shots(k)}</b>')); y += 1
         for m in table[(table.prompt==p)&(table.shots==k)].method: at[m,p,k] = y; ticks.append((y, m)); y += 1
         y += .5
@@ -151,7 +151,7 @@ def plot_slope(
     table:pd.DataFrame # From `metrics.table1`, two or more numbers of shots
 )->go.Figure: # One panel per prompt
     "ARG before and after few-shot tuning, one line per method"
-    prompts,ks,methods = list(dict.fromkeys(p for p,_ in settings(table))),sorted(set(table.shots)),list(dict.fromkeys(table.method))
+    prompts,ks,methods = list(dict.fromkeys(p for p,_ in settings_of(table))),sorted(set(table.shots)),list(dict.fromkeys(table.method))
     traces,notes,axes,wide = [],[],{},1/(len(prompts)+.19*(len(prompts)-1)); gap = (table.hi.max()-min(0,table.lo.min()))/16
     for i,p in enumerate(prompts):
         n,start = '' if i==0 else str(i+1),i*1.19*wide; t,tags = _slope_panel(table[table.prompt==p], n, ks, methods, gap); traces += t; notes += tags
@@ -170,7 +170,7 @@ def setting_rows(
     for m in dict.fromkeys(rows.method):
         at = find_cell(rows, m, prompt, shots)
         if at: parts.append(rows[(rows.method==m)&(rows.prompt==at[0])&(rows.shots==shots)].assign(star=at[1]))
-    if not parts: raise UserError(f'no rows with prompt {prompt!r} and {shots} shots; there are {settings(rows)}')
+    if not parts: raise UserError(f'no rows with prompt {prompt!r} and {shots} shots; there are {settings_of(rows)}')
     return pd.concat(parts, ignore_index=True)
 
 def summarise(
@@ -187,11 +187,13 @@ def summarise(
 # %% ../nbs/60_plots.ipynb #95887de3
 def accuracy_title(
     means:pd.DataFrame, # From `summarise`
-    unit:str, prompt:str, shots:int # What it shows
+    unit:str, prompt:str, shots:int, # What it shows
+    dataset:str|None=None # Which dataset, if one
 )->str: # One sentence
     "Who is best how often"
     best = means.loc[means.groupby(unit).value.idxmax()].method.value_counts(); n = means.n.sum()//means.method.nunique()
-    return f'{prompt.capitalize()} prompt, {_shots(shots)}: {best.index[0]} is most accurate on {best.iloc[0]} of {means[unit].nunique()} {unit}s (n = {n:,} answers per method)'
+    what = f'{prompt.capitalize()} prompt' if dataset is None else f'{dataset}, {prompt} prompt'
+    return f'{what}, {_shots(shots)}: {best.index[0]} is most accurate on {best.iloc[0]} of {means[unit].nunique()} {unit}s (n = {n:,} answers per method)'
 
 def _small(d:pd.DataFrame, unit:str, m:str)->list[str]:
     "What the small points say"
@@ -203,6 +205,7 @@ def _large(d:pd.DataFrame, unit:str, m:str)->list[str]:
     inner = 'seeds' if unit=='template' else 'templates'
     return [f'<b>{m}</b> {v:.1%}<br>{u}<br>mean of {p} {inner}, {_seeds(s)}, n = {n:,}' for u,p,v,s,n in zip(d[unit],d.points,d.value,d.seeds,d.n)]
 
+# %% ../nbs/60_plots.ipynb #0f7efff8
 def accuracy_spec(
     rows:pd.DataFrame, # Long table
     prompt:str, shots:int, # Setting
@@ -219,7 +222,7 @@ def accuracy_spec(
         place = lambda e: [round(units.index(u)+dodge, 3) for u in e[unit]]
         traces.append(dots(m, a.value.round(5), place(a), colour, mark, size=6, text=_small(a, unit, m), opacity=.45, legendgroup=m, showlegend=False))
         traces.append(dots(m, b.value.round(5), place(b), colour, mark, size=12, text=_large(b, unit, m), edge=dict(width=1, color='rgba(255,255,255,.75)'), legendgroup=m))
-    return dict(data=traces, layout=layout(accuracy_title(means, unit, prompt, shots), 170+max(34,14*len(methods))*len(units), left=110 if unit=='dataset' else 170,
+    return dict(data=traces, layout=layout(accuracy_title(means, unit, prompt, shots, dataset), 170+max(34,14*len(methods))*len(units), left=110 if unit=='dataset' else 170,
         shapes=[_box(0, 1, i-.5, i+.5, BAND, xref='paper') for i in range(0, len(units), 2)], xaxis=dict(title='accuracy', tickformat='.0%'),
         yaxis=_rows_axis([u if len(u)<24 else u[:22]+'…' for u in units])))
 

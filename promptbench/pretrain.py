@@ -124,7 +124,7 @@ def _ready(backbone, prompt, config):
     train_T,train_P = METHODS[config.method]
     if prompt.kind!=config.prompt: raise UserError(f'the settings ask for prompt {config.prompt!r}, got a prompt of kind {prompt.kind!r}; make it with new_prompt({config.prompt!r}, ...)')
     if train_P and (len(prompt)!=1 or prompt.length!=config.length): raise UserError(f'pretraining needs one prompt of length {config.length}, got {len(prompt)} of length {prompt.length}')
-    (unfreeze if train_T else freeze)(backbone)
+    (unfreeze if train_T else freeze)(backbone); prompt.to(backbone.device)
     groups = [dict(params=backbone.model.parameters())] if train_T else []
     if train_P: groups.append(dict(params=prompt.parameters(), lr=config.prompt_lr or config.lr))
     return Adafactor(groups, config.lr, clip=config.clip)

@@ -25,6 +25,7 @@ class _Bank(nn.Module):
     def select(self, indices)->'_Bank': return type(self)(self.table.detach()[torch.as_tensor(indices, dtype=torch.long)])
     def extra_repr(self): return f'{len(self)} x {self.length} x {self.table.shape[2]}'
 
+# %% ../nbs/21_prompts.ipynb #c7e58d69
 class NoPrompt(nn.Module):
     "The text as it is; stands where a prompt could be, so callers need no special case"
     kind,length = 'none',0
@@ -93,6 +94,7 @@ def _check_batch(backbone, n:int)->Batch:
     top = min(backbone.vocab, 30); ids = lambda k,s: [3+(i*s)%(top-3) for i in range(1,k+1)]+[1]
     return make_batch([(ids(5-i,i+2), ids(1+i%3,i+3)) for i in range(4)], index=[i%n for i in range(4)])
 
+# %% ../nbs/21_prompts.ipynb #1851a061
 def _check_gradient(prompt, backbone, batch):
     "All of the prompt learns, and nothing but the prompt"
     params = list(prompt.parameters())

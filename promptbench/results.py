@@ -123,6 +123,7 @@ def _read(path:Path, kind:str)->pd.DataFrame:
     if int(version)>SCHEMA: raise UserError(f'{path} has schema {version}, this promptbench reads up to {SCHEMA}; update promptbench')
     return table.to_pandas()
 
+# %% ../nbs/40_results.ipynb #d8988b17
 def read_rows(
     where # File, folder (all `rows.parquet` below it), glob pattern, or a list of these
 )->pd.DataFrame: # Checked rows
@@ -138,7 +139,7 @@ def read_predictions(
 # %% ../nbs/40_results.ipynb #740f8081
 def cells(
     rows:pd.DataFrame # Rows or predictions
-)->pd.DataFrame: # One line per cell: the cell's columns, seeds (sorted list), templates (count), n (instances per seed and dataset, or rows)
+)->pd.DataFrame: # One line per cell: its columns, seeds (sorted list), datasets (count)
     "The cells of a table and the seeds each one has"
     g = rows.groupby(CELL, sort=False)
     return g.agg(seeds=('seed', lambda s: sorted(set(int(x) for x in s))), datasets=('dataset','nunique')).reset_index()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'METHOD_ORDER', 'POOLED', 'Settings', 'at_scale', 'Job', 'plan', 'suite_of', 'key', 'folder', 'finished',
-           'do_pretrain', 'do_cell', 'cost', 'run_jobs', 'gather', 'run_all', 'Bar', 'finish']
+           'resolved', 'do_pretrain', 'do_cell', 'cost', 'run_jobs', 'gather', 'run_all', 'Bar', 'finish']
 
 # %% ../nbs/72_table1.ipynb #bb1c20b4
 import functools, json, os, queue, shutil, time
@@ -79,6 +79,9 @@ def suite_of(s:Settings, seed:int):
     "The suite for a seed: a fresh draw of the microworld, or the one folder there is"
     return _suite(s.suite, seed, at_scale(s, 'n_eval'))
 
+@functools.lru_cache(maxsize=64)
+def _mark(name, seed, n_eval)->str: return _suite(name, seed, n_eval).fingerprint()
+
 @functools.lru_cache(maxsize=2)
 def _source(name, precision):
     from promptbench.backbone import fingerprint, load_backbone
@@ -86,7 +89,7 @@ def _source(name, precision):
 
 def key(s:Settings, job:Job)->str:
     "Name of a job's result: changes with anything that could change its numbers"
-    what = dict(pretrain=at_scale(s, 'pretrain'), job=asdict(job), suite=suite_of(s, job.seed).fingerprint(), backbone=_source(s.backbone, s.precision)[1], precision=_source(s.backbone, s.precision)[0].precision, version=__version__)
+    what = dict(pretrain=at_scale(s, 'pretrain'), job=asdict(job), suite=_mark(s.suite, job.seed, at_scale(s, 'n_eval')), backbone=_source(s.backbone, s.precision)[1], precision=_source(s.backbone, s.precision)[0].precision, version=__version__)
     if job.shots is not None: what |= dict(tune=at_scale(s, 'tune'), n_eval=at_scale(s, 'n_eval'), templates=at_scale(s, 'templates'), role=s.role)
     return f"{job.method}-{job.prompt}-{'pretrain' if job.shots is None else job.shots}-s{job.seed}-{key_of(what)}"
 
@@ -96,6 +99,14 @@ def folder(out, s:Settings, job:Job)->Path:
 def finished(out, s:Settings, job:Job)->bool:
     "Whether the result of a job is there"
     return (folder(out, s, job)/'card.json').is_file()
+
+def resolved(s:Settings, out)->Settings:
+    "Settings with a definite precision: what `auto` meant when this folder was begun is kept for good"
+    if s.precision!='auto': return s
+    from promptbench.backbone import pick_precision
+    note = Path(out)/'machine.json'
+    if not note.exists(): write_atomic(note, to_json(dict(precision=pick_precision('auto'))))
+    return replace(s, precision=json.loads(note.read_text())['precision'])
 
 # %% ../nbs/72_table1.ipynb #a05ed1c2
 def _thin(rows, most:int=120)->list[dict]:
@@ -155,10 +166,10 @@ def do_cell(s:Settings, job:Job, out, tick):
         write_atomic(f/'card.json', to_json(dict(job=asdict(job), tune=settings, seconds=round(time.time()-t0,1), tasks=len(tasks), instances=total, curve=curve, version=__version__)))
 
 def _mean_curve(rows)->list[dict]:
-    "Loss at each step of tuning: the mean over chunks, weighted by their prompts"
+    "Loss at each step of tuning: the mean over all prompts"
     steps = {}
-    for r in rows: steps.setdefault(r['step'], []).append((r['loss'], len(r['tasks'])))
-    return [dict(step=k+1, loss=sum(l*n for l,n in v)/sum(n for _,n in v)) for k,v in sorted(steps.items())]
+    for r in rows: steps.setdefault(r['step'], []).extend(r['losses'])
+    return [dict(step=k+1, loss=sum(v)/len(v)) for k,v in sorted(steps.items())]
 
 # %% ../nbs/72_table1.ipynb #96f3da49
 def _watch(parent:int):
@@ -196,7 +207,7 @@ def run_jobs(
     todo = [j for j in todo if j.shots is not None or j in needed]; share = {str(j):0. if j in todo else 1. for j in jobs}; names = {str(j):j for j in jobs}
     at = lambda: sum(costs[names[n]]*v for n,v in share.items())/total
     if not todo: yield dict(done=1., job=None, state='done', left=0); return
-    ctx = mp.get_context('spawn'); news = ctx.Manager().Queue(); failed = {}
+    ctx = mp.get_context('spawn'); news = ctx.Queue(); failed = {}
     with ProcessPoolExecutor(min(workers, len(todo)), mp_context=ctx, initializer=_init, initargs=(os.getpid(), threads, news)) as pool:
         ready = lambda j: j.parent is None or finished(out, s, j.parent)
         waiting = sorted(todo, key=lambda j:(j.shots is not None, -costs[j])); running = {}

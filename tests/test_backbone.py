@@ -184,3 +184,11 @@ def test_saving_where_one_may_not(tmp_path, toy):
     (tmp_path/'file').write_text('x')
     with pytest.raises(UserError, match='a file is in the way'): save_backbone(toy, tmp_path/'file'/'m')
     assert sorted(p.name for p in tmp_path.iterdir())==['file']
+
+def test_a_cached_hub_id_loads_offline(tmp_path):
+    import subprocess, sys
+    cache = tmp_path/'hub'/'models--google--t5-toy-lm-adapt'; (cache/'refs').mkdir(parents=True); (cache/'refs'/'main').write_text('a'*40); (cache/'snapshots').mkdir()
+    google_folder(cache/'snapshots'/('a'*40))
+    code = "from promptbench.backbone import load_backbone; b = load_backbone('google/t5-toy-lm-adapt'); print(b.name, b.model.lm_head.weight is b.model.shared.weight, b.model.config.scale_decoder_outputs)"
+    r = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'HF_HOME':str(tmp_path), 'HF_HUB_CACHE':str(tmp_path/'hub'), 'HF_HUB_OFFLINE':'1'}, capture_output=True, text=True, timeout=120)
+    assert r.stdout.split()[-3:]==['google/t5-toy-lm-adapt','False','False'], r.stdout+r.stderr[-2000:]

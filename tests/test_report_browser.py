@@ -48,6 +48,8 @@ def test_opens_and_works_offline(page, report, tmp_path):
     first = background(page); page.locator('#theme').focus(); page.keyboard.press('Enter'); assert background(page)!=first            # the toggle works from the keyboard
     assert page.evaluate("document.getElementById('plot-table1').layout.font.color")==page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--soft').trim()")
     page.locator('#theme').click(); assert background(page)==first
+    page.locator('#plot-table1 .legendtoggle').first.click(); page.wait_for_function("document.getElementById('plot-table1')._fullData[0].visible === 'legendonly'")
+    page.locator('#theme').click(); assert page.evaluate("document.getElementById('plot-table1')._fullData[0].visible")=='legendonly'   # what is hidden stays hidden
 
 def test_reads_well_without_eyes_or_mouse(browser, report):
     page = browser.new_page(viewport=dict(width=390, height=800)); page.set_default_timeout(120_000); page.goto(report.as_uri(), wait_until='domcontentloaded'); page.wait_for_selector('html[data-ready]', state='attached')

@@ -89,6 +89,11 @@ def test_prompt_rate(backbone):
     a,_ = bank_of(backbone, TASKS[:2], config=replace(CONFIG, prompt_lr=.05)); b,_ = bank_of(backbone, TASKS[:2], config=replace(CONFIG, lr=.05))
     assert torch.equal(a, b)
 
+def test_a_task_without_shots_keeps_its_start(backbone):
+    bank,rows = bank_of(backbone, [TASKS[0],[],TASKS[2]]); start = new_prompt('shallow', backbone, length=5, seed=0).table[0]
+    assert torch.equal(bank[1], start) and not torch.equal(bank[0], start) and rows[0]['losses'][1]==0
+    torch.testing.assert_close(bank[[0,2]], bank_of(backbone, [TASKS[0],TASKS[2]])[0], atol=1e-4, rtol=0)
+
 def test_tasks_of_a_suite(backbone):
     records = [dict(x=w, y=WORDS[(i+1)%3]) for i,w in enumerate(WORDS)]
     suite = Suite('s', [Dataset('d', 'c', 'eval', dict(train=records, validation=records[:4]), [Template(n, t+' {{x}} ||| {{y}}', 'w0 ||| w1 ||| w2') for n,t in (('a','w5'), ('b','w6 w7'))])])

@@ -1,0 +1,76 @@
+"The command line as a person types it: what it prints, what it refuses, how it exits"
+import json, os, subprocess, sys
+from pathlib import Path
+import pandas as pd, pytest
+
+def call(*args, cwd=None, **env):
+    return subprocess.run([sys.executable,'-m','promptbench.cli',*map(str,args)], capture_output=True, text=True, cwd=cwd, env=dict(os.environ, HF_HUB_OFFLINE='1', **env))
+
+def refused(r, *words):
+    assert r.returncode==2, (r.returncode, r.stdout, r.stderr)
+    assert 'Traceback' not in r.stderr and r.stderr.count('promptbench:')==1, r.stderr
+    for w in words: assert w in r.stderr, r.stderr
+
+def test_help_has_examples():
+    out = call('--help').stdout
+    for c in ('table1','evaluate','show','run','doctor'): assert c in out
+    for c in ('table1','evaluate','show','run'): assert 'Examples:' in call(c, '--help').stdout
+
+def test_doctor_says_what_works():
+    r = call('doctor'); assert r.returncode==0, r.stderr
+    for w in ('python','torch','GPU','hub','Chromium','disk','tiny backbone'): assert w in r.stdout
+
+BAD = {
+    'missing suite': (['--suite','nowhere/at/all'], ['nowhere/at/all','microworld']),
+    'unknown method': (['--methods','none,T0'], ["method must be one of", "'T0'"]),
+    'too many shots': (['--shots','0,1000'], ['1000 training examples','only 64']),
+    'wrong hub id': (['--backbone','google/no-such-t5'], ['google/no-such-t5']),
+    'no numbers': (['--shots','few'], ['shots','few']),
+    'no seeds': (['--seeds','0'], ['seeds']),
+    'unknown scale': (['--scale','huge'], ['scale must be one of']),
+    'no workers': (['--workers','0'], ['workers must be 1 or more']),
+}
+
+@pytest.mark.parametrize('name', BAD)
+def test_table1_refuses_before_it_writes(name, tmp_path):
+    args,words = BAD[name]; out = tmp_path/'out'
+    refused(call('table1', *args, '--out', out), *words); assert not out.exists(), list(out.rglob('*'))
+
+def test_templates_without_choices_are_refused(tmp_path):
+    d = tmp_path/'suite'/'nli'/'mine'; d.mkdir(parents=True)
+    for split in ('train','validation'): (d/f'{split}.jsonl').write_text('\n'.join(json.dumps(dict(a=f'text {i}', label=i%2)) for i in range(20)))
+    (d/'templates.yaml').write_text('dataset: mine\ntemplates:\n  x: !Template\n    answer_choices: null\n    jinja: "{{a}} ||| {{label}}"\n    name: free\n    metadata: !TemplateMetadata\n      original_task: true\n')
+    refused(call('evaluate','--suite',tmp_path/'suite'), 'free', 'answer_choices')
+
+def test_out_that_cannot_be_written(tmp_path):
+    (tmp_path/'file').write_text('x')
+    refused(call('table1','--quick','--out',tmp_path/'file'/'out'), 'a file is in the way')
+    refused(call('evaluate','--quick','--out',tmp_path/'file'/'out'), 'a file is in the way')
+
+def test_show(tmp_path):
+    assert 'sense' in call('show').stdout
+    assert '* ' in call('show','microworld','entail/claim').stdout
+    refused(call('show','microworld','entail/nothing'), 'task must be one of')
+
+def test_evaluate_writes_tables(tmp_path):
+    r = call('evaluate','--quick','--n-eval','4','--out',tmp_path/'e'); assert r.returncode==0, r.stderr
+    assert 'majority' in r.stdout and 'entail' in r.stdout
+    from promptbench.results import read_predictions, read_rows
+    assert len(read_rows(tmp_path/'e'))==9 and len(read_predictions(tmp_path/'e'))==36
+
+def test_real_data(shared):
+    r = call('evaluate','--suite',shared/'real','--backbone','tiny','--quick'); assert r.returncode==0, r.stderr
+    for name in ('anli_r1','anli_r2','anli_r3','cb','rte','copa','hellaswag','wsc','winogrande','wic'): assert name in r.stdout
+    assert 'chance' in r.stdout and 'majority' in r.stdout
+
+def test_table1_from_end_to_end(tmp_path):
+    out = tmp_path/'t'; args = ['table1','--quick','--methods','none,T+P','--prompts','shallow','--n-eval','6','--precision','fp32','--out',out]
+    r = call(*args); assert r.returncode==0, r.stderr[-2000:]
+    assert 'ARG' in r.stdout and 'report.html' in r.stdout
+    t = pd.read_csv(out/'table1.csv'); assert list(t.columns[:7])==['method','prompt','shots','arg','lo','hi','seeds'] and len(t)==4
+    assert (t.lo<=t['arg']).all() and (t['arg']<=t.hi).all()
+    assert list(pd.read_csv(out/'claims.csv').columns[:6])==['claim','verdict','estimate','lo','hi','p']
+    html = (out/'report.html').read_text(); assert len(html)<6e6 and 'T+P' in html
+    before = {p:p.stat().st_mtime_ns for p in out.rglob('*') if p.is_file()}
+    again = call(*args); assert again.returncode==0 and 'nothing to compute' in again.stdout
+    assert {p:p.stat().st_mtime_ns for p in out.rglob('*') if p.is_file()}==before
