@@ -28,8 +28,8 @@ def _seeds(text:str)->list[int]:
     if min(got)<0 or (',' not in text and got[0]<1): raise UserError(f'seeds must be a number of seeds (3) or a list (7,8), got {text!r}')
     return got if ',' in text else list(range(got[0]))
 
-# %% ../nbs/90_cli.ipynb #ce20653d
-def _follow(path:Path, stop:threading.Event):
+# %% ../nbs/90_cli.ipynb #797b7853
+def _follow(path:Path, stop:threading.Event, quiet:bool):
     "Draw the progress that a page's kernel writes to `path`, until told to stop"
     from promptbench.table1 import Bar
     bar,began,seen = None,time.time(),None
@@ -37,7 +37,7 @@ def _follow(path:Path, stop:threading.Event):
         if not path.exists() or path.stat().st_mtime<began-1: continue
         try: row = json.loads(path.read_text())
         except ValueError: continue
-        if bar is None: bar = Bar('table1', row['done'])
+        if bar is None: bar = Bar('table1', row['done'], quiet)
         if row!=seen: seen = row; bar.to(row['done'], row['job'] or 'nothing left to do')
     if bar: bar.close()
 
@@ -77,7 +77,7 @@ def table1(
     s = Settings(**given); out = Path(out).resolve(); _check(s, workers)
     if _already(out, asdict(s)): return _end(out, 'nothing to compute: this table is finished')
     write_atomic(out/'.writable', ''); (out/'.writable').unlink(); (out/'done.json').unlink(missing_ok=True)
-    stop = threading.Event(); bar = threading.Thread(target=_follow, args=(out/'progress.json', stop)); bar.start()
+    stop = threading.Event(); bar = threading.Thread(target=_follow, args=(out/'progress.json', stop, bool(os.environ.get('PROMPTBENCH_QUIET')))); bar.start()
     os.environ['PROMPTBENCH_QUIET'] = '1'
     try: run_page('table1', given|dict(out=str(out), workers=workers, command=' '.join(['promptbench', *sys.argv[1:]])), out=out/'table1.ipynb')
     finally: stop.set(); bar.join(); os.environ.pop('PROMPTBENCH_QUIET')
@@ -134,7 +134,7 @@ def evaluate(
     if out is not None: write_rows_to = _writable(out)
     s = load_suite(suite, seed=seed) if suite=='microworld' else load_suite(suite)
     b,prompt,name = (load_backbone(backbone, precision='auto'),None,'none') if checkpoint is None else (*load_checkpoint(checkpoint, precision='auto')[:2],checkpoint.name)
-    tasks = [t for t in s.tasks(role=role, limit=1 if quick else None) if t._template.answer_choices is not None]
+    tasks = [t for t in s.tasks(role=role, limit=1 if quick else None) if t.ranked]
     rows,predictions = measure(b, tasks, suite=s, prompt=prompt, method=name, seed=seed, n=n_eval or (16 if quick else None), rule=rule, show='ranking')
     typer.echo(by_dataset(rows).round(3).to_string(index=False))
     if out is not None: write_rows(out/'rows.parquet', rows); write_predictions(out/'predictions.parquet', predictions); typer.echo(f'written to {out}')

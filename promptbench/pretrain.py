@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from .core import UserError, key_of, one_of, rng, to_json
-from .suite import Example
+from .suite import render
 from .batches import encode_examples, mtl_batches
 from .backbone import fingerprint, freeze, unfreeze
 from .prompts import PROMPTS, NoPrompt
@@ -28,10 +28,8 @@ METHODS = {       # trains (T: the transformer, P: a prompt)
 # %% ../nbs/35_pretrain.ipynb #95361005
 def _stream(task, seed):
     "The task's training examples in a random order, each rendered only when it is asked for"
-    rows = task._data.records['train']; order = list(range(len(rows))); rng('mixture', task.name, seed).shuffle(order)
-    for i in order:
-        got = task._template.apply(rows[i])
-        if got is not None: yield Example(f'{task.dataset}/train/{i}', *got)
+    order = list(range(task.size('train'))); rng('mixture', task.name, seed).shuffle(order)
+    return render(task, 'train', order)
 
 def _in_turn(streams:dict):
     "One example of each dataset, then another of each, templates taking turns inside a dataset, until all are used up"
@@ -57,7 +55,7 @@ def mixture(
     if not tasks: raise UserError("pretraining needs at least one task, got none; does the suite have datasets with the role 'train'?")
     streams = {t.name:_stream(t, seed) for t in tasks}; out = []
     if rule=='proportional':
-        size = {t.name:min(cap, len(t._data.records['train'])) for t in tasks}; total = sum(size.values())
+        size = {t.name:min(cap, t.size('train')) for t in tasks}; total = sum(size.values())
         share = min(1, examples/total) if examples is not None else 1
         out = [e for n,s in streams.items() for e in islice(s, int(size[n]*share))]
         if examples is None: return out
@@ -95,7 +93,7 @@ class PretrainConfig:
 # %% ../nbs/35_pretrain.ipynb #7ce20260
 PRESETS = {
     'paper': dict(length=20, examples=None, batch_size=4096, lr=1e-3, dropout=.1, mixture='proportional'),
-    'tiny':  dict(length=10, examples=20_000, batch_size=64, lr=1e-4, dropout=0., prompt_lr=dict(none=None, shallow=1e-2, deep=1e-3)),
+    'tiny':  dict(length=10, examples=40_000, batch_size=64, lr=3e-4, dropout=0., prompt_lr=1e-3),
 }
 
 def preset(
@@ -103,9 +101,7 @@ def preset(
     **changes # Fields of `PretrainConfig`; method and prompt among them
 )->PretrainConfig:
     "The settings of a scale, with changes"
-    values = dict(PRESETS[one_of('preset', name, PRESETS)])|changes; rate = values.get('prompt_lr')
-    if isinstance(rate, dict): values['prompt_lr'] = rate[one_of('prompt', values.get('prompt','shallow'), PROMPTS)]
-    return PretrainConfig(**values)
+    return PretrainConfig(**(PRESETS[one_of('preset', name, PRESETS)]|changes))
 
 # %% ../nbs/35_pretrain.ipynb #4202e6f8
 def flops(

@@ -57,6 +57,6 @@ def run_page(
     "Execute a page; on failure the page is kept up to the failing cell and a `UserError` says which and why"
     import papermill as pm
     path = page(name); check_parameters(path, given); out = Path(out); write_atomic(out, '')
-    try: pm.execute_notebook(str(path), str(out), parameters=given, kernel_name='python3', progress_bar=False, stdout_file=log, stderr_file=log, cwd=os.getcwd(), store_widget_state=False)
+    try: pm.execute_notebook(str(path), str(out), parameters=given, kernel_name='python3', progress_bar=False, stdout_file=log, stderr_file=log, cwd=os.getcwd(), store_widget_state=False, extra_arguments=['--IPKernelApp.log_level=50'])
     except pm.PapermillExecutionError as e: raise UserError(f'page {path.stem} failed in cell {e.exec_count}: {e.ename}: {e.evalue} (the page so far: {out})') from None
     return out
