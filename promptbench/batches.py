@@ -20,8 +20,10 @@ def encode_texts(
     "Ids of every text, cut on the right to `limit`, then closed with `</s>`"
     texts = list(texts); unique = list(dict.fromkeys(texts))
     if not unique: return []
-    ids = tokenizer(unique, add_special_tokens=False, return_attention_mask=False, verbose=False)['input_ids']
-    closed = {t:list(i[:limit])+[tokenizer.eos_token_id] for t,i in zip(unique, ids)}
+    closed = {}
+    for i in range(0, len(unique), 1000): # a tokenizer keeps offsets and strings of all it is given: ten times the ids
+        part = unique[i:i+1000]; ids = tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)['input_ids']
+        closed |= {t:list(x[:limit])+[tokenizer.eos_token_id] for t,x in zip(part, ids)}
     return [closed[t] for t in texts]
 
 def encode_examples(

@@ -10,10 +10,14 @@ import json, os, sys, threading, time
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .core import UserError
+from . import __version__
+from .core import UserError, to_json, write_atomic
 
 # %% ../nbs/90_cli.ipynb #3dd862db
 app = typer.Typer(help='A workbench for promptability: how well a language model can be steered by prompts.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode='markdown')
+
+@app.callback()
+def _root(): pass # keeps the names of commands even while there is only one
 
 def _values(what:str, text:str, kind=str)->list:
     "A comma-separated list; `UserError` if an item is not of the kind"
@@ -41,15 +45,33 @@ def _follow(path:Path, stop:threading.Event, quiet:bool):
         if row!=seen: seen = row; bar.to(row['done'], row['job'] or 'nothing left to do')
     if bar: bar.close()
 
-def _already(out:Path, settings:dict)->bool:
-    "Whether `out` holds exactly this table, made by this version"
-    from promptbench.table1 import Settings, config, finished, plan, resolved
-    from promptbench import __version__
+def _aside(fn, *args):
+    "The value of `fn(*args)`, worked out in a forked child: what it loads is gone again when the long run begins"
+    if 'torch' in sys.modules or not hasattr(os, 'fork'): return fn(*args)
+    r,w = os.pipe(); pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            try: out = dict(value=fn(*args))
+            except UserError as e: out = dict(error=str(e))
+            os.write(w, json.dumps(out).encode()); code = 0
+        except BaseException: import traceback; traceback.print_exc()
+        finally: os._exit(code)
+    os.close(w)
+    with os.fdopen(r) as f: text = f.read()
+    if os.waitpid(pid, 0)[1] or not text: raise RuntimeError('checking the settings failed; the lines above say why')
+    out = json.loads(text)
+    if 'error' in out: raise UserError(out['error'])
+    return out['value']
+
+def _prepare(given:dict, workers:int, out:str)->dict: # settings, done
+    "Check everything that can be checked before a run, and whether `out` already holds exactly this table"
+    from promptbench.table1 import Settings, asdict, finished, plan, resolved
+    s = Settings(**given); _check(s, workers); settings = json.loads(json.dumps(asdict(s))); out = Path(out)
     try: old = json.loads((out/'done.json').read_text())
-    except (OSError, ValueError): return False
-    if old!=json.loads(json.dumps(dict(settings=settings, version=__version__))) or not (out/'report.html').exists(): return False
-    s = resolved(config(Settings, settings), out)
-    return all(finished(out, s, j) for j in plan(s) if j.shots is not None)
+    except (OSError, ValueError): old = None
+    done = old==dict(settings=settings, version=__version__) and (out/'report.html').exists()
+    return dict(settings=settings, done=bool(done and all(finished(out, t, j) for t in [resolved(s, out)] for j in plan(t) if j.shots is not None)))
 
 @app.command()
 def table1(
@@ -71,17 +93,15 @@ def table1(
     Examples: `promptbench table1` · `promptbench table1 --quick --out /tmp/t` · `promptbench table1 --methods none,T+P --seeds 3`
     """
     from promptbench.runs import run_page
-    from promptbench.table1 import Settings, asdict, config, write_atomic, to_json
-    from promptbench import __version__
     given = dict(suite=_place(suite), backbone=_place(backbone), scale='quick' if quick else scale, methods=_values('methods', methods), prompts=_values('prompts', prompts), shots=_values('shots', shots, int), seeds=_seeds(seeds), n_eval=n_eval, precision=precision)
-    s = Settings(**given); out = Path(out).resolve(); _check(s, workers)
-    if _already(out, asdict(s)): return _end(out, 'nothing to compute: this table is finished')
-    write_atomic(out/'.writable', ''); (out/'.writable').unlink(); (out/'done.json').unlink(missing_ok=True)
+    out = Path(out).resolve(); state = _aside(_prepare, given, workers, str(out))
+    if state['done']: return _end(out, 'nothing to compute: this table is finished')
+    _writable(out); (out/'done.json').unlink(missing_ok=True)
     stop = threading.Event(); bar = threading.Thread(target=_follow, args=(out/'progress.json', stop, bool(os.environ.get('PROMPTBENCH_QUIET')))); bar.start()
     os.environ['PROMPTBENCH_QUIET'] = '1'
     try: run_page('table1', given|dict(out=str(out), workers=workers, command=' '.join(['promptbench', *sys.argv[1:]])), out=out/'table1.ipynb')
     finally: stop.set(); bar.join(); os.environ.pop('PROMPTBENCH_QUIET')
-    write_atomic(out/'done.json', to_json(dict(settings=asdict(s), version=__version__)))
+    write_atomic(out/'done.json', to_json(dict(settings=state['settings'], version=__version__)))
     _end(out, None)
 
 # %% ../nbs/90_cli.ipynb #ddaf89c6
@@ -131,7 +151,7 @@ def evaluate(
     from promptbench.evaluate import by_dataset, evaluate as measure
     from promptbench.results import write_predictions, write_rows
     from promptbench.suite import load_suite
-    if out is not None: write_rows_to = _writable(out)
+    if out is not None: _writable(out)
     s = load_suite(suite, seed=seed) if suite=='microworld' else load_suite(suite)
     b,prompt,name = (load_backbone(backbone, precision='auto'),None,'none') if checkpoint is None else (*load_checkpoint(checkpoint, precision='auto')[:2],checkpoint.name)
     tasks = [t for t in s.tasks(role=role, limit=1 if quick else None) if t.ranked]
@@ -141,7 +161,6 @@ def evaluate(
 
 def _writable(out:Path):
     "Refuse a folder that cannot be written before any work is done"
-    from promptbench.core import write_atomic
     write_atomic(out/'.writable', '').unlink()
 
 @app.command()
@@ -216,4 +235,4 @@ def main():
     except UserError as e: print(f'promptbench: {e}', file=sys.stderr); sys.exit(2)
     except KeyboardInterrupt: print('promptbench: stopped; the same command goes on from here', file=sys.stderr); sys.exit(130)
 
-if __name__=='__main__': main()
+if __name__=='__main__' and __spec__: main() # as `python -m promptbench.cli`, not in a notebook

@@ -6,8 +6,8 @@
 __all__ = ['UserError', 'one_of', 'seed_of', 'rng', 'write_atomic', 'atomic_folder', 'to_json', 'config', 'key_of', 'home',
            'data_dir', 'progress']
 
-# %% ../nbs/00_core.ipynb #a39bb247
-import contextlib, dataclasses, hashlib, json, os, random, shutil, sys, tempfile, time
+# %% ../nbs/00_core.ipynb #780d74b3
+import contextlib, dataclasses, hashlib, importlib.util, json, os, random, shutil, sys, tempfile, time
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #55c67f10
@@ -105,7 +105,7 @@ def key_of(
 # %% ../nbs/00_core.ipynb #e816d58b
 def home()->Path:
     "The folder that holds `data/` and `nbs/runs/`: `PROMPTBENCH_HOME`, or the checkout this package lies in"
-    here = Path(os.environ.get('PROMPTBENCH_HOME') or Path(__file__).resolve().parent.parent)
+    here = Path(os.environ.get('PROMPTBENCH_HOME') or Path(importlib.util.find_spec('promptbench').origin).resolve().parents[1])
     if not (here/'data').is_dir(): raise UserError(f'no data folder in {here}; set PROMPTBENCH_HOME to a checkout of promptbench')
     return here
 

@@ -71,8 +71,8 @@ def plan(s:Settings)->list[Job]:
              for kind in (s.prompts if METHODS[m][1] or k else ('none',))]
     return list(dict.fromkeys([j.parent for j in cells if j.parent]))+cells
 
-# %% ../nbs/72_table1.ipynb #50793048
-@functools.lru_cache(maxsize=4)
+# %% ../nbs/72_table1.ipynb #3bcc0640
+@functools.lru_cache(maxsize=2)
 def _suite(name, seed, n_eval):
     return load_suite(name, seed=seed, n_eval=n_eval or 150) if name=='microworld' else load_suite(name)
 
@@ -197,6 +197,14 @@ def _work(s:dict, job:dict, out:str):
     def tick(share):
         if time.time()-last[0]>.5: last[0] = time.time(); _init.news.put((str(job), float(share)))
     if not finished(out, s, job): (do_pretrain if job.shots is None else do_cell)(s, job, out, tick)
+    _give_back()
+
+def _give_back():
+    "Hand memory that is free but kept for later back to the system, where the C library can"
+    import ctypes, gc
+    gc.collect()
+    try: ctypes.CDLL('libc.so.6').malloc_trim(0)
+    except (OSError, AttributeError): pass
 
 def cost(s:Settings, job:Job)->float:
     "Rough work of a job, in examples passed forward; only for order and progress"

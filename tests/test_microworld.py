@@ -1,0 +1,64 @@
+"The embedded world and backbone: what the documentation promises of them"
+import hashlib, json
+from collections import Counter
+import pytest
+from promptbench.core import data_dir, rng
+from promptbench.corpus import SKILLS, VERDICTS
+from promptbench.microworld import MAKE, build, draw
+
+@pytest.fixture(scope='module')
+def world(): return build(seed=5, n_eval=150)
+
+def test_its_shape(world):
+    roles = Counter(d.role for d in world.datasets); assert roles==dict(train=22, dev=3, eval=9)
+    clusters = {r: {d.cluster for d in world.datasets if d.role==r} for r in roles}
+    assert len(clusters['train'])==8 and len(clusters['eval'])==4
+    assert not clusters['train'] & clusters['eval'] and not clusters['dev'] & (clusters['train']|clusters['eval'])
+    assert all(len(d.templates)>=4 for d in world.datasets)
+
+def test_no_template_and_no_generator_serves_two_roles(world):
+    seen = {}
+    for d in world.datasets:
+        for t in d.templates: assert seen.setdefault(t.jinja, d.role)==d.role, t.jinja
+    makers = {}
+    for d in world.datasets: assert makers.setdefault(MAKE[d.name], d.role)==d.role, d.name
+
+def test_the_same_seed_gives_the_same_bytes():
+    text = json.dumps([draw(n, 20, seed=3, split='validation') for n in sorted(MAKE)], sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16]=='d853d4e7358b7e54', 'the generator gives other records: every committed number is void'
+
+def test_seeds_and_splits_do_not_share_instances(world):
+    other = build(seed=6, n_eval=150); text = lambda s,name,split: {json.dumps(r, sort_keys=True) for r in next(d for d in s.datasets if d.name==name).records[split]}
+    for d in world.datasets:
+        if d.role=='train': continue
+        assert not text(world, d.name, 'validation') & text(world, d.name, 'train'), d.name
+        shared = len(text(world, d.name, 'validation') & text(other, d.name, 'validation'))/150
+        assert shared<.15, (d.name, shared)
+
+def test_labels_are_balanced(world):
+    for t in world.tasks(role='eval'): assert t.majority<t.chance+.12, (t.name, t.majority)
+
+def test_every_example_has_its_answer_among_the_choices(world):
+    for t in world.tasks():
+        for e in t.examples('validation', 30):
+            if e.choices: assert e.choices[e.gold]==e.target and len(set(e.choices))==len(e.choices), (t.name, e)
+
+def test_the_corpus_never_asks_a_template_question():
+    from promptbench.corpus import prose
+    for i in range(2000):
+        t = prose(rng('leak', i))
+        for bad in ('yes or no','true or false','Question:','Options:'): assert bad not in t, t
+
+def test_the_shipped_backbone_is_what_its_card_says():
+    import torch
+    from promptbench.backbone import decode, encode, load_backbone
+    from promptbench.batches import encode_texts, make_batch
+    folder = data_dir('backbones','tiny'); b = load_backbone('tiny'); card = json.loads((folder/'card.json').read_text())
+    assert sum(f.stat().st_size for f in folder.iterdir())<12e6
+    assert 1e6<sum(p.numel() for p in b.model.parameters())<4e6 and card['parameters']==sum(p.numel() for p in {id(p):p for p in b.model.parameters()}.values())
+    for skill,level,least in (('verify',1,.9),('verify',3,.7),('know',2,.85),('sense',2,.8),('refer',1,.9)):
+        ex = [SKILLS[skill][0](rng('check', skill, i), level) for i in range(200)]
+        src,tgt = encode_texts(b.tokenizer, [e[0] for e in ex], 768),encode_texts(b.tokenizer, [e[1] for e in ex], 192)
+        batch = make_batch(list(zip(src,tgt)))
+        with torch.no_grad(): said = decode(b, encode(b, batch), batch.tgt_BU)[:,0].argmax(-1)
+        right = (said==batch.tgt_BU[:,0]).float().mean().item(); assert right>least, (skill, level, right)
