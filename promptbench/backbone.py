@@ -12,7 +12,7 @@ import contextlib, copy, hashlib, os, re, socket, time, urllib.parse, urllib.req
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '16384') # read once, when torch first computes
+os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '1024') # read once, when torch first computes
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor

@@ -106,8 +106,9 @@ def table1(
 
 # %% ../nbs/90_cli.ipynb #ddaf89c6
 def _place(name:str)->str:
-    "A path becomes absolute, because the page may run elsewhere; other names stay"
-    return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+    "A path becomes absolute, because the page may run elsewhere; names that promptbench knows stay, whatever lies in this folder"
+    from promptbench.suite import SUITES
+    return name if name in (*SUITES, 'tiny') else str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
 
 def _check(s, workers:int):
     "Load what the run will need, so that mistakes show now"
