@@ -6,10 +6,12 @@
 __all__ = ['VERDICTS', 'SKILLS', 'verdict', 'verify', 'same', 'lookup', 'choose', 'refer', 'sense_of', 'order', 'know', 'feel',
            'small_talk', 'prose', 'knowledge_sentence', 'vocabulary']
 
-# %% ../nbs/15_corpus.ipynb #a97eaa6b
+# %% ../nbs/15_corpus.ipynb #aca5f21c
+import re
+from collections import Counter
 from random import Random
-from .core import rng
-from .microworld import (world, fact, say, falsify, scene, claim, ask, options, other, text, pronoun, story, stray_step, event,
+from .core import data_dir, rng
+from .microworld import (build, world, fact, say, falsify, scene, claim, ask, options, other, text, pronoun, story, stray_step, event,
                                     knowledge, review, news, sense_pair, word_kinds)
 
 # %% ../nbs/15_corpus.ipynb #a99803e3
@@ -136,13 +138,9 @@ def vocabulary(
     n:int=20000 # Documents read
 )->dict[str,int]: # lower-case word or mark -> how often
     "Every word of the world, its exercises and its templates, with counts from a sample"
-    import re
-    from collections import Counter
-    from promptbench.microworld import build
     pieces = lambda s: re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]", s.lower()); c = Counter()
     for i in range(n): c.update(pieces(prose(rng('vocabulary', i))))
     for t in build(seed=0, n_eval=60, n_train=60).tasks():
         for ex in t.examples('validation', 40): c.update(pieces(ex.source+' '+ex.target+' '+' '.join(ex.choices or ())))
-    from promptbench.core import data_dir
     for f in ('world.yaml','templates.yaml'): c.update({w:1 for w in pieces(re.sub(r'#.*', '', data_dir('microworld', f).read_text()))})
     return dict(sorted(c.items(), key=lambda x:(-x[1],x[0])))
