@@ -62,3 +62,9 @@ def test_the_shipped_backbone_is_what_its_card_says():
         batch = make_batch(list(zip(src,tgt)))
         with torch.no_grad(): said = decode(b, encode(b, batch), batch.tgt_BU)[:,0].argmax(-1)
         right = (said==batch.tgt_BU[:,0]).float().mean().item(); assert right>least, (skill, level, right)
+
+def test_the_shipped_tokenizer_is_the_one_the_corpus_gives():
+    from transformers import AutoTokenizer
+    from promptbench.corpus import vocabulary
+    from promptbench.lm import build_tokenizer
+    assert AutoTokenizer.from_pretrained(data_dir('backbones','tiny')).get_vocab()==build_tokenizer(vocabulary()).get_vocab()
