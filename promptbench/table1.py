@@ -164,7 +164,7 @@ def do_cell(s:Settings, job:Job, out, tick):
         d = dict(at_scale(s, 'tune'))
         settings = TuneConfig(shots=job.shots, seed=job.seed, length=_length(s), **d); run,rows = tune(b, prompt, tasks, settings),[]
         for row in run: rows.append(row); tick(.85*len(rows)/len(run))
-        prompt,curve = run.bank,_mean_curve(rows)
+        prompt,curve = run.bank,_mean_curve(rows); _give_back() # tuning and ranking need their memory one after the other
     total = sum(len(t.examples('validation', n)) for t in tasks); seen = [0]
     def count(k): seen[0] += k; tick((.85+.15*seen[0]/total) if job.shots else seen[0]/total)
     rows,predictions = evaluate(b, tasks, suite=suite, prompt=prompt, method=job.method, prompt_kind=job.prompt, shots=job.shots, seed=job.seed, run=key(s, job), n=n, tick=count)
