@@ -11,6 +11,7 @@ __all__ = ['SCALES', 'METHOD_ORDER', 'POOLED', 'Settings', 'at_scale', 'Job', 'p
 import functools, json, os, queue, shutil, time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from . import __version__
@@ -236,6 +237,7 @@ def run_jobs(
                 except queue.Empty: break
             for f in over:
                 j = running.pop(f); share[str(j)] = 1.; e = f.exception()
+                if isinstance(e, BrokenProcessPool): raise UserError(f'a worker process died while it worked on {j}, most often because memory ran out; finished parts are kept: run the same again, if need be with workers=1')
                 if e is not None: failed[j] = f'{type(e).__name__}: {e}'
                 yield dict(done=at(), job=str(j), state='failed' if e is not None else 'done', left=len(waiting)+len(running))
             yield dict(done=at(), job=', '.join(str(j) for j in running.values()), state='running', left=len(waiting)+len(running))
@@ -265,7 +267,7 @@ def run_all(
     "All jobs with a progress bar; `progress.json` in `out` says the same to other processes"
     out = Path(out); write_atomic(out/'settings.json', to_json(asdict(s))); bar = None
     for row in run_jobs(s, out, workers=workers):
-        if bar is None: bar = Bar('table1', row['done'], quiet)
+        bar = bar or Bar('table1', row['done'], quiet)
         bar.to(row['done'], row['job'] or 'nothing left to do'); write_atomic(out/'progress.json', to_json(row))
     bar.close()
     return out

@@ -32,7 +32,7 @@ def same(a, b):
 
 def test_killed_and_started_again_gives_the_same_numbers(undisturbed, tmp_path):
     s,out,script = Settings(**SMALL),tmp_path/'out',tmp_path/'go.py'; script.write_text(SCRIPT); jobs = plan(s)
-    one = start(script, out)                                   # first kill: in the middle of pretraining, workers and all
+    one = start(script, out)                                   # first kill: early, workers and all, whatever they are doing
     wait_for(lambda: (out/"progress.json").exists(), one)
     time.sleep(1.5); os.killpg(one.pid, signal.SIGKILL); one.wait()
     two = start(script, out)                                   # second kill: only the parent, when a cell is finished
@@ -51,6 +51,13 @@ def test_orphaned_workers_end(tmp_path):
     children = psutil.Process(p.pid).children(recursive=True); os.kill(p.pid, signal.SIGKILL); p.wait()
     gone,alive = psutil.wait_procs(children, timeout=30)
     assert children and not alive, alive
+
+def test_a_worker_that_dies_is_said_so(tmp_path):
+    import psutil
+    script = tmp_path/'go.py'; script.write_text(SCRIPT); p = start(script, tmp_path/'out')
+    workers = lambda: [c for c in psutil.Process(p.pid).children() if 'spawn_main' in ' '.join(c.cmdline())]
+    wait_for(lambda: (tmp_path/'out'/'progress.json').exists() and workers(), p); workers()[0].kill()
+    _,err = p.communicate(timeout=60); assert p.returncode!=0 and b'a worker process died' in err, err[-500:]
 
 def test_a_failing_part_does_not_stop_the_rest(tmp_path):
     s = Settings(**SMALL|dict(shots=(0,65), methods=('none',)))            # 64 examples to draw from
