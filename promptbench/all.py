@@ -10,8 +10,9 @@ from .core import UserError, progress
 from .suite import Dataset, Example, Suite, Task, describe, load_suite, show
 from .templates import Template, read_templates, write_templates
 from .batches import Batch, encode_examples, make_batch, mtl_batches
-from .backbone import Backbone, decode, encode, forward, freeze, load_backbone, random_backbone, save_backbone, sequence_nll, unfreeze
-from .prompts import DeepPrompt, NoPrompt, ShallowPrompt, check_prompt
+from .backbone import Backbone, freeze, load_backbone, random_backbone, save_backbone, unfreeze
+from .prompts import DeepPrompt, NoPrompt, ShallowPrompt
+from .forward import check_prompt, decode, encode, forward, sequence_nll
 from .inits import new_prompt
 from .fit import Adafactor, fit
 from .ckpt import load_checkpoint, save_checkpoint

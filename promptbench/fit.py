@@ -11,7 +11,7 @@ import torch
 from torch import nn, Tensor
 from .core import UserError, seed_of
 from .batches import Batch
-from .backbone import forward, sequence_nll
+from .forward import forward, sequence_nll
 
 # %% ../nbs/31_fit.ipynb #88efb815
 class Adafactor:

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from .core import UserError, atomic_folder, progress, rng, seed_of, to_json, write_atomic
 from .batches import Batch, make_batch
-from .backbone import Backbone, forward, save_backbone, sequence_nll
+from .backbone import Backbone, save_backbone
+from .forward import forward, sequence_nll
 from .corpus import SKILLS, prose, vocabulary
 
 # %% ../nbs/34_lm.ipynb #53f87380

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from .core import UserError, key_of, one_of, rng, to_json
 from .suite import render
-from .batches import encode_examples, mtl_batches
+from .batches import mtl_batches
 from .backbone import fingerprint, freeze, unfreeze
 from .prompts import PROMPTS, NoPrompt
 from .fit import Adafactor, fit, token_nll, training
@@ -146,7 +146,7 @@ def pretrain(
     "Train as `config` says, yielding a row per update with the budget spent so far; method 'none' yields nothing"
     prompt = NoPrompt() if prompt is None else prompt; train_T,train_P = METHODS[config.method]
     if not (train_T or train_P): freeze(backbone); return
-    pairs = encode_examples(backbone.tokenizer, mixture(tasks, config.examples, seed=config.seed, rule=config.mixture, cap=config.cap), max_source=config.max_source, max_target=config.max_target)
+    pairs = backbone.pairs(mixture(tasks, config.examples, seed=config.seed, rule=config.mixture, cap=config.cap), max_source=config.max_source, max_target=config.max_target)
     card = dict(config=json.loads(to_json(config)), data=key_of(str(pairs)), start=key_of(fingerprint(backbone))) if folder else {}
     opt = _ready(backbone, prompt, config); rows = _resume(folder, card, backbone, prompt, opt); yield from rows
     rows = list(rows); done = rows[-1] if rows else dict(budget=dict.fromkeys(('updates','examples','tokens','flops'), 0), seconds=0.)

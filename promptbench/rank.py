@@ -9,8 +9,8 @@ __all__ = ['TaskScores', 'plan_batches', 'score_batch', 'rank']
 from dataclasses import dataclass
 import numpy as np, torch
 from .core import UserError, one_of, progress
-from .batches import encode_texts, pad_ids, length_mask, Batch
-from .backbone import encode, decode, sequence_nll
+from .batches import pad_ids, length_mask, Batch
+from .forward import encode, decode, sequence_nll
 
 # %% ../nbs/42_rank.ipynb #76c51ba2
 @dataclass
@@ -84,8 +84,8 @@ def rank(
 )->list[TaskScores]:
     "Log-probability of every choice of every example of every task"
     items = [(t,e) for t,es in enumerate(tasks_examples) for e in es]; banked = _check_inputs(items, len(tasks_examples), prompt)
-    src = encode_texts(backbone.tokenizer, [e.source for _,e in items], max_source)
-    flat = iter(encode_texts(backbone.tokenizer, [c for _,e in items for c in e.choices], max_target))
+    src = backbone.sources([e.source for _,e in items], max_source)
+    flat = iter(backbone.targets([c for _,e in items for c in e.choices], max_target))
     choices = [[next(flat) for _ in e.choices] for _,e in items]
     found = [None]*len(items); was = backbone.model.training; backbone.eval()
     budget = token_budget or (4096 if backbone.device.type=='cpu' else 65536); bar = progress(None, total=len(items), desc=show or '', quiet=None if show else True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import repeat
 import torch
 from .core import UserError
-from .batches import encode_examples, make_batch
+from .batches import make_batch
 from .backbone import freeze
 from .inits import new_prompt
 from .fit import Adafactor, fit, micro_batches, token_nll, training
@@ -75,7 +75,7 @@ def tune(
     if len(prompt) not in (1,len(tasks)): raise UserError(f'tuning {len(tasks)} tasks needs one prompt to start from or {len(tasks)}, got {len(prompt)}')
     bank = (prompt.repeat(len(tasks)) if len(prompt)==1 else prompt.select(range(len(tasks)))).to(backbone.device)
     examples = [t.shots(config.shots, config.seed) if hasattr(t, 'shots') else list(t) for t in tasks]
-    pairs = [encode_examples(backbone.tokenizer, e, max_source=config.max_source, max_target=config.max_target) for e in examples]
+    pairs = [backbone.pairs(e, max_source=config.max_source, max_target=config.max_target) for e in examples]
     tokens = config.chunk_tokens or (131072 if backbone.device.type=='cuda' else 4096)
     parts = [b.to(backbone.device) for b in pieces(pairs, tokens, pad=backbone.tokenizer.pad_token_id or 0)]
     steps = config.steps if parts else 0

@@ -5,6 +5,7 @@ from safetensors.torch import load_file, save_file
 from promptbench.core import UserError
 from promptbench.batches import Batch, make_batch
 from promptbench.backbone import *
+from promptbench.forward import *
 from promptbench.prompts import DeepPrompt, NoPrompt
 from promptbench.inits import new_prompt
 

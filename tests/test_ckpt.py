@@ -3,7 +3,8 @@ import json, shutil, pytest, torch
 from itertools import cycle, islice
 from promptbench import __version__
 from promptbench.core import UserError
-from promptbench.backbone import fingerprint, forward, random_backbone
+from promptbench.backbone import fingerprint, random_backbone
+from promptbench.forward import forward
 from promptbench.batches import make_batch
 from promptbench.ckpt import last_step, load_checkpoint, load_state, read_card, restore, save_checkpoint, save_step
 from promptbench.fit import Adafactor, fit, token_nll, training

@@ -51,7 +51,8 @@ def test_the_corpus_never_asks_a_template_question():
 
 def test_the_shipped_backbone_is_what_its_card_says():
     import torch
-    from promptbench.backbone import decode, encode, load_backbone
+    from promptbench.backbone import load_backbone
+    from promptbench.forward import decode, encode
     from promptbench.batches import encode_texts, make_batch
     folder = data_dir('backbones','tiny'); b = load_backbone('tiny'); card = json.loads((folder/'card.json').read_text())
     assert sum(f.stat().st_size for f in folder.iterdir())<12e6

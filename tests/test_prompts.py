@@ -3,6 +3,7 @@ import math
 import pytest, torch
 from promptbench.batches import make_batch, Batch
 from promptbench.backbone import *
+from promptbench.forward import *
 from promptbench.prompts import *
 from promptbench.inits import *
 

@@ -4,6 +4,7 @@ import numpy as np, pytest, torch
 from promptbench.core import UserError, rng
 from promptbench.batches import encode_texts, make_batch
 from promptbench.backbone import *
+from promptbench.forward import *
 from promptbench.inits import new_prompt
 from promptbench.rank import rank
 
