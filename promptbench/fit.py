@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['Adafactor', 'grad_norm', 'micro_batches', 'backward', 'fit', 'seeded', 'token_nll', 'training']
 
-# %% ../nbs/31_fit.ipynb #b75145b0
+# %% ../nbs/31_fit.ipynb #f70e5ddf
 import contextlib, math, time
+from functools import partial
 import torch
 from torch import nn, Tensor
 from .core import UserError, seed_of
 from .batches import Batch
-from .forward import forward, sequence_nll
+from .packed import target_nll
+from .dist import share, sum_over, world
 
 # %% ../nbs/31_fit.ipynb #88efb815
 class Adafactor:
@@ -66,12 +68,12 @@ def _statistics(s:dict, g:Tensor, lead:int, decay:float, tiny:float)->Tensor:
     row,col = run('row', g2.mean(-1)),run('col', g2.mean(-2))
     return (row/row.mean(-1, keepdim=True)).rsqrt().unsqueeze(-1)*col.rsqrt().unsqueeze(-2)*g
 
-# %% ../nbs/31_fit.ipynb #f4fb7074
+# %% ../nbs/31_fit.ipynb #4ed5af95
 @torch.no_grad()
-def _step(self:Adafactor)->Tensor: # Norm before clipping: a scalar, or [N]
-    "Clip, then move every tensor that has a gradient; refuses to move anything when a gradient is not finite"
+def _step(self:Adafactor, check:bool=True)->Tensor: # Norm before clipping: a scalar, or [N]
+    "Clip, then move every tensor that has a gradient; refuses to move anything when a gradient is not finite, unless `check` is off (looking makes a GPU wait)"
     norm = grad_norm(self.params, self.lead)
-    if not norm.isfinite().all(): raise UserError(f'gradients must stay finite, got a norm of {norm.max().item()}; lower the learning rate, or train in fp32')
+    if check and not norm.isfinite().all(): raise UserError(f'gradients must stay finite, got a norm of {norm.max().item()}; lower the learning rate, or train in fp32')
     shrink = (self.clip/(norm+1e-6)).clamp(max=1) if self.clip else None
     for i,(p,lr) in enumerate(zip(self.params, self.lrs)):
         if p.grad is None: continue
@@ -116,45 +118,62 @@ def micro_batches(
         out.append(Batch(b.src_BT[:,:s], b.tgt_BU[:,:u], b.index_B, b.src_mask_BT[:,:s], b.tgt_mask_BU[:,:u]))
     return out
 
-# %% ../nbs/31_fit.ipynb #c6f27349
+# %% ../nbs/31_fit.ipynb #e24dac42
 def backward(
-    parts:list[Batch], # The pieces of one batch
-    nll, # Function from a batch to the negative log-likelihood of each target token, [B,U], 0 at padding
-    n:int=0 # Prompts of a bank that `index_B` chooses from; 0: one loss for all
-)->Tensor: # Loss of each prompt [N], or [1]
+    parts:list, # The pieces of one batch: `Batch`es or `Packed` rows, the same in every process
+    nll, # Function from a piece to the negative log-likelihood of each target token: [B,U], 0 at padding, or [U] of a row
+    n:int=0, # Prompts of a bank that `index_B` chooses from; 0: one loss for all
+    seed=None, # Of dropout, a tuple of words; None: leave the generators alone
+    split:bool=True # False: the pieces are this process's own, and it computes all of them
+)->Tensor: # Loss of each prompt [N], or [1]; in this process's share of the pieces
     "Add the gradient of the token-mean loss (summed over prompts) to the parameters, piece by piece"
     def group(b): return b.index_B if n else torch.zeros_like(b.index_B)
-    count_N,loss_N = torch.zeros(2, max(n,1), device=parts[0].tgt_BU.device)
-    for b in parts: count_N.index_add_(0, group(b), b.tgt_mask_BU.sum(1).float())
+    count_N,loss_N = torch.zeros(2, max(n,1), device=parts[0].index_B.device)
+    for b in parts: count_N.index_add_(0, group(b), b.targets_B.to(count_N))
     count_N.clamp_(min=1)
-    for b in parts:
-        share_B = nll(b).sum(1)/count_N[group(b)]
+    for i,b in share(parts) if split else enumerate(parts):
+        with contextlib.nullcontext() if seed is None else seeded(*seed, *[i][:i]): nll_B = _per_example(nll(b), b)
+        share_B = nll_B/count_N[group(b)]
         share_B.sum().backward()
         loss_N.index_add_(0, group(b), share_B.detach())
     return loss_N
 
+def _per_example(nll, b)->Tensor: # [B]
+    "The summed loss of each example"
+    if nll.ndim==2: return nll.sum(1)
+    owner = torch.repeat_interleave(torch.arange(len(b)), b.tgt_len_B).to(nll.device)
+    return nll.new_zeros(len(b)).index_add(0, owner, nll)
+
 # %% ../nbs/31_fit.ipynb #93bc7f54
 def fit(
     batches, # One update each: a `Batch`, or a list of the pieces of one
-    nll, # Function from a batch to the negative log-likelihood of each target token, [B,U]
+    nll, # Function from a piece to the negative log-likelihood of each target token
     opt, # An `Adafactor`; its `lead` says whether batches hold a bank
     *, micro_tokens:int|None=None, # Most padded tokens in memory at a time; the result does not depend on it
     seed:int=0, # Of dropout
     start:int=0 # Number of the first step, when a run goes on
 ):
     "One update per batch, yielding a row after each; raises `UserError` before a loss that is not finite can do harm"
-    n = len(opt) if opt.lead else 0; began = time.perf_counter()
+    n = len(opt) if opt.lead else 0; began = time.perf_counter(); dev = opt.params[0].device
     for step,batch in enumerate(batches, start):
-        parts = batch if isinstance(batch, list) else micro_batches(batch.to(opt.params[0].device), micro_tokens)
+        parts = [b.to(dev) for b in batch] if isinstance(batch, list) else micro_batches(batch.to(dev), micro_tokens)
         opt.zero_grad()
-        with seeded(seed, step): loss_N = backward(parts, nll, n)
+        loss_N = backward(parts, nll, n, (seed, step)); _sum_gradients(opt.params, loss_N)
         losses = loss_N.tolist()
         if not all(map(math.isfinite, losses)): raise UserError(f'the loss must stay finite, got {losses} at step {step}; lower the learning rate, or train in fp32')
         norms = opt.step().reshape(-1).tolist()
         row = dict(step=step, loss=sum(losses)/len(losses), grad_norm=sum(norms)/len(norms), examples=sum(map(len, parts)),
-                   tokens=sum(b.tokens for b in parts), seconds=time.perf_counter()-began)
+                   tokens=sum(b.tokens for b in parts), positions=sum(b.positions for b in parts), seconds=time.perf_counter()-began)
         yield row|dict(losses=losses, grad_norms=norms) if n else row
     opt.zero_grad()
+
+def _sum_gradients(params, loss_N):
+    "Over all processes; a process that had no piece adds zeros"
+    if world().size==1: return
+    train = [p for p in params if p.requires_grad]
+    for p in train:
+        if p.grad is None: p.grad = torch.zeros_like(p)
+    sum_over([p.grad for p in train]+[loss_N])
 
 @contextlib.contextmanager
 def seeded(*words):
@@ -167,10 +186,9 @@ def seeded(*words):
 def token_nll(
     backbone, # A `Backbone`
     prompt=None # A prompt or a bank; None: the backbone as it is
-): # Function from a batch to negative log-likelihoods [B,U]
+): # Function from a `Batch` or a `Packed` row to negative log-likelihoods, [B,U] or [U]
     "The `nll` of a backbone under a prompt, for `fit`"
-    def nll(batch:Batch)->Tensor: return sequence_nll(forward(backbone, batch, prompt), batch.tgt_BU, batch.tgt_mask_BU)
-    return nll
+    return partial(target_nll, backbone, prompt=prompt)
 
 # %% ../nbs/31_fit.ipynb #4ce00c75
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from .core import UserError, one_of, seed_of
 from .batches import make_batch
-from .forward import forward
+from .forward import encode, forward
 from .prompts import PROMPTS, NoPrompt, prompt_from, prompt_size
 
 # %% ../nbs/24_inits.ipynb #b0d687a1
@@ -57,6 +57,7 @@ def shallow_from_ids(backbone, ids:list[int])->Tensor: # [P,D]
 def deep_from_ids(backbone, ids:list[int])->Tensor: # [P,X]
     "Keys and values that the backbone itself computes for the tokens, at every slot"
     seen,hooks,was = {},[],backbone.model.training
+    if backbone.causal: return _left_behind(backbone, ids)
     def keep(where): return lambda module, args, out: seen.__setitem__(where, out[0].detach().float().cpu())
     try:
         for s,slot in enumerate(backbone.slots):
@@ -67,6 +68,13 @@ def deep_from_ids(backbone, ids:list[int])->Tensor: # [P,X]
         for h in hooks: h.remove()
         backbone.train(was)
     return torch.cat([seen[s,j] for s in range(len(backbone.slots)) for j in (0,1)], 1)
+
+def _left_behind(backbone, ids)->Tensor: # [P,X]
+    "What a decoder-only model keeps of `ids` as a source: keys already turned to their positions"
+    was = backbone.model.training
+    try: past = encode(backbone.eval(), make_batch([(ids,ids)]))
+    finally: backbone.train(was)
+    return torch.cat([t[0].transpose(0,1).flatten(1).float().cpu() for kv in past.kv for t in kv], 1)
 
 # %% ../nbs/24_inits.ipynb #dbd90c5a
 INITS = ('paper','vocab','text','normal','zeros')

@@ -14,6 +14,7 @@ from .suite import render
 from .batches import mtl_batches
 from .backbone import fingerprint, freeze, unfreeze
 from .prompts import PROMPTS, NoPrompt
+from .dist import barrier, world
 from .fit import Adafactor, fit, token_nll, training
 from .ckpt import last_step, read_card, restore, save_step
 
@@ -82,12 +83,14 @@ class PretrainConfig:
     mixture:str='even' # See `mixture`
     cap:int=500_000
     max_source:int=768; max_target:int=192 # Tokens kept
+    packed:bool|None=None # Rows without padding; None: wherever the backbone allows it
+    row_tokens:int=4096 # Most source and target tokens of a packed row; pretrain's micro_tokens may lower it
     def __post_init__(self):
         one_of('method', self.method, METHODS); one_of('prompt', self.prompt, PROMPTS)
         trains = METHODS[self.method][1]
         if trains and self.prompt=='none': raise UserError(f"method {self.method} trains a prompt, got prompt='none'; choose 'shallow' or 'deep'")
         if not trains and self.prompt!='none': raise UserError(f"method {self.method} has no prompt, got prompt={self.prompt!r}; choose 'none'")
-        for name in ('batch_size','lr','length','prompt_lr','examples','clip','cap'):
+        for name in ('batch_size','lr','length','prompt_lr','examples','clip','cap','row_tokens'):
             if getattr(self, name) is not None and getattr(self, name)<=0: raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
 
 # %% ../nbs/35_pretrain.ipynb #7ce20260
@@ -133,6 +136,17 @@ def _resume(folder, card, backbone, prompt, opt)->list[dict]:
     if other: raise UserError(f'{folder} holds the checkpoints of another run (other {", ".join(other)}); choose another folder, or remove it')
     return restore(path, backbone=backbone, prompt=prompt, optimizer=opt)['rows']
 
+def _updates(backbone, prompt, pairs, config, micro_tokens):
+    "The batches of every update, packed or padded"
+    packed = backbone.relative or backbone.causal if config.packed is None else config.packed
+    extra = prompt.length if prompt.kind=='shallow' else 0; tokens = min(config.row_tokens, micro_tokens or config.row_tokens) if packed else None
+    return mtl_batches(pairs, batch_size=config.batch_size, seed=config.seed, pad=backbone.tokenizer.pad_token_id or 0, row_tokens=tokens, extra=extra)
+
+def _save(folder, rows, **parts):
+    "A checkpoint, written by the main process while the others wait"
+    if world().main: save_step(folder, len(rows), state=dict(rows=rows), **parts)
+    barrier()
+
 # %% ../nbs/35_pretrain.ipynb #bf4c04ef
 def pretrain(
     backbone, # A `Backbone`; changed in place if the method trains it, and frozen afterwards
@@ -141,7 +155,7 @@ def pretrain(
     config:PretrainConfig,
     *, folder=None, # Where to keep checkpoints; a run found there goes on
     every:int=500, # Updates between two checkpoints
-    micro_tokens:int|None=None # Most padded tokens in memory at a time; the result does not depend on it
+    micro_tokens:int|None=None # Most tokens in memory at a time, padding included; but for dropout's draws, the result does not depend on it
 ):
     "Train as `config` says, yielding a row per update with the budget spent so far; method 'none' yields nothing"
     prompt = NoPrompt() if prompt is None else prompt; train_T,train_P = METHODS[config.method]
@@ -150,14 +164,13 @@ def pretrain(
     card = dict(config=json.loads(to_json(config)), data=key_of(str(pairs)), start=key_of(fingerprint(backbone))) if folder else {}
     opt = _ready(backbone, prompt, config); rows = _resume(folder, card, backbone, prompt, opt); yield from rows
     rows = list(rows); done = rows[-1] if rows else dict(budget=dict.fromkeys(('updates','examples','tokens','flops'), 0), seconds=0.)
-    batches = islice(mtl_batches(pairs, batch_size=config.batch_size, seed=config.seed, pad=backbone.tokenizer.pad_token_id or 0), len(rows), None)
     try:
         with training(backbone.model, config.dropout):
-            for row in fit(batches, token_nll(backbone, prompt), opt, micro_tokens=micro_tokens, seed=config.seed, start=len(rows)):
+            for row in fit(islice(_updates(backbone, prompt, pairs, config, micro_tokens), len(rows), None), token_nll(backbone, prompt), opt, micro_tokens=micro_tokens, seed=config.seed, start=len(rows)):
                 b = rows[-1]['budget'] if rows else done['budget']; tokens = b['tokens']+row['tokens']
                 row['seconds'] += done['seconds']
                 row['budget'] = dict(updates=b['updates']+1, examples=b['examples']+row['examples'], tokens=tokens, flops=flops(backbone, tokens, train_T))
                 rows.append(row)
-                if folder and len(rows)%every==0: save_step(folder, len(rows), backbone=backbone, reference=None if train_T else backbone.name, prompt=prompt, optimizer=opt, state=dict(rows=rows), card=card)
+                if folder and len(rows)%every==0: _save(folder, rows, backbone=backbone, reference=None if train_T else backbone.name, prompt=prompt, optimizer=opt, card=card)
                 yield row
     finally: freeze(backbone)

@@ -159,8 +159,11 @@ def draw_shots(
 # %% ../nbs/10_suite.ipynb #39cd48d4
 class Suite:
     "Datasets under one name; its tasks are every dataset through every one of its templates"
-    def __init__(self, name:str, datasets):
-        self.name,self.datasets = name,list(datasets)
+    def __init__(self, name:str, datasets,
+        *, groups:dict|None=None # Dataset -> group, for metrics that average within groups first; None: each dataset its own
+    ):
+        self.name,self.datasets,self.groups = name,list(datasets),dict(groups or {}); odd = sorted(set(self.groups)-{d.name for d in self.datasets})
+        if odd: raise UserError(f'groups of suite {name} must be of its datasets, but {odd} are not; mend the names')
         if not self.datasets: raise UserError(f'suite {name} must have at least one dataset, it has none')
         twice = [n for n,c in Counter(d.name for d in self.datasets).items() if c>1]
         if twice: raise UserError(f'datasets of suite {name} must have different names, but {twice} come twice; rename one of each')

@@ -121,7 +121,7 @@ def resolved(s:Settings, out)->Settings:
 def _thin(rows, most:int=120)->list[dict]:
     "At most `most` points of a learning curve, each the mean of its stretch"
     k = max(1, -(-len(rows)//most)); parts = [rows[i:i+k] for i in range(0, len(rows), k)]
-    return [dict(step=p[-1]['step']+1, loss=sum(r['loss'] for r in p)/len(p)) for p in parts]
+    return [dict(step=p[-1]['step']+1, loss=sum(r['loss'] for r in p)/len(p), tokens=p[-1]['budget']['tokens']) for p in parts]
 
 def do_pretrain(s:Settings, job:Job, out, tick):
     "Continued pretraining into a checkpoint; a killed run goes on from its last step"
@@ -165,7 +165,7 @@ def do_cell(s:Settings, job:Job, out, tick):
         d = dict(at_scale(s, 'tune'))
         settings = TuneConfig(shots=job.shots, seed=job.seed, length=_length(s), **d); run,rows = tune(b, prompt, tasks, settings),[]
         for row in run: rows.append(row); tick(.85*len(rows)/len(run))
-        prompt,curve = run.bank,_mean_curve(rows); _give_back() # tuning and ranking need their memory one after the other
+        prompt,curve = run.bank,_prompt_curves(rows, tasks); _give_back() # tuning and ranking need their memory one after the other
     total = sum(len(t.examples('validation', n)) for t in tasks); seen = [0]
     def count(k): seen[0] += k; tick((.85+.15*seen[0]/total) if job.shots else seen[0]/total)
     rows,predictions = evaluate(b, tasks, suite=suite, prompt=prompt, method=job.method, prompt_kind=job.prompt, shots=job.shots, seed=job.seed, run=key(s, job), n=n, tick=count)
@@ -173,11 +173,10 @@ def do_cell(s:Settings, job:Job, out, tick):
         write_rows(f/'rows.parquet', rows); write_predictions(f/'predictions.parquet', predictions)
         write_atomic(f/'card.json', to_json(dict(job=asdict(job), tune=settings, seconds=round(time.time()-t0,1), tasks=len(tasks), instances=total, curve=curve, version=__version__)))
 
-def _mean_curve(rows)->list[dict]:
-    "Loss at each step of tuning: the mean over all prompts"
-    steps = {}
-    for r in rows: steps.setdefault(r['step'], []).extend(r['losses'])
-    return [dict(step=k+1, loss=sum(v)/len(v)) for k,v in sorted(steps.items())]
+def _prompt_curves(rows, tasks, most:int=40)->list[dict]:
+    "Loss of every prompt in tuning, at most `most` points each, the mean of its stretch"
+    rows = sorted(rows, key=lambda r: r['step']); k = max(1, -(-len(rows)//most)); parts = [rows[i:i+k] for i in range(0, len(rows), k)]
+    return [dict(step=p[-1]['step']+1, loss=round(sum(r['losses'][n] for r in p)/len(p), 4), task=t.name) for n,t in enumerate(tasks) for p in parts]
 
 # %% ../nbs/72_table1.ipynb #96f3da49
 def _watch(parent:int):
@@ -296,7 +295,7 @@ def finish(
 )->dict: # rows, predictions, curves, cards, table, claims, report
     "Gather, compute Table 1 and the claims, and write `rows.parquet`, `predictions.parquet`, `table1.csv`, `claims.csv`, `report.html`"
     from promptbench.claims import judge, write_claims
-    from promptbench.metrics import replicate, table1
+    from promptbench.bootstrap import replicate, table1
     from promptbench.report import write_report
     from promptbench.results import write_predictions, write_rows
     out = Path(out); got = gather(s, out); groups = {d:POOLED.get(d, d) for d in sorted(set(got['rows'].dataset))}

@@ -29,17 +29,19 @@ def rows(preds):
     "The rows that go with `preds`"
     r = accuracy(preds); return r.assign(run=r.method+'-'+r.prompt+'-'+r.shots.astype(str)+'-'+r.seed.astype(str))[ROW_COLUMNS]
 
-def curves(methods=(('T-only','none'),('T+P','shallow'),('T+P','deep'),('P-only','shallow')), seeds=(0,1,2), steps=120, every=4):
-    "Loss rows of pretraining, and of few-shot tuning afterwards"
+def curves(methods=(('T-only','none'),('T+P','shallow'),('T+P','deep'),('P-only','shallow')), seeds=(0,1,2), steps=120, every=4, tasks=0):
+    "Loss rows of pretraining, and of few-shot tuning afterwards, there with a curve for each of `tasks` prompts"
     out = []
     for m,(method,prompt) in enumerate(methods):
         for seed in seeds:
             g = np.random.default_rng([m,seed])
             for step in range(0, steps, every):
-                out.append(dict(method=method, prompt=prompt, seed=seed, stage='pretrain', step=step, loss=1.1+1.6*np.exp(-step/(25+8*m))+g.normal(0,.04)))
+                out.append(dict(method=method, prompt=prompt, seed=seed, stage='pretrain', step=step, loss=1.1+1.6*np.exp(-step/(25+8*m))+g.normal(0,.04), tokens=step*1700.+m))
             for p in ('shallow','deep') if prompt=='none' else (prompt,):
-                for step in range(0, 100, every):
-                    out.append(dict(method=method, prompt=p, seed=seed, stage='tune', step=step, loss=.5+.9*np.exp(-step/30)+g.normal(0,.03)))
+                for task in [f'task{t}' for t in range(tasks)] or [None]:
+                    level = g.normal(0,.25) if task else 0
+                    for step in range(0, 100, every):
+                        out.append(dict(method=method, prompt=p, seed=seed, stage='tune', step=step, loss=.5+level+.9*np.exp(-step/30)+g.normal(0,.03), task=task))
     return pd.DataFrame(out)
 
 def cards(seeds=(0,1,2)):

@@ -13,8 +13,8 @@ def refused(r, *words):
 
 def test_help_has_examples():
     out = call('--help').stdout
-    for c in ('table1','evaluate','show','run','doctor'): assert c in out
-    for c in ('table1','evaluate','show','run'): assert 'Examples:' in call(c, '--help').stdout
+    for c in ('table1','evaluate','results','arg','show','run','doctor'): assert c in out
+    for c in ('table1','evaluate','results','arg','show','run'): assert 'Examples:' in call(c, '--help').stdout
 
 def test_doctor_says_what_works():
     r = call('doctor'); assert r.returncode==0, r.stderr
@@ -58,6 +58,40 @@ def test_evaluate_writes_tables(tmp_path):
     from promptbench.results import read_predictions, read_rows
     assert len(read_rows(tmp_path/'e'))==9 and len(read_predictions(tmp_path/'e'))==36
 
+def test_a_store_is_filled_and_asked(tmp_path):
+    args = ['evaluate','--quick','--n-eval','4','--store',tmp_path/'s']
+    r = call(*args); assert r.returncode==0 and 'appended to' in r.stdout, r.stderr
+    assert 'holds these results already' in call(*args).stdout
+    r = call('results', tmp_path/'**'); assert r.returncode==0, r.stderr
+    for w in ('microworld','seeds','majority','36'): assert w in r.stdout
+    r = call('results', tmp_path/'s', '--sql', 'select dataset, count(*) as asked from predictions group by 1 order by 1', '--to', tmp_path/'d.csv'); assert r.returncode==0, r.stderr
+    assert set(pd.read_csv(tmp_path/'d.csv').asked)=={4}
+    refused(call('results', tmp_path/'s', '--sql', 'select accuracy from rows'), 'accuracy', 'rows(suite, backbone')
+    refused(call('results', tmp_path/'nowhere/**'), 'no rows at', 'nowhere')
+
+PAPER = Path(__file__).resolve().parent.parent/'data'/'paper'/'promptability_xl_deep_16shot_per_template.csv'
+
+@pytest.mark.parametrize('by,want', [('macro9',('42.91','43.19')), ('datasets',('36.98','37.62')), ('templates',('38.70','39.36'))])
+def test_arg_of_the_released_scores(by, want):
+    r = call('arg', PAPER, '--by', by, '--columns', 'template=inferred_task_name,value=acc_T0*,value=acc_MTL*'); assert r.returncode==0, r.stderr
+    got = dict(l.split()[:2] for l in r.stdout.splitlines()[1:])
+    assert [float(got[m]) for m in ('acc_T0_reproduction','acc_MTL_TfirePfire')]==pytest.approx([float(w) for w in want], abs=.011)
+
+def test_arg_asks_for_what_it_needs(tmp_path):
+    columns = ('--columns','template=inferred_task_name,value=acc_*')
+    r = call('arg', PAPER, *columns, '--baseline', 'acc_T0_reproduction'); assert r.returncode==0 and ' 0.0' in r.stdout, r.stdout+r.stderr
+    refused(call('arg', PAPER), '--columns', 'inferred_task_name'); refused(call('arg', PAPER, *columns, '--baseline', 'T0'), 'acc_T0_reproduction')
+    refused(call('arg', PAPER, *columns, '--by', 'macro11'), 'macro9'); refused(call('arg', tmp_path/'x.csv'), 'there is no file')
+
+def test_table1_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
+    import promptbench.cli as C, promptbench.runs as runs
+    seen = []; monkeypatch.setattr(C, '_aside', lambda *a: dict(done=False, settings={})); monkeypatch.setattr(C, '_end', lambda *a: None)
+    monkeypatch.setattr(runs, 'run_page', lambda *a, **k: seen.append(os.environ['PROMPTBENCH_QUIET']))
+    for mine in ('yes', None):
+        monkeypatch.delenv('PROMPTBENCH_QUIET', raising=False) if mine is None else monkeypatch.setenv('PROMPTBENCH_QUIET', mine)
+        C.table1(out=tmp_path/'out'); assert os.environ.get('PROMPTBENCH_QUIET')==mine
+    assert seen==['1','1']
+
 def test_real_data(shared):
     r = call('evaluate','--suite',shared/'real','--backbone','tiny','--quick'); assert r.returncode==0, r.stderr
     for name in ('anli_r1','anli_r2','anli_r3','cb','rte','copa','hellaswag','wsc','winogrande','wic'): assert name in r.stdout
@@ -70,6 +104,9 @@ def test_table1_from_end_to_end(tmp_path):
     t = pd.read_csv(out/'table1.csv'); assert list(t.columns[:7])==['method','prompt','shots','arg','lo','hi','seeds'] and len(t)==4
     assert (t.lo<=t['arg']).all() and (t['arg']<=t.hi).all()
     assert list(pd.read_csv(out/'claims.csv').columns[:6])==['claim','verdict','estimate','lo','hi','p']
+    r = call('arg', out, '--groups', 'none'); assert r.returncode==0, r.stderr
+    head,*lines = r.stdout.splitlines(); assert head.split()[-2:]==['lo','hi'] and sorted(float(l.split()[5]) for l in lines)==pytest.approx(sorted(set(t['arg'].round(2))), abs=.02)
+    assert len(pd.read_parquet(out/'rows.parquet'))==int(call('results', out, '--sql', 'select count(*) as n from rows').stdout.split()[-1])
     html = (out/'report.html').read_text(); assert len(html)<6e6 and 'T+P' in html
     before = {p:p.stat().st_mtime_ns for p in out.rglob('*') if p.is_file()}
     again = call(*args); assert again.returncode==0 and 'nothing to compute' in again.stdout

@@ -36,12 +36,26 @@ def losses(method, prompt, **changes):
     try: return [r['loss'] for r in pretrain(b, p, suite().tasks('train'), config)]
     finally: torch.set_num_threads(was)
 
-def golden_file(method, prompt): return GOLDEN/f'pretrain_{method}_{prompt}.txt'
+def golden_file(method, prompt, packed): return GOLDEN/f"pretrain_{method}_{prompt}{'_packed'*packed}.txt"
+
+@pytest.mark.parametrize('packed', [False,True])
+@pytest.mark.parametrize('method,prompt', CELLS)
+def test_losses_have_not_moved(method, prompt, packed):
+    "Dropout draws one number per position of a rectangle or of a row, so the two have goldens of their own"
+    want = [float(x) for x in golden_file(method, prompt, packed).read_text().split()]
+    assert len(want)==10 and losses(method, prompt, packed=packed)==pytest.approx(want, abs=1e-4)
 
 @pytest.mark.parametrize('method,prompt', CELLS)
-def test_losses_have_not_moved(method, prompt):
-    want = [float(x) for x in golden_file(method, prompt).read_text().split()]
-    assert len(want)==10 and losses(method, prompt)==pytest.approx(want, abs=1e-4)
+def test_packed_equals_padded(method, prompt):
+    "Without dropout, up to rounding, as long as rounding has not been blown up by the optimiser"
+    def run(**changes):
+        b,p,config = cell(method, prompt, dropout=0., examples=40, **changes); rows = list(pretrain(b, p, suite().tasks('train'), config)); return rows,[*b.model.parameters(),*p.parameters()]
+    (a,_),(b,_),(c,_) = run(packed=False),run(row_tokens=30),run()
+    assert [r['loss'] for r in b]==pytest.approx([r['loss'] for r in a], abs=2e-4) and [r['loss'] for r in c]==pytest.approx([r['loss'] for r in a], abs=2e-4)
+    for x,y,z in zip(a, b, c):
+        assert x['examples']==y['examples']==z['examples'] and x['tokens']==y['tokens']==z['tokens']==y['positions']==z['positions']<=x['positions']
+        assert x['grad_norm']==pytest.approx(y['grad_norm'], rel=1e-3)
+    assert sum(r['positions'] for r in a)>sum(r['positions'] for r in b)
 
 @pytest.mark.parametrize('method,prompt', CELLS)
 def test_only_what_is_meant_is_trained(method, prompt):
@@ -100,7 +114,7 @@ def test_proportional_mixture():
 def test_bad_input():
     tasks = suite().tasks('train')
     for bad,said in [(dict(method='fomaml'), 'method must be one of'), (dict(method='T-only', prompt='deep'), 'has no prompt'), (dict(method='P-only', prompt='none'), 'trains a prompt'),
-                     (dict(batch_size=0), 'batch_size must be above 0'), (dict(lr=-1), 'lr must be above'), (dict(examples=0), 'examples must be above 0')]:
+                     (dict(batch_size=0), 'batch_size must be above 0'), (dict(lr=-1), 'lr must be above'), (dict(examples=0), 'examples must be above 0'), (dict(row_tokens=0), 'row_tokens must be above 0')]:
         with pytest.raises(UserError, match=said): PretrainConfig(**bad)
     b,p,config = cell('T+P','shallow')
     with pytest.raises(UserError, match="got a prompt of kind 'deep'"): next(pretrain(b, new_prompt('deep', b, length=3), tasks, config))
@@ -133,11 +147,11 @@ def test_killed_run_goes_on_with_the_same_numbers(tmp_path, method, prompt):
     assert all(torch.allclose(x, y, atol=1e-6) for x,y in zip([*b2.model.parameters(), *p2.parameters()], [*b.model.parameters(), *p.parameters()]))
     assert rows[-1]['budget']['updates']==10 and all(x['seconds']<=y['seconds'] for x,y in zip(rows, rows[1:]))
 
-@pytest.mark.parametrize('method,prompt', CELLS)
-def test_stopped_run_goes_on(tmp_path, method, prompt):
-    tasks = suite().tasks('train'); b,p,config = cell(method, prompt); want = [r['loss'] for r in pretrain(b, p, tasks, config)]
+@pytest.mark.parametrize('method,prompt,packed', [(*c,True) for c in CELLS]+[(*CELLS[-1],False)])
+def test_stopped_run_goes_on(tmp_path, method, prompt, packed):
+    changes = dict(packed=packed, row_tokens=40); tasks = suite().tasks('train'); b,p,config = cell(method, prompt, **changes); want = [r['loss'] for r in pretrain(b, p, tasks, config)]
     for stop in (2, 7, None):
-        b2,p2,_ = cell(method, prompt); got = [r['loss'] for r in itertools.islice(pretrain(b2, p2, tasks, config, folder=tmp_path, every=3), stop)]
+        b2,p2,_ = cell(method, prompt, **changes); got = [r['loss'] for r in itertools.islice(pretrain(b2, p2, tasks, config, folder=tmp_path, every=3), stop)]
         assert got==want[:stop]
     assert fingerprint(b2)==fingerprint(b) and all(torch.equal(x, y) for x,y in zip(p2.parameters(), p.parameters()))
 
@@ -150,4 +164,4 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
 
 if __name__=='__main__':
     GOLDEN.mkdir(exist_ok=True)
-    for c in CELLS: golden_file(*c).write_text(''.join(f'{l:.6f}\n' for l in losses(*c))); print(*c, 'written')
+    for c in itertools.product(CELLS, [False,True]): golden_file(*c[0], c[1]).write_text(''.join(f'{l:.6f}\n' for l in losses(*c[0], packed=c[1]))); print(*c, 'written')

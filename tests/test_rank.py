@@ -2,7 +2,7 @@
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from promptbench.core import UserError, rng
-from promptbench.batches import encode_texts, make_batch
+from promptbench.batches import make_batch
 from promptbench.backbone import *
 from promptbench.forward import *
 from promptbench.inits import new_prompt
@@ -27,7 +27,7 @@ def make_tasks(seed=0):
 
 @torch.no_grad()
 def one_pass_per_choice(backbone, source, choice, prompt):
-    ids = tuple(encode_texts(backbone.tokenizer, [x], 768)[0] for x in (source,choice)); b = make_batch([ids])
+    ids = backbone.sources([source])[0],backbone.targets([choice])[0]; b = make_batch([ids])
     nll = sequence_nll(forward(backbone, b, prompt), b.tgt_BU, b.tgt_mask_BU); return -float(nll.sum()),len(ids[1])
 
 @pytest.mark.parametrize('kind', ['none','shallow','deep'])
@@ -47,10 +47,11 @@ def test_budget_and_company_change_nothing(toy):
         for p,q,r in zip(x.sum, y.sum, z.sum): np.testing.assert_allclose(p, q, atol=1e-4); np.testing.assert_allclose(p, r, atol=1e-4)
         assert x.pred().tolist()==y.pred().tolist()==z.pred().tolist()
 
-def test_choices_in_one_row_or_apart(toy, monkeypatch):
+@pytest.mark.parametrize('rows', [1,4])
+def test_choices_in_one_row_or_apart(toy, monkeypatch, rows):
     import promptbench.rank as r
     tasks = make_tasks(5); prompt = new_prompt('deep', toy, length=3, n=4); a = rank(toy, tasks, prompt)
-    monkeypatch.setattr(r, '_nll_together', r._nll_apart)
+    monkeypatch.setattr(r, 'ROW', rows)
     for x,y in zip(a, rank(toy, tasks, prompt)):
         for p,q in zip(x.sum, y.sum): np.testing.assert_allclose(p, q, atol=1e-4)
 
@@ -81,3 +82,65 @@ def test_refusals(toy):
     for bad,words in [(e(choices=None),'has none'), (e(gold=None),'gold=None for 2 choices'), (e(gold=2),'gold=2 for 2 choices')]:
         with pytest.raises(UserError, match=words): rank(toy, [[bad]])
     with pytest.raises(UserError, match='one prompt or one per task, got 2 prompts for 1 tasks'): rank(toy, [[e()]], new_prompt('deep', toy, n=2))
+
+# ---- real tasks
+
+@pytest.mark.parametrize('kind', ['t5','llama'])
+def test_real_tasks_of_different_choice_counts(shared, kind):
+    from promptbench.suite import load_suite
+    suite = load_suite(shared/'real'); picked = {}
+    for t in suite.tasks():
+        if t.dataset in {p.dataset for p in picked.values()}: continue
+        es = t.examples('validation', 4) or []
+        if es and all(e.choices for e in es) and max(len(e.source) for e in es)<1500: picked.setdefault(len(es[0].choices), t)
+    extra = [t for t in suite.tasks() if t.dataset not in {p.dataset for p in picked.values()}]
+    tasks = list(picked.values())+extra; tasks = [t for t in tasks if (es := t.examples('validation', 3)) and all(e.choices for e in es)][:5]
+    examples = [t.examples('validation', 3) for t in tasks]; counts = {len(e.choices) for es in examples for e in es}
+    assert len({t.dataset for t in tasks})>=4 and len(tasks)==5 and len(counts)>=3, (counts, [t.dataset for t in tasks])
+    words = sorted({w for es in examples for e in es for x in (e.source,*e.choices) for w in x.split()}); t = random_backbone(words, dim=16, layers=(2,2), heads=2, kind=kind)
+    for es,s in zip(examples, rank(t, examples)):
+        for e,total,mean in zip(es, s.sum, s.mean):
+            slow = [one_pass_per_choice(t, e.source, c, None) for c in e.choices]
+            np.testing.assert_allclose(total, [x for x,_ in slow], atol=1e-4, rtol=1e-5); assert total.argmax()==np.argmax([x for x,_ in slow]) and mean.argmax()==np.argmax([x/n for x,n in slow])
+
+# ---- nothing twice, and no more memory than there is
+
+def watch(backbone):
+    "How many rows and positions the encoder reads, batch by batch"
+    seen = []; handle = backbone.model.get_encoder().register_forward_pre_hook(lambda m, a, kw: seen.append(tuple(kw['inputs_embeds'].shape[:2])), with_kwargs=True); return seen,handle
+
+def test_a_source_is_read_once(toy):
+    e = lambda *c: SimpleNamespace(id='x', source='w1 w2 w3', choices=c, gold=0); tasks = [[e('w4','w5'),e('w5','w6 w7','w4'),e('w4','w4')],[e('w5')]]; bank = new_prompt('deep', toy, length=2, n=2)
+    for prompt,rows in ((None,1),(bank,2)):
+        seen,handle = watch(toy); a,b = rank(toy, tasks, prompt); handle.remove()
+        assert sum(n for n,_ in seen)==rows and a.sum[0][0]==a.sum[1][2]==a.sum[2][0]==a.sum[2][1] and a.sum[0][1]==a.sum[1][0] and (a.sum[0][1]==b.sum[0][0])==(prompt is None)
+        assert a.sum[1][1]==pytest.approx(one_pass_per_choice(toy, 'w1 w2 w3', 'w6 w7', prompt and bank.select([0]))[0], abs=1e-4)
+
+@pytest.mark.parametrize('row', [1,10**6])
+def test_out_of_memory_shrinks_the_batches_and_nothing_else(toy, monkeypatch, row):
+    import promptbench.rank as r
+    monkeypatch.setattr(r, 'ROW', row); tasks = make_tasks(6)[:2]; want = rank(toy, tasks, token_budget=800); real,sizes,ticks = r.score_units,[],[]
+    def small(backbone, work, units, prompt=None):
+        sizes.append(len(units))
+        if len(units)>3: raise RuntimeError('CUDA error: out of memory')
+        return real(backbone, work, units, prompt)
+    monkeypatch.setattr(r, 'score_units', small)
+    with pytest.warns(UserWarning, match='memory ran out with 800 tokens at a time') as said: got = rank(toy, tasks, token_budget=800, tick=ticks.append)
+    assert len(said)==1 and max(sizes)>3 and sum(ticks)==sum(map(len, tasks))
+    for x,y in zip(want, got):
+        for p,q in zip(x.sum, y.sum): np.testing.assert_allclose(p, q, atol=1e-5)
+    def never(*_, **k): raise MemoryError
+    monkeypatch.setattr(r, 'score_units', never); tasks = tasks[-1:]
+    with pytest.raises(UserError, match='memory must hold'): rank(toy, tasks, token_budget=2)
+    assert not toy.model.training
+
+def test_work_is_the_same_in_any_order(toy):
+    tasks = make_tasks(7); flipped = [list(reversed(es)) for es in tasks]
+    for a,b in zip(rank(toy, tasks), rank(toy, flipped)):
+        for p,q in zip(a.sum, reversed(b.sum)): np.testing.assert_allclose(p, q, atol=1e-5)
+
+def test_empty_targets_and_sources(toy):
+    e = SimpleNamespace(id='x', source='', choices=('','w1'), gold=0); s = rank(toy, [[e]])[0].sum[0]
+    np.testing.assert_allclose(s, [one_pass_per_choice(toy, '', c, None)[0] for c in e.choices], atol=1e-4)
+    t = random_backbone(WORDS, kind='llama', dim=16); s = rank(t, [[e]])[0].sum[0]
+    np.testing.assert_allclose(s, [one_pass_per_choice(t, '', c, None)[0] for c in e.choices], atol=1e-4)

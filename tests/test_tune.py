@@ -30,7 +30,7 @@ def bank_of(backbone, tasks, prompt='shallow', config=CONFIG):
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_bank_equals_single_runs(backbone, kind):
     together,_ = bank_of(backbone, TASKS[:8], kind)
-    for i in range(0,8,3):
+    for i in range(8):
         alone,_ = bank_of(backbone, TASKS[i:i+1], kind)
         torch.testing.assert_close(together[i:i+1], alone, atol=1e-4, rtol=0)
 
@@ -53,9 +53,10 @@ def test_one_more_task_changes_no_other(backbone, kind):
     eight,_ = bank_of(backbone, TASKS[:8], kind); nine,_ = bank_of(backbone, TASKS, kind)
     torch.testing.assert_close(nine[:8], eight, atol=1e-4, rtol=0)
 
-def test_pieces_change_nothing(backbone):
-    whole,rows = bank_of(backbone, TASKS[:5], config=replace(CONFIG, chunk_tokens=10**6)); cut,more = bank_of(backbone, TASKS[:5], config=replace(CONFIG, chunk_tokens=100))
-    torch.testing.assert_close(cut, whole, atol=1e-4, rtol=0)
+@pytest.mark.parametrize('tokens', [100,300,1])
+def test_pieces_change_nothing(backbone, tokens):
+    whole,rows = bank_of(backbone, TASKS[:5], config=replace(CONFIG, chunk_tokens=10**6)); cut,more = bank_of(backbone, TASKS[:5], config=replace(CONFIG, chunk_tokens=tokens))
+    torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)
     for a,b in zip(rows, more): assert a['losses']==pytest.approx(b['losses'], abs=1e-4) and a['tokens']==b['tokens'] and a['examples']==b['examples']==40
 
 @pytest.mark.parametrize('kind', ['shallow','deep'])
@@ -113,7 +114,109 @@ def test_pieces_respect_the_budget():
     assert all(len(b)==1 or b.src_BT.numel()+b.tgt_BU.numel()<=300 for b in cut)
     real = sum(b.tokens for b in cut); assert real==sum(len(s)+len(t) for p in pairs for s,t in p) and sum(b.src_BT.numel()+b.tgt_BU.numel() for b in cut)<1.2*real
 
-@pytest.mark.parametrize('bad', [dict(lr=0), dict(steps=-1), dict(shots=-2), dict(prompt_lr=-1), dict(clip=0), dict(chunk_tokens=0)])
+def test_long_answers_keep_to_themselves():
+    pairs = [[([1]*20, [1]*2)]*7+[([1]*20, [1]*50)]]*4; cut = pieces(pairs, 300)
+    assert all(len(set(b.tgt_mask_BU.sum(1).tolist()))==1 for b in cut)
+
+def test_the_output_layer_reads_real_targets_only(backbone):
+    seen = []; hook = backbone.model.lm_head.register_forward_hook(lambda m, args, out: seen.append(out.shape))
+    try: bank_of(backbone, TASKS[:3], config=replace(CONFIG, steps=1))
+    finally: hook.remove()
+    real = sum(len(t) for task in TASKS[:3] for _,t in backbone.pairs(task)); assert sum(len(s)==2 and s[0] for s in seen)==real
+
+def test_nothing_is_computed_for_frozen_weights(backbone, monkeypatch):
+    "No weight asks for a gradient while tuning, and nothing the size of the vocabulary's weights is kept for one"
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.data_ptr()), t)[1], lambda t: t): bank_of(backbone, TASKS[:2], config=replace(CONFIG, steps=1))
+    assert kept and not any(p.requires_grad for p in backbone.model.parameters())
+
+# --- early stopping --------------------------------------------------------------------------------------------------
+STOP = replace(CONFIG, steps=20, lr=.2, patience=2, min_delta=.06)
+
+@pytest.mark.parametrize('kind', ['shallow','deep'])
+def test_a_stopped_prompt_does_not_move_and_the_others_do_not_notice(backbone, kind):
+    t = tune(backbone, kind, TASKS[:4], STOP); tables,rows = [],[]
+    for r in t: rows.append(r); tables.append(t._bank.table.detach().clone())
+    losses = torch.tensor([r['losses'] for r in rows]); ends = []
+    for i in range(4):
+        best,wait,end = float('inf'),0,len(rows)-1
+        for k,l in enumerate(losses[:,i].tolist()):
+            best,wait = (l,0) if l<best-STOP.min_delta else (best,wait+1)
+            if wait>=2: end = k; break
+        ends.append(end); assert all(torch.equal(x[i], tables[end][i]) for x in tables[end:]), 'a stopped prompt moved'
+        assert (losses[end:,i]==losses[end,i]).all()
+        free,_ = bank_of(backbone, TASKS[i:i+1], kind, replace(STOP, patience=None, steps=end+1)); torch.testing.assert_close(tables[-1][i:i+1], free, atol=1e-4, rtol=0)
+    assert len(set(ends))>1 and min(ends)<len(rows)-1, 'all stopped together: the test shows nothing'
+
+def test_stopped_rows_leave_the_batch(backbone):
+    _,rows = bank_of(backbone, TASKS[:4], config=STOP); left = [r['examples'] for r in rows]
+    assert left[0]==32 and left[-1]<32 and left==sorted(left, reverse=True) and rows[-1]['tokens']<rows[0]['tokens'] and len(rows)<=20
+
+def test_all_stopped_ends_the_run(backbone):
+    bank,rows = bank_of(backbone, TASKS[:2], config=replace(STOP, min_delta=100., steps=50)); assert len(rows)==3
+
+# --- killed and started again ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize('kind,config', [('shallow', CONFIG), ('deep', replace(CONFIG, dropout=.1)), ('shallow', STOP)])
+def test_a_killed_tuning_goes_on_with_the_same_numbers(backbone, tmp_path, kind, config):
+    whole,rows = bank_of(backbone, TASKS[:4], kind, config)
+    for stop in (7,13): list(itertools.islice(tune(backbone, kind, TASKS[:4], config, folder=tmp_path, every=5), stop))
+    t = tune(backbone, kind, TASKS[:4], config, folder=tmp_path, every=5); again = list(t)
+    keys = ('step','loss','losses','grad_norms','examples','tokens')
+    assert [[r[k] for k in keys] for r in again]==[[r[k] for k in keys] for r in rows] and torch.equal(t.bank.table, whole)
+    assert all(a['seconds']<=b['seconds'] for a,b in zip(again, again[1:]))
+
+def test_a_folder_of_another_tuning_is_refused(backbone, tmp_path):
+    list(tune(backbone, 'shallow', TASKS[:2], CONFIG, folder=tmp_path, every=5))
+    for what,call in (('data', ('shallow', TASKS[1:3], CONFIG)), ('config', ('shallow', TASKS[:2], replace(CONFIG, lr=.5))), ('start', ('deep', TASKS[:2], CONFIG))):
+        with pytest.raises(UserError, match=f'another tuning .other.*{what}'): list(tune(backbone, *call, folder=tmp_path))
+
+# --- the step that a GPU records -------------------------------------------------------------------------------------
+def test_the_step_changes_everything_in_place(backbone, monkeypatch):
+    "What a recorded graph needs: after a first pass, the same addresses and no look at a number"
+    import promptbench.tune as page
+    run = page.BankRun(backbone, new_prompt('shallow', backbone, length=5, n=3, seed=0), [backbone.pairs(t) for t in TASKS[:3]], CONFIG)
+    places = lambda: [t.data_ptr() for t in (run.loss_N, run.bank.table, run.bank.table.grad, *[x for p in run.plan for x in (p.batch.src_BT, p.at_M, p.share_M)])]
+    page.freeze(backbone); run.step(0); before = places(); run.step(1); run.step(2); assert places()==before
+    class NoLook(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            if f.name() in ('aten::_local_scalar_dense','aten::nonzero','aten::equal','aten::is_nonzero'): raise AssertionError(f'{f.name()}: a number was looked at')
+            return f(*args, **(kwargs or {}))
+    import transformers.masking_utils as masks
+    monkeypatch.setattr(masks, 'is_tracing', lambda *_: True) # as it answers while a graph is recorded
+    run.cuda = True
+    with NoLook(): run.step(3)
+    with NoLook(), pytest.raises(AssertionError, match='looked at'): run.opt.step()
+
+def test_a_graph_needs_a_gpu(backbone):
+    if torch.cuda.is_available(): pytest.skip('there is a GPU')
+    with pytest.raises(UserError, match='compiled=True replays a CUDA graph'): list(tune(backbone, 'shallow', TASKS[:2], CONFIG, compiled=True))
+
+def test_a_failed_recording_is_said_once_and_changes_nothing(backbone, monkeypatch):
+    "Recording pretended: on this machine the attempt itself must fail, and the run goes on"
+    if torch.cuda.is_available(): pytest.skip('there is a GPU: recording may succeed')
+    import promptbench.tune as page
+    plain,_ = bank_of(backbone, TASKS[:3]); start = page.BankRun.__init__
+    def pretend(self, *args): start(self, *args); self.compiled = True
+    monkeypatch.setattr(page.BankRun, '__init__', pretend); monkeypatch.setattr(torch.cuda, 'synchronize', lambda *_: None)
+    with pytest.warns(UserWarning, match='could not be recorded') as said: tried,_ = bank_of(backbone, TASKS[:3])
+    assert torch.equal(tried, plain) and len([w for w in said if 'recorded' in str(w.message)])==1
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU: the recorded step is tested only where there is one')
+@pytest.mark.parametrize('kind', ['shallow','deep'])
+def test_a_recorded_step_equals_a_plain_one(backbone, kind):
+    gpu = backbone.clone().to('cuda'); banks = []
+    for compiled in (True,False):
+        t = tune(gpu, kind, TASKS[:5], replace(STOP, steps=20), compiled=compiled); list(t); banks.append(t.bank.table.detach())
+    torch.testing.assert_close(*banks, atol=1e-4, rtol=0)
+
+@pytest.mark.parametrize('kind', ['shallow','deep'])
+def test_a_decoder_only_backbone(kind):
+    small = random_backbone(WORDS, seed=3, kind='llama'); config = replace(CONFIG, steps=5)
+    together,rows = bank_of(small, TASKS[:3], kind, config)
+    for i in range(3): torch.testing.assert_close(together[i:i+1], bank_of(small, TASKS[i:i+1], kind, config)[0], atol=1e-4, rtol=0)
+    assert rows[-1]['loss']<rows[0]['loss']
+
+@pytest.mark.parametrize('bad', [dict(lr=0), dict(patience=0), dict(min_delta=-1), dict(steps=-1), dict(shots=-2), dict(prompt_lr=-1), dict(clip=0), dict(chunk_tokens=0)])
 def test_bad_settings(bad):
     with pytest.raises(UserError, match=f'{next(iter(bad))} must be .* got {next(iter(bad.values()))}'): TuneConfig(**bad)
 
