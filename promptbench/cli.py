@@ -77,13 +77,14 @@ def _prepare(given:dict, workers:int, out:str)->dict: # settings, done
 def table1(
     suite:Annotated[str, typer.Option(help='microworld, or a folder of datasets with templates')]='microworld',
     backbone:Annotated[str, typer.Option(help='tiny, a folder, or a hub id')]='tiny',
-    methods:Annotated[str, typer.Option(help='none, T-only, P-only, T+P')]='none,T-only,P-only,T+P',
+    methods:Annotated[str, typer.Option(help='none, T-only, P-only, T+P, FOMAML, Reptile')]='none,T-only,P-only,T+P,FOMAML,Reptile',
     prompts:Annotated[str, typer.Option(help='shallow, deep')]='shallow,deep',
     shots:Annotated[str, typer.Option(help='numbers of examples per task')]='0,16',
     seeds:Annotated[str, typer.Option(help='how many (3), or which (7,8)')]='1',
     scale:Annotated[str, typer.Option(help='tiny, quick or paper')]='tiny',
     quick:Annotated[bool, typer.Option('--quick', help='short for --scale quick: a try-out in about a minute')]=False,
     n_eval:Annotated[Optional[int], typer.Option(help='validation examples per task')]=None,
+    match:Annotated[str, typer.Option(help='equal for all pretraining: examples, updates or flops')]='examples',
     precision:Annotated[str, typer.Option(help='auto, fp32 or bf16')]='auto',
     workers:Annotated[int, typer.Option(help='processes, one thread each')]=2,
     out:Annotated[Path, typer.Option(help='folder of the result; finished cells in it are kept')]=Path('runs/table1'),
@@ -93,7 +94,7 @@ def table1(
     Examples: `promptbench table1` · `promptbench table1 --quick --out /tmp/t` · `promptbench table1 --methods none,T+P --seeds 3`
     """
     from promptbench.runs import run_page
-    given = dict(suite=_place(suite), backbone=_place(backbone), scale='quick' if quick else scale, methods=_values('methods', methods), prompts=_values('prompts', prompts), shots=_values('shots', shots, int), seeds=_seeds(seeds), n_eval=n_eval, precision=precision)
+    given = dict(suite=_place(suite), backbone=_place(backbone), scale='quick' if quick else scale, methods=_values('methods', methods), prompts=_values('prompts', prompts), shots=_values('shots', shots, int), seeds=_seeds(seeds), n_eval=n_eval, match=match, precision=precision)
     out = Path(out).resolve(); state = _aside(_prepare, given, workers, str(out))
     if state['done']: return _end(out, 'nothing to compute: this table is finished')
     _writable(out); (out/'done.json').unlink(missing_ok=True)

@@ -47,7 +47,8 @@ def headline(
     return verdict,out
 
 # %% ../nbs/59_findings.ipynb #66632e97
-WHO = {'none':'no continued pretraining (none)', 'P-only':'only the prompt pretrained (P-only)', 'T-only':'only the transformer pretrained (T-only)', 'T+P':'both pretrained together (T+P)'} # method: what it is
+WHO = {'none':'no continued pretraining (none)', 'P-only':'only the prompt pretrained (P-only)', 'T-only':'only the transformer pretrained (T-only)', 'T+P':'both pretrained together (T+P)',
+       'FOMAML':'both meta-learnt by FOMAML', 'Reptile':'both meta-learnt by Reptile'} # method: what it is
 READING = dict(macro9='what the paper computed', datasets='every dataset alike', templates='what the paper’s text says') # How ARG averages
 
 def brief(
@@ -64,7 +65,14 @@ def brief(
             ('On', f'{settings.get("suite","the suite")} with the backbone {settings.get("backbone","given")}: {plural(rows.groupby(["dataset","template"]).ngroups, "template")} of {plural(rows.dataset.nunique(), "dataset")}{each}.'),
             ('Measure', f'ARG, average relative gain in points: accuracy over chance, relative to chance, averaged so that every {unit} counts the same (reading “{by}”{", "+READING[by] if by in READING else ""}). 0 is guessing, 100 is twice as good as guessing.'),
             ('Intervals', f'{level:.0%}, over {_and(over)}{"" if "seeds" in over else " only, not over seeds"}: they were drawn again{" "+format(settings["samples"], ",")+" times" if settings.get("samples") else ""}, the same draw for all templates of a dataset and for both sides of a comparison.'),
+            *_budget(settings, methods),
             ('Seeds', f'{len(seeds)} ({", ".join(map(str,seeds))}). '+('Luck in the shots and the start cannot be told from the method.' if len(seeds)==1 else 'Every ARG is a mean over them.'))]
+
+_MATCH = dict(examples='the same number of training examples, as in the paper; their updates and their compute differ', updates='the same number of updates; their examples and their compute differ', flops='the same estimated compute (FLOPs); their examples and updates differ')
+
+def _budget(settings, methods)->list[tuple[str,str]]:
+    "What the pretraining runs had in common, if there were several"
+    return [('Budget', f'Continued pretraining gives every method {_MATCH[settings["match"]]}.')] if settings.get('match') in _MATCH and len([m for m in methods if m!='none'])>1 else []
 
 def _and(names)->str: return names[0] if len(names)==1 else ', '.join(names[:-1])+' and '+names[-1]
 

@@ -63,7 +63,7 @@ def maml_memory(
     tokens = sum(len(b)*(b.src_BT.shape[1]+b.tgt_BU.shape[1]+prompt.length) for b in [*supports, query])
     return int(2*OVERHEAD*per_token*tokens+8*3*sum(p.numel() for p in backbone.model.parameters()))
 
-OVERHEAD = 3.5 # Numbers kept by a pass, its backward pass and the derivative of that, for each number a plain pass saves
+OVERHEAD = 9.5 # Numbers kept by a pass, its backward pass and the derivative of that, for each number a plain pass saves
 
 # %% ../nbs/39_maml.ipynb #26a2c4f4
 def maml_direction(

@@ -333,12 +333,12 @@ def _spend(spent, config, n:int, tokens:int, work:float)->dict|None:
 @torch.no_grad()
 def _unadapted(nll_of, prompt, waves, config)->float:
     "Mean query loss of the tasks under the prompt they all start from"
-    total = torch.zeros(())
+    total = torch.zeros((), device=next(prompt.parameters()).device)
     for w in waves:
         for parts in w.query:
             n = w.n if config.method=='fomaml' else 1; tokens_N = torch.zeros(n, device=parts[0].tgt_BU.device); loss_N = torch.zeros_like(tokens_N)
             for b in parts:
                 nll_B = _weighed(nll_of(prompt), parts, n, config, w.weight)(b).sum(1)
                 loss_N.index_add_(0, b.index_B, nll_B); tokens_N.index_add_(0, b.index_B, b.tgt_mask_BU.sum(1).float())
-            total = total+(loss_N/tokens_N).sum().cpu()
+            total = total+(loss_N/tokens_N).sum()
     _mean_over_tasks([total], sum(w.n*w.weight for w in waves)); return total.item()

@@ -24,7 +24,7 @@ SCALES = {  # one dial: how much of everything
     'quick': dict(pretrain=dict(preset='tiny', examples=1280), tune=dict(steps=10, lr=1e-3), n_eval=20, templates=1),
     'paper': dict(pretrain=dict(preset='paper'), tune=dict(steps=100, lr=1e-3, dropout=.1), n_eval=None, templates=None),
 }
-METHOD_ORDER = ('none','T-only','P-only','T+P')
+METHOD_ORDER = ('none','T-only','P-only','T+P','FOMAML','Reptile')
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -33,14 +33,15 @@ class Settings:
     methods:tuple=METHOD_ORDER; prompts:tuple=('shallow','deep'); shots:tuple=(0,16); seeds:tuple=(0,)
     role:str='eval' # 'dev' to choose settings without looking at what they will be judged on
     n_eval:int|None=None; templates:int|None=None # None: as the scale says
-    pretrain:dict|None=None; tune:dict|None=None # Changes to the scale's settings
+    pretrain:dict|None=None; tune:dict|None=None # Changes to the scale's settings; `meta` inside pretrain is for the meta-learners
+    match:str='examples' # What pretraining runs have in common: 'examples' (the paper's way), 'updates' or 'flops'
     precision:str='auto'
     def __post_init__(self):
-        from promptbench.pretrain import METHODS
-        for name,known in (('methods',METHODS),('prompts',('shallow','deep'))):
+        from promptbench.methods import MATCH, PRETRAINED
+        for name,known in (('methods',PRETRAINED),('prompts',('shallow','deep'))):
             object.__setattr__(self, name, tuple(one_of(name[:-1], x, known) for x in getattr(self, name)))
         for name in ('shots','seeds'): object.__setattr__(self, name, tuple(int(x) for x in getattr(self, name)))
-        one_of('scale', self.scale, SCALES); one_of('role', self.role, ('eval','dev'))
+        one_of('scale', self.scale, SCALES); one_of('role', self.role, ('eval','dev')); one_of('match', self.match, MATCH)
         for name in ('methods','prompts','shots','seeds'):
             got = getattr(self, name)
             if not got or len(set(got))<len(got): raise UserError(f'{name} must be one or more different values, got {list(got)}')
@@ -61,15 +62,15 @@ class Job:
     def __str__(self): return f"{self.method} {self.prompt} {'pretraining' if self.shots is None else f'{self.shots}-shot'}, seed {self.seed}"
     @property
     def parent(self)->'Job|None': # The pretraining run a cell starts from
-        from promptbench.pretrain import METHODS
-        t,p = METHODS[self.method]
+        from promptbench.methods import trains
+        t,p = trains(self.method)
         return None if self.shots is None or not (t or p) else Job(self.seed, self.method, self.prompt if p else 'none')
 
 def plan(s:Settings)->list[Job]:
     "Every job of a table: pretraining runs before the cells that need them"
-    from promptbench.pretrain import METHODS
+    from promptbench.methods import trains
     cells = [Job(seed, m, kind, k) for seed in s.seeds for m in s.methods for k in s.shots
-             for kind in (s.prompts if METHODS[m][1] or k else ('none',))]
+             for kind in (s.prompts if trains(m)[1] or k else ('none',))]
     return list(dict.fromkeys([j.parent for j in cells if j.parent]))+cells
 
 # %% ../nbs/72_table1.ipynb #3bcc0640
@@ -91,10 +92,16 @@ def _source(name, precision):
 
 def pretrain_config(s:Settings, job:Job):
     "How the pretraining run of a job (or the run itself) is trained; None if it has none"
-    from promptbench.pretrain import preset
     run = job if job.shots is None else job.parent
-    if run is None: return None
-    d = dict(at_scale(s, 'pretrain')); return preset(d.pop('preset'), method=run.method, prompt=run.prompt, seed=run.seed, **d)
+    return None if run is None else _config(to_json(at_scale(s, 'pretrain')), run, s.match, s.suite, at_scale(s, 'n_eval'), s.backbone, s.precision)
+
+@functools.lru_cache(maxsize=None)
+def _config(settings, run, match, suite, n_eval, backbone, precision):
+    "Settings of a run at the budget all share; counted once, since every key asks for it"
+    from promptbench.methods import matched, method_config
+    d = json.loads(settings); scale = d.pop('preset'); of = lambda m,p: method_config(m, p, scale=scale, seed=run.seed, **d)
+    if match=='examples': return of(run.method, run.prompt)
+    return matched(of(run.method, run.prompt), match, reference=of('T+P','shallow'), backbone=_source(backbone, precision)[0], tasks=_suite(suite, run.seed, n_eval).tasks(role='train'))
 
 def key(s:Settings, job:Job)->str:
     "Name of a job's result: changes with anything that could change its numbers"
@@ -127,14 +134,11 @@ def do_pretrain(s:Settings, job:Job, out, tick):
     "Continued pretraining into a checkpoint; a killed run goes on from its last step"
     from promptbench.ckpt import save_checkpoint
     from promptbench.inits import new_prompt
-    from promptbench.pretrain import METHODS, pretrain
-    t,_ = METHODS[job.method]; cfg = pretrain_config(s, job)
+    from promptbench.methods import run_method, share_done, trains
+    t,_ = trains(job.method); cfg = pretrain_config(s, job)
     source,_ = _source(s.backbone, s.precision); b = source.clone(); prompt = new_prompt(job.prompt, b, length=cfg.length, seed=job.seed)
     final = folder(out, s, job); steps = final.with_name(final.name+'.steps'); rows,t0 = [],time.time()
-    total = -(-(cfg.examples or 1)//cfg.batch_size) if cfg.examples else None
-    for row in pretrain(b, prompt, suite_of(s, job.seed).tasks(role='train'), cfg, folder=steps, every=100):
-        rows.append(row)
-        if total: tick(len(rows)/total)
+    for row in run_method(b, prompt, suite_of(s, job.seed).tasks(role='train'), cfg, folder=steps, every=100): rows.append(row); tick(share_done(cfg, row) or 0.)
     card = dict(job=asdict(job), config=asdict(cfg), parent=s.backbone, budget=rows[-1]['budget'], seconds=round(time.time()-t0,1), curve=_thin(rows))
     save_checkpoint(final, backbone=b, reference=None if t else s.backbone, prompt=prompt, card=card)
     shutil.rmtree(steps, ignore_errors=True)
@@ -208,7 +212,7 @@ def _give_back():
 
 def cost(s:Settings, job:Job)->float:
     "Rough work of a job, in examples passed forward; only for order and progress"
-    if job.shots is None: return 3*(pretrain_config(s, job).examples or 1_000_000)
+    if job.shots is None: return 3*(pretrain_config(s, job).examples or at_scale(s, 'pretrain').get('examples') or 1_000_000)
     tasks = len(suite_of(s, s.seeds[0]).tasks(role=s.role, limit=at_scale(s, 'templates')))
     return tasks*((at_scale(s, 'n_eval') or 300)*1.5+3*job.shots*at_scale(s, 'tune').get('steps', 100))
 

@@ -11,7 +11,7 @@ takes gradients, and the query losses of all tasks go backward together, so ever
 Memory: peak resident size of one step, each in a process of its own, above that of a multi-task step on as many examples as the
 query batches hold; the loop is `same forward`, so that clones and not kernels are compared. Small allocations go back to the
 system at once (MALLOC_* below), otherwise the figures would be the allocator's."""
-import copy, itertools, os, subprocess, sys
+import copy, itertools, os, subprocess, sys, time
 from functools import partial
 from common import device, interleave, middle, options, parser, ratio_of, report, small
 import torch
@@ -127,6 +127,11 @@ def memory(kind, side)->float:
     if r.returncode: raise SystemExit(r.stderr[-2000:])
     return float(r.stdout.split()[-1])
 
+def counted(f, out:list):
+    "`f`, noting the processor time it takes: on a machine with other work, steadier than the clock"
+    def g(): t = time.process_time(); f(); out.append(time.process_time()-t)
+    return g
+
 if __name__=='__main__':
     p = parser(__doc__); p.add_argument('--side', help='print the peak memory of one side and end'); p.add_argument('--kind', default='shallow', choices=['shallow','deep']); o = p.parse_args(); options()
     run = sides(o.kind, 'cpu' if o.side else device())
@@ -134,7 +139,9 @@ if __name__=='__main__':
     first = {k: f() for k,f in run.items() if k!='multitask'}; assert max(first.values())-min(first.values())<1e-3, first   # all sides compute the same thing
     figures = {}
     for name in [n for n in ('clones','same_forward','learn2learn') if n in run]:
-        a,t = interleave(run['ours'], run[name], warmup=0); r,spread = ratio_of(a, t); figures[f'ratio_{name}'] = r; figures[f'spread_{name}'] = spread; figures[f'seconds_ours_beside_{name}'] = middle(a)[0]; figures[f'seconds_{name}'] = middle(t)[0]
+        cpu = dict(ours=[], theirs=[]); a,t = interleave(counted(run['ours'], cpu['ours']), counted(run[name], cpu['theirs']), warmup=0); r,spread = ratio_of(a, t)
+        figures |= {f'ratio_{name}': r, f'spread_{name}': spread, f'seconds_ours_beside_{name}': middle(a)[0], f'seconds_{name}': middle(t)[0], f'processor_time_{name}': ratio_of(*cpu.values())[0]}
+        print(name, figures, file=sys.stderr, flush=True)
     head = 'clones' if 'clones' in run else 'same_forward'; ratio,spread = figures.pop(f'ratio_{head}'),figures.pop(f'spread_{head}')
     if device()=='cpu':
         mb = {s: memory(o.kind, s) for s in ('multitask','ours','same_forward','learn2learn')}; extra = {s: mb[s]-mb['multitask'] for s in mb}
