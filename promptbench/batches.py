@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['encode_texts', 'encode_examples', 'pad_ids', 'length_mask', 'Batch', 'make_batch', 'Packed', 'pack', 'cut_rows',
-           'mtl_order', 'mtl_batches']
+           'mtl_order', 'mtl_batches', 'fill']
 
 # %% ../nbs/14_batches.ipynb #ac078441
 from dataclasses import dataclass
@@ -174,3 +174,13 @@ def mtl_batches(
     for rows in mtl_order(pairs, batch_size=batch_size, seed=seed):
         picked = [pairs[i] for i in rows]
         yield make_batch(picked, multiple=multiple, pad=pad) if row_tokens is None else [pack([picked[i] for i in row]) for row in cut_rows(picked, row_tokens, extra=extra)]
+
+# %% ../nbs/14_batches.ipynb #4ce8e2c9
+def fill(
+    pairs, # (source ids, target ids) of every example
+    **order # batch_size and seed, as for `mtl_order`
+)->float: # Between 0 and 1
+    "Share of real tokens among the positions of padded batches"
+    if not len(pairs): return 1.
+    batches = [[(len(pairs[i][0]),len(pairs[i][1])) for i in rows] for rows in mtl_order(pairs, **order)]
+    return sum(s+t for b in batches for s,t in b)/sum(len(b)*sum(map(max, zip(*b))) for b in batches)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from .core import UserError, key_of, one_of, rng, to_json
 from .suite import render
-from .batches import mtl_batches
+from .batches import fill, mtl_batches
 from .backbone import fingerprint, freeze, unfreeze
 from .prompts import PROMPTS, NoPrompt
 from .dist import barrier, world
@@ -83,7 +83,7 @@ class PretrainConfig:
     mixture:str='even' # See `mixture`
     cap:int=500_000
     max_source:int=768; max_target:int=192 # Tokens kept
-    packed:bool|None=None # Rows without padding; None: wherever the backbone allows it
+    packed:bool|None=None # Rows without padding; None: where the backbone allows it and more than a quarter of padded rows would be empty
     row_tokens:int=4096 # Most source and target tokens of a packed row; pretrain's micro_tokens may lower it
     def __post_init__(self):
         one_of('method', self.method, METHODS); one_of('prompt', self.prompt, PROMPTS)
@@ -136,9 +136,12 @@ def _resume(folder, card, backbone, prompt, opt)->list[dict]:
     if other: raise UserError(f'{folder} holds the checkpoints of another run (other {", ".join(other)}); choose another folder, or remove it')
     return restore(path, backbone=backbone, prompt=prompt, optimizer=opt)['rows']
 
+PACK_BELOW = .75 # Share of real tokens in padded batches under which packing pays, measured on a CPU
+
 def _updates(backbone, prompt, pairs, config, micro_tokens):
     "The batches of every update, packed or padded"
-    packed = backbone.relative or backbone.causal if config.packed is None else config.packed
+    packed = config.packed
+    if packed is None: packed = (backbone.relative or backbone.causal) and fill(pairs, batch_size=config.batch_size, seed=config.seed)<PACK_BELOW
     extra = prompt.length if prompt.kind=='shallow' else 0; tokens = min(config.row_tokens, micro_tokens or config.row_tokens) if packed else None
     return mtl_batches(pairs, batch_size=config.batch_size, seed=config.seed, pad=backbone.tokenizer.pad_token_id or 0, row_tokens=tokens, extra=extra)
 

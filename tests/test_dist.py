@@ -37,7 +37,7 @@ def whole_run(folder):
     from test_pretrain import cell, suite
     from promptbench.pretrain import pretrain
     for stop in (5, None):
-        b,p,config = cell('T+P','shallow', row_tokens=40); rows = list(islice(pretrain(b, p, suite().tasks('train'), config, folder=folder, every=2), stop))
+        b,p,config = cell('T+P','shallow', packed=True, row_tokens=40); rows = list(islice(pretrain(b, p, suite().tasks('train'), config, folder=folder, every=2), stop))
     return [r['loss'] for r in rows],[x.detach() for x in [*b.model.parameters(), *p.parameters()]]
 
 def everything(folder):

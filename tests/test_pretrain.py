@@ -45,12 +45,21 @@ def test_losses_have_not_moved(method, prompt, packed):
     want = [float(x) for x in golden_file(method, prompt, packed).read_text().split()]
     assert len(want)==10 and losses(method, prompt, packed=packed)==pytest.approx(want, abs=1e-4)
 
+def test_packing_is_chosen_where_padding_would_waste_a_quarter():
+    import promptbench.pretrain as page
+    def kind(lengths, **changes):
+        pairs = [([5]*n+[1],[6,1]) for n in lengths]; b = random_backbone(WORDS); config = PretrainConfig(prompt='shallow', batch_size=4, **changes)
+        return next(iter(page._updates(b, new_prompt('shallow', b, length=3, seed=0), pairs, config, None)))
+    alike,uneven = [10]*16,[2,40]*8
+    assert not isinstance(kind(alike), list) and isinstance(kind(uneven[:4]), list)
+    assert isinstance(kind(alike, packed=True), list) and not isinstance(kind(uneven[:4], packed=False), list)
+
 @pytest.mark.parametrize('method,prompt', CELLS)
 def test_packed_equals_padded(method, prompt):
     "Without dropout, up to rounding, as long as rounding has not been blown up by the optimiser"
     def run(**changes):
         b,p,config = cell(method, prompt, dropout=0., examples=40, **changes); rows = list(pretrain(b, p, suite().tasks('train'), config)); return rows,[*b.model.parameters(),*p.parameters()]
-    (a,_),(b,_),(c,_) = run(packed=False),run(row_tokens=30),run()
+    (a,_),(b,_),(c,_) = run(packed=False),run(packed=True, row_tokens=30),run(packed=True)
     assert [r['loss'] for r in b]==pytest.approx([r['loss'] for r in a], abs=2e-4) and [r['loss'] for r in c]==pytest.approx([r['loss'] for r in a], abs=2e-4)
     for x,y,z in zip(a, b, c):
         assert x['examples']==y['examples']==z['examples'] and x['tokens']==y['tokens']==z['tokens']==y['positions']==z['positions']<=x['positions']
