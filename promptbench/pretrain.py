@@ -96,7 +96,7 @@ class PretrainConfig:
 # %% ../nbs/35_pretrain.ipynb #7ce20260
 PRESETS = {
     'paper': dict(length=20, examples=None, batch_size=4096, lr=1e-3, dropout=.1, mixture='proportional'),
-    'tiny':  dict(length=10, examples=40_000, batch_size=64, lr=3e-4, dropout=0., prompt_lr=1e-3),
+    'tiny':  dict(length=10, examples=36_000, batch_size=64, lr=3e-4, dropout=0., prompt_lr=1e-3),
 }
 
 def preset(

@@ -20,7 +20,7 @@ from .suite import load_suite
 
 # %% ../nbs/72_table1.ipynb #09084b5a
 SCALES = {  # one dial: how much of everything
-    'tiny':  dict(pretrain=dict(preset='tiny'), tune=dict(steps=100, lr=1e-3), n_eval=150, templates=None),
+    'tiny':  dict(pretrain=dict(preset='tiny'), tune=dict(steps=100, lr=1e-3), n_eval=150, templates=2),
     'quick': dict(pretrain=dict(preset='tiny', examples=1280), tune=dict(steps=10, lr=1e-3), n_eval=20, templates=1),
     'paper': dict(pretrain=dict(preset='paper'), tune=dict(steps=100, lr=1e-3, dropout=.1), n_eval=None, templates=None),
 }
