@@ -156,7 +156,11 @@ def draw_shots(
     if len(out)<k: raise UserError(f'{task.name} must have {k} training examples for {k} shots, but only {len(out)} render; ask for at most {len(out)}')
     return out
 
-# %% ../nbs/10_suite.ipynb #39cd48d4
+# %% ../nbs/10_suite.ipynb #f7c1052f
+def _spread(items, n):
+    "At most `n` of `items`, the first among them, evenly spread"
+    return items if n is None or n>=len(items) else [items[i*len(items)//n] for i in range(n)]
+
 class Suite:
     "Datasets under one name; its tasks are every dataset through every one of its templates"
     def __init__(self, name:str, datasets,
@@ -172,13 +176,13 @@ class Suite:
     def tasks(self,
         role:str|None=None, # 'train', 'eval' or 'dev'
         *, cluster=None, dataset=None, # A name, or a list of names
-        limit:int|None=None # At most this many templates of each dataset, in the order of the file
+        limit:int|None=None # At most this many templates of each dataset, spread evenly over its list, which often goes from plain to odd
     )->list[Task]:
         "The tasks that fit all that is asked; an unknown name raises `UserError`"
         if role is not None: one_of('role', role, ROLES)
         clusters,names = _wanted(self, 'cluster', cluster), _wanted(self, 'dataset', dataset)
         data = [d for d in self.datasets if role in (None,d.role) and d.cluster in clusters and d.name in names]
-        return [self._tasks[f'{d.name}/{t.name}'] for d in data for t in d.templates[:limit]]
+        return [self._tasks[f'{d.name}/{t.name}'] for d in data for t in _spread(d.templates, limit)]
     def task(self, name:str)->Task: return self._tasks[one_of('task', name, self._tasks)]
     def describe(self)->list[dict]: return describe(self)
     def fingerprint(self)->str: return fingerprint(self)
