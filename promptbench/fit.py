@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import nn, Tensor
 from .core import UserError, seed_of
-from .batches import Batch
+from .batches import Batch, Packed
+from .budget import TokenBudget
 from .packed import target_nll
 from .dist import share, sum_over, world
 
@@ -149,16 +150,19 @@ def fit(
     batches, # One update each: a `Batch`, or a list of the pieces of one
     nll, # Function from a piece to the negative log-likelihood of each target token
     opt, # An `Adafactor`; its `lead` says whether batches hold a bank
-    *, micro_tokens:int|None=None, # Most padded tokens in memory at a time; the result does not depend on it
+    *, micro_tokens:int|None=None, # Most padded tokens in memory at a time; the result does not depend on it, and less is taken when memory runs out
     seed:int=0, # Of dropout
     start:int=0 # Number of the first step, when a run goes on
 ):
     "One update per batch, yielding a row after each; raises `UserError` before a loss that is not finite can do harm"
-    n = len(opt) if opt.lead else 0; began = time.perf_counter(); dev = opt.params[0].device
+    n = len(opt) if opt.lead else 0; began = time.perf_counter(); dev = opt.params[0].device; budget = TokenBudget(micro_tokens)
     for step,batch in enumerate(batches, start):
-        parts = [b.to(dev) for b in batch] if isinstance(batch, list) else micro_batches(batch.to(dev), micro_tokens)
-        opt.zero_grad()
-        loss_N = backward(parts, nll, n, (seed, step)); _sum_gradients(opt.params, loss_N)
+        given = [b.to(dev) for b in batch] if isinstance(batch, list) else micro_batches(batch.to(dev), micro_tokens)
+        def work(tokens):
+            opt.zero_grad(); parts = given if tokens==micro_tokens else [c for b in given for c in _smaller(b, tokens)]
+            return parts,backward(parts, nll, n, (seed, step))
+        parts,loss_N = budget.run(work, max(b.positions for b in given)) if world().size==1 else work(micro_tokens)
+        _sum_gradients(opt.params, loss_N)
         losses = loss_N.tolist()
         if not all(map(math.isfinite, losses)): raise UserError(f'the loss must stay finite, got {losses} at step {step}; lower the learning rate, or train in fp32')
         norms = opt.step().reshape(-1).tolist()
@@ -166,6 +170,16 @@ def fit(
                    tokens=sum(b.tokens for b in parts), positions=sum(b.positions for b in parts), seconds=time.perf_counter()-began)
         yield row|dict(losses=losses, grad_norms=norms) if n else row
     opt.zero_grad()
+
+def _smaller(piece, tokens:int)->list:
+    "A piece cut into runs of examples of at most `tokens` each"
+    if isinstance(piece, Batch): return micro_batches(piece, tokens)
+    s,u = piece.src_len_B,piece.tgt_len_B; runs,used = [0],0
+    for i,k in enumerate((s+u).tolist()):
+        if i and used+k>tokens: runs.append(i); used = 0
+        used += k
+    cut = lambda t,n_B,a,b: t[int(n_B[:a].sum()):int(n_B[:b].sum())]
+    return [Packed(cut(piece.src_T,s,a,b), cut(piece.tgt_U,u,a,b), s[a:b], u[a:b], piece.index_B[a:b]) for a,b in zip(runs, runs[1:]+[len(s)])]
 
 def _sum_gradients(params, loss_N):
     "Over all processes; a process that had no piece adds zeros"

@@ -96,3 +96,24 @@ def test_what_counts(error, yes): assert out_of_memory(error) is yes
 
 def test_no_torch_needed():
     assert subprocess.run([sys.executable,'-c','import sys, promptbench.budget; print("torch" in sys.modules)'], capture_output=True, text=True, check=True).stdout.strip()=='False'
+
+@pytest.mark.parametrize('packed', [False,True])
+def test_an_update_of_training_is_done_again_in_smaller_pieces(backbone, packed):
+    "Padded and packed updates: the same losses and weights as with room for all, one warning, and the smaller pieces stay"
+    from promptbench.batches import make_batch, pack
+    from promptbench.backbone import unfreeze
+    from promptbench.fit import Adafactor, fit, token_nll
+    pairs = backbone.pairs([e for t in TASKS for e in t]); updates = [[pack(pairs[i:i+8])] if packed else make_batch(pairs[i:i+8]) for i in (0,8,16)]
+    def go(room):
+        b = unfreeze(backbone.clone()); real,pieces = token_nll(b),[]
+        def nll(piece):
+            out = real(piece)
+            if piece.positions>room: raise torch.OutOfMemoryError('CUDA out of memory')
+            pieces.append(piece.positions); return out
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always'); rows = list(fit(updates, nll, Adafactor(b.model.parameters(), 1e-3)))
+        return rows,[p.detach() for p in b.model.parameters()],pieces,[w for w in said if 'memory ran out' in str(w.message)]
+    whole,a,some,no = go(10**6); cut,b,more,said = go(70)
+    assert len(some)==3 and not no and len(more)>=6 and max(more)<=70 and len(said)==1
+    for x,y in zip(whole, cut, strict=True): assert x['loss']==pytest.approx(y['loss'], abs=1e-5) and x['tokens']==y['tokens'] and x['examples']==y['examples']
+    for x,y in zip(a, b): torch.testing.assert_close(x, y, atol=2e-4, rtol=0)
