@@ -262,7 +262,7 @@ def plot_claims(
         e = d[d.verdict==v]
         if len(e): traces.append(dots(v, e.estimate, e.index, colour, symbol, text=[text[i] for i in e.index], edge=dict(width=2, color=colour), error_x=bars(e.estimate,e.lo,e.hi,colour)))
     labels = [f'{short(a)} − {short(b)}  <b>{c}{"†" if lost and lost[i] else ""}</b>' for i,(a,b,c) in enumerate(zip(d.left,d.right,d.claim))]
-    return go.Figure(traces, layout(title, 150+27*len(d), left=max(201, min(420, 12+7*max(len(t)-7 for t in labels))), shapes=[box(a, b, i-.42, i+.42, SHADE) for i,(a,b) in enumerate(sides)], yaxis=rows_axis(labels),
+    return go.Figure(traces, layout(title, 150+27*len(d), left=max(201, min(440, 16+7.5*max(len(t)-7 for t in labels))), shapes=[box(a, b, i-.42, i+.42, SHADE) for i,(a,b) in enumerate(sides)], yaxis=rows_axis(labels),
         xaxis=dict(title='difference in ARG, points (left cell − right cell)', range=[-reach,reach], zeroline=True, zerolinewidth=2)))
 
 # %% ../nbs/60_plots.ipynb #857e512e
