@@ -250,7 +250,7 @@ def _waves(backbone, batch, config, step:int, tokens:int|None)->tuple:
     ids = iter(backbone.pairs([e for _,examples in batch for e in examples], max_source=config.max_source, max_target=config.max_target))
     pairs = [list(islice(ids, len(examples))) for _,examples in batch]; B,K = config.batch_size,config.steps
     for i,p in enumerate(pairs): rng('support', config.seed, step, i).shuffle(p)
-    cut = lambda part: _pieces(part, tokens or (131072 if backbone.device.type=='cuda' else 1024), backbone.device, backbone.tokenizer.pad_token_id or 0)
+    cut = lambda part: _pieces(part, tokens or (131072 if backbone.device.type=='cuda' else 4096), backbone.device, backbone.tokenizer.pad_token_id or 0)
     waves = []
     for a in range(0, len(pairs), config.lanes or len(pairs)):
         every = pairs[a:a+(config.lanes or len(pairs))]; mine = [p for _,p in share(every)]; part = mine or every[:1]
@@ -296,7 +296,7 @@ def meta_train(
     config:MetaConfig,
     *, folder=None, # Where to keep checkpoints; a run found there goes on
     every:int=100, # Updates between two checkpoints
-    micro_tokens:int|None=None, # Most padded tokens in memory at a time; None: 1024 on a CPU, 131072 on a GPU. The result does not depend on it
+    micro_tokens:int|None=None, # Most padded tokens in memory at a time; None: 4096 on a CPU, 131072 on a GPU. The result does not depend on it
     before:bool=False # Also report the query loss without adaptation: an extra forward pass, not counted in the budget
 ):
     "Train as `config` says, yielding a row per outer update with the budget spent so far"
