@@ -9,7 +9,8 @@ compared. `learn2learn`: the loop of that library's documentation on our forward
 takes gradients, and the query losses of all tasks go backward together, so every clone lives to the end.
 
 Memory: peak resident size of one step, each in a process of its own, above that of a multi-task step on as many examples as the
-query batches hold; the loop is `same forward`, so that clones and not kernels are compared. Small allocations go back to the
+query batches hold; the loop is `same forward`, so that clones and not kernels are compared, and ours
+and the multi-task step work in pieces as large as the loop's batches, so that it is not activations that are compared. Small allocations go back to the
 system at once (MALLOC_* below), otherwise the figures would be the allocator's."""
 import copy, itertools, os, subprocess, sys, time
 from functools import partial
@@ -18,6 +19,7 @@ import torch
 
 TASKS,STEPS,BATCH,LENGTH = (16,7,16,20) if '--small' not in sys.argv else (3,2,4,4)
 LR = 1e-3
+PIECE = 26*BATCH if '--side' in sys.argv else None # For memory, as many tokens as one of the loop's batches has on average; for time, the default
 MALLOC = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='131072', MALLOC_TRIM_THRESHOLD_='131072')
 
 def setting(kind='shallow', dev='cpu'):
@@ -43,7 +45,7 @@ def update(opt, grads):
 def ours(b, p, c, draws, opt):
     from promptbench.fit import token_nll
     from promptbench.meta import _waves, direction
-    (T,P),row,_ = direction(partial(token_nll, b), b.model.parameters(), p, _waves(b, draws, c, 0, None)[0], c); update(opt, T+P)
+    (T,P),row,_ = direction(partial(token_nll, b), b.model.parameters(), p, _waves(b, draws, c, 0, PIECE)[0], c); update(opt, T+P)
     return row['loss']
 
 def our_loss(b, p, pairs):
@@ -97,7 +99,7 @@ def multitask(b, p, pairs, opt):
     "One step on as many examples as the query batches hold, cut as ours is"
     from promptbench.fit import backward, token_nll
     from promptbench.meta import _pieces
-    parts = _pieces([x[-BATCH:] for x in pairs], 1024, b.device, 0); loss = backward(parts, token_nll(b, p)).item(); opt.step(); opt.zero_grad()
+    parts = _pieces([x[-BATCH:] for x in pairs], PIECE or 4096, b.device, 0); loss = backward(parts, token_nll(b, p)).item(); opt.step(); opt.zero_grad()
     return loss
 
 def sides(kind, dev):
