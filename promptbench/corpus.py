@@ -11,8 +11,10 @@ import re
 from collections import Counter
 from random import Random
 from .core import data_dir, rng
-from .microworld import (build, world, fact, say, falsify, scene, claim, ask, options, other, text, pronoun, story, stray_step, event,
-                                    knowledge, review, news, sense_pair, word_kinds)
+from .facts import (world, fact, say, falsify, scene, claim, crowd, ask, options, other, text, pronoun, story, stray_steps, event, move,
+                               knowledge, review, news, sense_pair, word_kinds)
+from .records import SHARED
+from .microworld import build
 
 # %% ../nbs/15_corpus.ipynb #a99803e3
 VERDICTS = ('wrong','right','unclear')
@@ -36,36 +38,68 @@ def verify(
 
 # %% ../nbs/15_corpus.ipynb #5ad9f496
 def same(r:Random, level:int)->tuple[str,str]:
-    "Do two sentences tell the same fact?"
+    "Do two sentences tell the same fact? At level 3, are two people alike?"
+    if level==3: return _alike(r)
     f = fact(r); l = r.randrange(2); g = f if l else falsify(r, f)
     if level==2 and r.random()<.3: f = fact(r, 'gave'); g = f if l else {**f, 'p':f['q'], 'q':f['p']}
     i = r.randrange(2); x,y = (say(r, f, 0, i),say(r, g, 0, i)) if level==0 else (say(r, f, .3),say(r, g, .6))
     return text(x, y)+' '+r.choice(['What the two sentences tell is','The second fact is','In meaning they are']), 'same' if l else 'other'
+
+def _alike(r:Random)->tuple[str,str]:
+    kind = r.choice(list(SHARED)); fs = crowd(r, kind, SHARED[kind][0], 3, 2); l = r.randrange(2)
+    a,b = [f for f in fs if f['alike']],next(f for f in fs if not f['alike']); x,y = a if l else r.sample([r.choice(a), b], 2)
+    told = text(*(say(r, f, 0) for f in fs))
+    if r.random()<.3: return told+' The one apart from the others is', b['p']
+    return told+f" In this {x['p']} and {y['p']} are", 'same' if l else 'other'
 
 def lookup(r:Random, level:int)->tuple[str,str]:
     "Find the word of the passage that answers a question"
     fs,passage = scene(r, level+1); q,a,_ = ask(r, r.choice(fs), 'seek'); p = r.choice(world()['people'])
     return passage+' '+r.choice([f'{p} asked {q}. It was', f'{p} wanted to know {q}. The answer was', f'Now we know {q}:']), a
 
-def choose(r:Random, level:int)->tuple[str,str]:
-    "Find the option that fits what is told or known; from level 2 on, give its number"
-    if r.random()<.3: given = ''; _,a,pool,_,q = knowledge(r)
-    else: fs,given = scene(r, 1 if level<3 else None); q,a,pool = ask(r, r.choice(fs), 'seek')
-    opts = options(r, a, pool, 2 if level==0 else r.choice([2,3])); p = r.choice(world()['people'])
-    if level>=2 and r.random()<.6:
-        listed = ', '.join(f'{i+1}: {o}' for i,o in enumerate(opts))
-        return f'{given} {p} asked {q}. {listed}. It was number'.strip(), str(opts.index(a)+1)
-    return f"{given} {p} asked {q}: {', '.join(opts[:-1])} or {opts[-1]}? It was".strip(), a
+def _pick(r:Random, opts:list[str], a:str, busy:str, lead:str)->tuple[str,str]:
+    "A choice by number, by place or by the name of who said it"
+    i = opts.index(a); k = r.random()
+    if k<.45: return ', '.join(f'{j+1}: {o}' for j,o in enumerate(opts))+f'. {lead} number', str(i+1)
+    if k<.6: return f"{', '.join(opts[:-1])} or {opts[-1]}. {lead} the", ('first','second','third','fourth')[i]
+    names = r.sample([p for p in world()['people'] if p not in busy and p not in opts], len(opts))
+    return ', '.join(f'{p} said {o}' for p,o in zip(names,opts))+f'. {lead} what was said by', names[i]
 
-# %% ../nbs/15_corpus.ipynb #1e65423a
+def choose(r:Random, level:int)->tuple[str,str]:
+    "Find the option that fits what is told or known: its mark, itself, and then its mark from a passage"
+    w = world(); p = r.choice(w['people'])
+    if level==0:
+        pool = w['pools'][r.choice('p,pl,c,o,f,j'.split(','))]; a = r.choice(pool); opts = options(r, a, pool, r.choice([2,3]))
+        return _pick(r, opts, a, '', f'Here {a} is')
+    if r.random()<.25: given = ''; _,a,pool,_,q = knowledge(r)
+    else: fs,given = scene(r, 1 if level<3 else None); q,a,pool = ask(r, r.choice(fs), 'seek')
+    opts = options(r, a, pool, r.choice([2,3]))
+    if level==1 or r.random()<.3: return f"{given} {p} asked {q}: {', '.join(opts[:-1])} or {opts[-1]}? It was".strip(), a
+    t,x = _pick(r, opts, a, given, 'It was')
+    return f'{given} {p} asked {q}. {t}'.strip(), x
+
+# %% ../nbs/15_corpus.ipynb #d077d07a
+def _part(r:Random)->tuple[str,str]:
+    "Who did it and who it befell; who has the thing now"
+    if r.random()<.4:
+        m = move(r); now = r.random()<.5; p = pronoun(m['a'])
+        if r.random()<.5: return text(m['v'], f"now {p} {'has' if now else 'no longer has'} the {m['o']}")+f' Here {p} is', m['now' if now else 'before']
+        return text(m['v'])+f" The {m['o']} is now {'' if now else 'no longer '}with", m['now' if now else 'before']
+    e = event(r, True); return text(e['v'])+f" The one who {e['part']} is", e['who']
+
 def refer(r:Random, level:int)->tuple[str,str]:
-    "Who is meant: named, then told by gender, then by the reason alone"
-    e = event(r, (None,False,True,True)[level]); p = pronoun(e['who']); P = p.capitalize()
-    if level==0: return text(f"{e['v']} because {e['who']} {e['reason']}")+f" The one who {e['reason']} was", e['who']
-    s = text(f"{e['v']} because {p} {e['reason']}")
-    if level==3 and r.random()<.5:
-        l = r.randrange(2); q = r.choice(world()['people'])
-        return s+r.choice([f" {q} thought of {e['who'] if l else e['whom']}. {q} was", f" That {e['who'] if l else e['whom']} {e['reason']} is"]), VERDICTS[l]
+    "Who is meant: named or told by gender, by the part somebody had, by the reason; then whether a name is right"
+    if level==1: return _part(r)
+    e = event(r, (None,None,True,True)[level] if r.random()<.6 or level>1 else False); p = pronoun(e['who']); P = p.capitalize(); said = []
+    if level==0 and pronoun(e['a'])==pronoun(e['b']): return text(f"{e['v']} because {e['who']} {e['reason']}")+f" The one who {e['reason']} was", e['who']
+    if level>1 and r.random()<.35: said = [f"{e['who']} {e['reason']}", f"{e['whom']} {event(r)['reason']}"]; r.shuffle(said)
+    if len({x.split(' ',1)[1] for x in said})==1: said = []
+    s = text(*said, f"{e['v']} because {p} {e['reason']}")
+    if level==3 and r.random()<.6:
+        l = r.randrange(2); q = r.choice(world()['people']); n = e['who'] if l else e['whom']
+        return s+r.choice([f' {q} thought of {n}. {q} was', f" That {n} {e['reason']} is", f' Here {p} is {n}. This is']), VERDICTS[l]
+    if level==3 and r.random()<.4:
+        opts = options(r, e['who'], [e['a'],e['b']], 2); t,x = _pick(r, opts, e['who'], s, f'Here {p} is'); return f'{s} {t}', x
     return s+r.choice([f' Here {p} is', f" The one who {e['reason']} was", f' {P} was']), e['who']
 
 def sense_of(r:Random, level:int)->tuple[str,str]:
@@ -77,16 +111,16 @@ def sense_of(r:Random, level:int)->tuple[str,str]:
     return text(d['s1'], d['s2'])+r.choice([f' The two kinds of {w} are', f' In meaning the second {w} is']), 'same' if d['label'] else 'other'
 
 def order(r:Random, level:int)->tuple[str,str]:
-    "How a story goes on, in full, out of two, or by number"
-    s = story(r); i = r.randrange(1,4); a = s['steps'][i]; told = text(*s['steps'][max(0,i-r.choice([1,2,3])):i])
-    if level==0:
-        if r.random()<.6: return told+' '+r.choice(['Next,','After that','So']), a
-        return text(a)[:-1]+' because', s['steps'][i-1]
-    back = level==2 and r.random()<.4
-    if back: told,a = text(a), s['steps'][i-1]
-    opts = options(r, a, [a, stray_step(r, s)], 2); lead = 'Before that' if back else 'The story went on'
-    if level==2 and r.random()<.5: return f'{told} {lead}: 1: {opts[0]}, 2: {opts[1]}. It was number', str(opts.index(a)+1)
-    return f'{told} {lead}: {opts[0]} or {opts[1]}? It was that', a
+    "How a story goes on or how it came to it: in full, then right or wrong, then out of two, by number or by name"
+    s = story(r); back = r.random()<.35; i = r.randrange(3) if back else r.randrange(1,4); a = s['steps'][i]
+    told = text(s['steps'][i+1]) if back else text(*s['steps'][max(0,i-r.choice([1,2,3])):i])
+    if level==0: return (told[:-1]+' because' if back else told+' '+r.choice(['Next,','After that','So'])), a
+    lead = r.choice(['Before that','The cause was that','It came to this when']) if back else r.choice(['The story went on','The effect was that','In the end'])
+    x = stray_steps(r, s, i)[0]; l = r.randrange(2)
+    if level==1: q = other(r, world()['people'], s['p']); return f"{told} {q} said: {lead.lower()} {a if l else x}. {q} was", VERDICTS[l]
+    opts = options(r, a, [a,x], 2)
+    if r.random()<.2: return f'{told} {lead}: {opts[0]} or {opts[1]}? It was that', a
+    t,y = _pick(r, opts, a, s['p'], f'{lead}:'); return f'{told} {t}', y
 
 # %% ../nbs/15_corpus.ipynb #63462b5f
 def know(r:Random, level:int)->tuple[str,str]:
@@ -95,7 +129,10 @@ def know(r:Random, level:int)->tuple[str,str]:
     if level==0: return r.choice([text(s.format(''))[:-1].strip(), f'{p} asked {clause}. It was']), a
     l = r.randrange(2)
     if level==1:
-        if r.random()<.3: m = word_kinds(); k = r.choice(list(m)); return f'A word like {r.choice(m[k])} is the name of a', k
+        if r.random()<.25: m = word_kinds(); k = r.choice(list(m)); return f'A word like {r.choice(m[k])} is the name of a', k
+        if r.random()<.35:
+            m = word_kinds(); k = r.choice(list(m)); x = r.choice(m[k]); y = other(r, m[k if l else other(r, m, k)], x)
+            return f'{x} and {y}. As words they are', 'same' if l else 'other'
         return f"{p} said that {s.format(a if l else other(r, pool, a))}. {p} was", VERDICTS[l]
     w = world(); j = r.choice(list(w['jobs'])); i = r.randrange(2); x = w['jobs'][j][i]; y = x if l else other(r, sorted({v[i] for v in w['jobs'].values()}), x)
     n = r.choice(w['people']); does = (f'{n} works in the ',f'{n} uses a ')[i]
@@ -110,7 +147,7 @@ def feel(r:Random, level:int)->tuple[str,str]:
     s = story(r); told = text(*s['steps'][r.randrange(2):])
     return (told+f" In the end {s['p']} felt", s['feeling']) if k<.85 else (told+' The story is called', s['title'])
 
-SKILLS = dict(verify=(verify,4), same=(same,3), lookup=(lookup,3), choose=(choose,4), refer=(refer,4), sense=(sense_of,3), order=(order,3), know=(know,3), feel=(feel,1))
+SKILLS = dict(verify=(verify,4), same=(same,4), lookup=(lookup,3), choose=(choose,4), refer=(refer,4), sense=(sense_of,3), order=(order,3), know=(know,3), feel=(feel,1))
 
 # %% ../nbs/15_corpus.ipynb #9e870906
 def small_talk(r:Random)->str:
@@ -140,7 +177,7 @@ def vocabulary(
     "Every word of the world, its exercises and its templates, with counts from a sample"
     pieces = lambda s: re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]", s.lower()); c = Counter()
     for i in range(n): c.update(pieces(prose(rng('vocabulary', i))))
-    for t in build(seed=0, n_eval=60, n_train=60).tasks():
+    for t in build(seed=0, n_eval=60, n_train=60).tasks()+build(seed=0, n_train=20, family=90).tasks(role='train'):
         for ex in t.examples('validation', 40): c.update(pieces(ex.source+' '+ex.target+' '+' '.join(ex.choices or ())))
-    for f in ('world.yaml','templates.yaml'): c.update({w:1 for w in pieces(re.sub(r'#.*', '', data_dir('microworld', f).read_text()))})
+    for f in ('world.yaml','templates.yaml','frames.yaml'): c.update({w:1 for w in pieces(re.sub(r'#.*', '', data_dir('microworld', f).read_text()))})
     return dict(sorted(c.items(), key=lambda x:(-x[1],x[0])))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SENTINELS', 'SPECIAL', 'MASTERED', 'WINDOW', 'PATIENCE', 'WEIGHT', 'BLOCK', 'build_tokenizer', 'LMConfig',
-           'tiny_backbone', 'span_corruption', 'continuation', 'add_noise', 'Curriculum', 'prose_pairs', 'skill_pairs',
-           'rate', 'Reader', 'lm_loss', 'lm_optimizer', 'lm_pretrain', 'make_backbone']
+           'tiny_backbone', 'look_around', 'span_corruption', 'continuation', 'add_noise', 'Curriculum', 'prose_pairs',
+           'skill_pairs', 'rate', 'Reader', 'lm_loss', 'lm_optimizer', 'lm_pretrain', 'make_backbone']
 
 # %% ../nbs/34_lm.ipynb #38a541a5
 import json, math, shutil
@@ -64,7 +64,15 @@ def tiny_backbone(cfg:LMConfig, tokenizer)->Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of('new backbone', cfg.seed)); m = T5ForConditionalGeneration(c)
     with torch.no_grad(): m.shared.weight.mul_(cfg.d_model**-.5)
+    look_around(m)
     return Backbone('tiny', m, tokenizer, precision=cfg.precision)
+
+def look_around(m):
+    "Let the first encoder heads begin with the word before, the word after and the words just before; the others start as in T5"
+    bias = m.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight; half = bias.shape[0]//2 # buckets of what comes before, then of what comes after
+    with torch.no_grad():
+        for head,bucket,add in ((0,1,4.),(1,half+1,4.),(2,2,3.),(2,1,2.)):
+            if head<bias.shape[1]: bias[bucket,head] += add
 
 # %% ../nbs/34_lm.ipynb #88b6f289
 def span_corruption(
@@ -98,7 +106,7 @@ def add_noise(src:list[int], r:Random, vocab:int)->list[int]:
 MASTERED = .8 # share right over the last `WINDOW` exercises of a level before the next one opens
 WINDOW = 300
 PATIENCE = 10_000 # exercises of a level after which the next one opens anyway
-WEIGHT = dict(verify=2.) # skills that most tasks rest on; the others weigh 1
+WEIGHT = dict(verify=2., choose=1.5, refer=1.5, order=1.5) # skills that most tasks rest on; the others weigh 1
 
 class Curriculum:
     "Which exercise comes next: weak skills more often, a new level when the last is mastered or patience ends"
