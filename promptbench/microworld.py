@@ -20,8 +20,8 @@ from .templates import Template
 WAYS = frozenset('choices options numbered number order said names who guess label name title topic'.split()) # fields that only arrange an instance
 
 def mark(d:dict)->int:
-    "A number that names what a record asks, whatever the order of its choices"
-    return zlib.crc32('\x1f'.join(str(d[k]) for k in sorted(d) if k not in WAYS).encode())
+    "A number that names what a record asks, whatever the order of its choices and the names of its fields"
+    return zlib.crc32('\x1f'.join(sorted(str(v) for k,v in d.items() if k not in WAYS)).encode())
 
 def allowed(
     d:dict, # A record

@@ -42,11 +42,12 @@ def seek(
 def check(
     r:Random, labels:int=2, # 2: no, yes; 3: no, yes, not told
     kind:str|None=None, n:int|None=None,
-    synonyms:float=.6 # Chance that a word is called by its other name in the claim
-)->dict: # passage, claim (without full stop), question, label
+    synonyms:float=.6, # Chance that a word is called by its other name in the claim
+    asked:bool=False # As a question instead of a claim
+)->dict: # passage, claim (without full stop) or question, label
     "Does a claim hold?"
     label = r.randrange(labels); fs,passage = scene(r, n, kind if label<2 else None, kind if label==2 else None); c = claim(r, fs, label, kind)
-    return dict(passage=passage, claim=say(r, c, synonyms), question=yesno(r, c), label=label)
+    return dict(passage=passage, **(dict(question=yesno(r, c)) if asked else dict(claim=say(r, c, synonyms))), label=label)
 
 def match(
     r:Random, kind:str|None=None,
@@ -184,7 +185,7 @@ def sense(r:Random)->dict: d = sense_pair(r); return dict(word=d['word'], s1=tex
 # %% ../nbs/07_records.ipynb #8a7d7dec
 def _fields(d:dict, **names)->dict: return {new:d[old] for new,old in names.items()}
 def _claim(labels:int, premise:str, said:str, field:str='claim', synonyms:float=.6):
-    return lambda r: _fields(check(r, labels, synonyms=synonyms), **{premise:'passage', said:field, 'label':'label'})
+    return lambda r: _fields(check(r, labels, synonyms=synonyms, asked=field=='question'), **{premise:'passage', said:field, 'label':'label'})
 
 MAKE = dict(
     find=seek, pick=lambda r: seek(r, k=3), reason_of=who_did, common=known, feelings=feelings, recall=lambda r: _fields(known(r), question='question', answer='answer'), guess=lambda r: _fields(known(r), question='question', guess='guess', label='label'),
