@@ -106,9 +106,9 @@ def ending(r:Random, place:int, k:int)->dict: # context, answer and `k` choices
 
 def feelings(r:Random)->dict:
     "How somebody feels at the end of a story"
-    s = story(r); moods = [x[2] for x in world()['scripts']]; choices = {s['feeling']}
-    while len(choices)<3: choices.add(r.choice(moods))
-    choices = sorted(choices); r.shuffle(choices)
+    scripts = world()['scripts']; three = r.sample(range(len(scripts)), 3)
+    while len({scripts[i][2] for i in three})<3: three = r.sample(range(len(scripts)), 3)
+    s = story(r, three[0]); choices = [scripts[i][2] for i in three]; r.shuffle(choices)
     return listed(r, dict(passage=text(*s['steps'][r.randrange(3):]), question=f"How does {s['p']} feel?", answer=s['feeling']), choices, (s['p'],))
 
 def titled(r:Random)->dict: # text, answer, title (right or not), label

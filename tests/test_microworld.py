@@ -30,7 +30,7 @@ def test_no_template_and_no_generator_serves_two_roles(world):
 
 def test_the_same_seed_gives_the_same_bytes():
     text = json.dumps([draw(n, 20, seed=3, split='validation') for n in sorted(MAKE)], sort_keys=True)
-    assert hashlib.sha256(text.encode()).hexdigest()[:16]=='651e400790251049', 'the generator gives other records: every committed number is void'
+    assert hashlib.sha256(text.encode()).hexdigest()[:16]=='b9df406c3755420b', 'the generator gives other records: every committed number is void'
 
 plain = lambda s: re.sub(r'[^a-z0-9]+', ' ', s.lower()).strip()
 
