@@ -57,11 +57,11 @@ def lookup(r:Random, level:int)->tuple[str,str]:
     fs,passage = scene(r, level+1); q,a,_ = ask(r, r.choice(fs), 'seek'); p = r.choice(world()['people'])
     return passage+' '+r.choice([f'{p} asked {q}. It was', f'{p} wanted to know {q}. The answer was', f'Now we know {q}:']), a
 
-def _pick(r:Random, opts:list[str], a:str, busy:str, lead:str)->tuple[str,str]:
-    "A choice by number, by place or by the name of who said it"
+def _pick(r:Random, opts:list[str], a:str, busy:str, lead:str, place:float=.15)->tuple[str,str]:
+    "A choice by number, by place (at this chance) or by the name of who said it"
     i = opts.index(a); k = r.random()
     if k<.45: return ', '.join(f'{j+1}: {o}' for j,o in enumerate(opts))+f'. {lead} number', str(i+1)
-    if k<.6: return f"{', '.join(opts[:-1])} or {opts[-1]}. {lead} the", ('first','second','third','fourth')[i]
+    if k<.45+place: return f"{', '.join(opts[:-1])} or {opts[-1]}. {lead} the", ('first','second','third','fourth')[i]
     names = r.sample([p for p in world()['people'] if p not in busy and p not in opts], len(opts))
     return ', '.join(f'{p} said {o}' for p,o in zip(names,opts))+f'. {lead} what was said by', names[i]
 
@@ -69,8 +69,8 @@ def choose(r:Random, level:int)->tuple[str,str]:
     "Find the option that fits what is told or known: its mark, itself, and then its mark from a passage"
     w = world(); p = r.choice(w['people'])
     if level==0:
-        pool = w['pools'][r.choice('p,pl,c,o,f,j'.split(','))]; a = r.choice(pool); opts = options(r, a, pool, r.choice([2,3]))
-        return _pick(r, opts, a, '', f'Here {a} is')
+        pool = w['pools'][r.choice('p,pl,c,o,f,j'.split(','))]; a = r.choice(pool); opts = options(r, a, pool, r.choice([2,2,3]))
+        return _pick(r, opts, a, '', f'Here {a} is', 0)
     if r.random()<.25: given = ''; _,a,pool,_,q = knowledge(r)
     else: fs,given = scene(r, 1 if level<3 else None); q,a,pool = ask(r, r.choice(fs), 'seek')
     opts = options(r, a, pool, r.choice([2,3]))

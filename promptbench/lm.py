@@ -50,8 +50,8 @@ class LMConfig:
     "Size and training of the tiny backbone; `steps` are optimiser updates"
     seed:int=0
     d_model:int=128; heads:int=4; encoder_layers:int=4; decoder_layers:int=2; d_ff:int=256
-    prose_steps:int=2400; prose_batch:int=64; prose_lr:float=1.5e-3 # stage 1: span corruption and continuation
-    skill_steps:int=32000; skill_batch:int=40; rest_batch:int=8; skill_lr:float=8e-4 # stage 2: exercises, and prose so that nothing is forgotten
+    prose_steps:int=1600; prose_batch:int=64; prose_lr:float=1.5e-3 # stage 1: span corruption and continuation
+    skill_steps:int=40000; skill_batch:int=48; rest_batch:int=8; skill_lr:float=1e-3 # stage 2: exercises, and prose so that nothing is forgotten
     noise:float=.5; noise_from:float=.6 # share of sources with random words in front, and from which part of stage 2 on
     clip:float=1.; weight_decay:float=.01; precision:str='bf16'
 
@@ -68,11 +68,12 @@ def tiny_backbone(cfg:LMConfig, tokenizer)->Backbone:
     return Backbone('tiny', m, tokenizer, precision=cfg.precision)
 
 def look_around(m):
-    "Let the first encoder heads begin with the word before, the word after and the words just before; the others start as in T5"
-    bias = m.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight; half = bias.shape[0]//2 # buckets of what comes before, then of what comes after
+    "Let encoder heads begin with the word before, the word after, the words just before, and the same word elsewhere; the others start as in T5"
+    attn = m.encoder.block[0].layer[0].SelfAttention; bias = attn.relative_attention_bias.weight; half,heads = bias.shape[0]//2,bias.shape[1] # buckets of what comes before, then of what comes after
     with torch.no_grad():
-        for head,bucket,add in ((0,1,4.),(1,half+1,4.),(2,2,3.),(2,1,2.)):
-            if head<bias.shape[1]: bias[bucket,head] += add
+        for head,bucket,add in ((0,1,4.),(1,half+1,4.),(2,2,3.),(2,1,2.),(3,0,-4.)):
+            if head<heads: bias[bucket,head] += add
+        if heads>3: w = attn.key_value_proj_dim; rows = slice(3*w, 4*w); attn.k.weight[rows] = attn.q.weight[rows]*w**.5 # a query meets its own word's key
 
 # %% ../nbs/34_lm.ipynb #88b6f289
 def span_corruption(
@@ -228,7 +229,8 @@ def make_backbone(
     out, # Folder of the backbone
     cfg:LMConfig, *,
     every:int=4000, # Steps between checkpoints, a multiple of `BLOCK`
-    quiet:bool|None=None
+    quiet:bool|None=None,
+    tell=lambda row: None # Called with every line of the log, one per 200 steps
 )->Path:
     "Train the tiny backbone into `out`; a killed run goes on from its last checkpoint with the same numbers"
     if every%BLOCK or cfg.prose_steps%BLOCK or cfg.skill_steps%BLOCK: raise UserError(f'prose_steps, skill_steps and every must be multiples of {BLOCK}, got {cfg.prose_steps}, {cfg.skill_steps}, {every}')
@@ -238,7 +240,7 @@ def make_backbone(
     for row in progress(lm_pretrain(bb, cfg, reader=reader, optimizer=opt, start=start), total-start, 'backbone', quiet):
         seen.append(row)
         if row['step']%200==199 or row['step']==total-1:
-            log.append(dict(step=row['step']+1, stage=row['stage'], loss=sum(r['loss'] for r in seen)/len(seen), examples=sum(r['examples'] for r in seen), tokens=sum(r['tokens'] for r in seen), gauges=row.get('gauges',{}))); seen = []
+            log.append(dict(step=row['step']+1, stage=row['stage'], loss=sum(r['loss'] for r in seen)/len(seen), examples=sum(r['examples'] for r in seen), tokens=sum(r['tokens'] for r in seen), gauges=row.get('gauges',{}))); seen = []; tell(log[-1])
         if row['step']%every==every-1 and row['step']+1<total: _save_state(work, bb, opt, reader, row['step']+1, log)
     card = dict(name='tiny', config=asdict(cfg), parameters=sum(p.numel() for p in bb.model.parameters()), examples=sum(r['examples'] for r in log), tokens=sum(r['tokens'] for r in log), skills={k:round(v,3) for k,v in log[-1]['gauges'].items()})
     save_backbone(bb, out, card, dtype='bf16')

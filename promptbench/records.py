@@ -168,11 +168,15 @@ def infer(r:Random)->dict:
     ss = [say(r, fact(r,'job',p) | {'j':j}, 0), say(r, fact(r, r.choice(['likes','feel']), q), .3)]; r.shuffle(ss)
     return dict(premise=text(*ss), hypothesis=(f'{p} works in the {x}', f'{p} uses a {x}')[i], label=l)
 
-def reviewed(r:Random)->dict: t,l,thing = review(r); return dict(text=t, label=l, thing=thing)
+def reviewed(r:Random)->dict:
+    "A review and whether it praises"
+    t,l,thing = review(r); return dict(text=t, label=l, thing=thing)
 def topical(r:Random)->dict:
     "A news item, its topic among all, and one topic that may be another"
     t,a = news(r); d = listed(r, dict(text=t, answer=a), list(world()['topics'])); return {**d, 'topic':d['guess']}
-def kind_of_word(r:Random)->dict: m = word_kinds(); k = r.choice(list(m)); return listed(r, dict(word=r.choice(m[k]), answer=k), list(m))
+def kind_of_word(r:Random)->dict:
+    "Which closed list a word is of"
+    m = word_kinds(); k = r.choice(list(m)); return listed(r, dict(word=r.choice(m[k]), answer=k), list(m))
 def same_kind(r:Random)->dict:
     "Are two words of one kind?"
     m = word_kinds(); k = r.choice(list(m)); l = r.randrange(2); a = r.choice(m[k])
@@ -180,7 +184,9 @@ def same_kind(r:Random)->dict:
 def same_question(r:Random)->dict:
     "Do two questions ask for one fact?"
     f = fact(r); l = r.randrange(2); return dict(s1=yesno(r, f), s2=yesno(r, f if l else falsify(r, f)), label=l)
-def sense(r:Random)->dict: d = sense_pair(r); return dict(word=d['word'], s1=text(d['s1']), s2=text(d['s2']), label=d['label'])
+def sense(r:Random)->dict:
+    "Has a word the same sense twice?"
+    d = sense_pair(r); return dict(word=d['word'], s1=text(d['s1']), s2=text(d['s2']), label=d['label'])
 
 # %% ../nbs/07_records.ipynb #8a7d7dec
 def _fields(d:dict, **names)->dict: return {new:d[old] for new,old in names.items()}
