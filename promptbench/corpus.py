@@ -98,8 +98,6 @@ def refer(r:Random, level:int)->tuple[str,str]:
     if level==3 and r.random()<.6:
         l = r.randrange(2); q = r.choice(world()['people']); n = e['who'] if l else e['whom']
         return s+r.choice([f' {q} thought of {n}. {q} was', f" That {n} {e['reason']} is", f' Here {p} is {n}. This is']), VERDICTS[l]
-    if level==3 and r.random()<.4:
-        opts = options(r, e['who'], [e['a'],e['b']], 2); t,x = _pick(r, opts, e['who'], s, f'Here {p} is'); return f'{s} {t}', x
     return s+r.choice([f' Here {p} is', f" The one who {e['reason']} was", f' {P} was']), e['who']
 
 def sense_of(r:Random, level:int)->tuple[str,str]:
@@ -111,16 +109,15 @@ def sense_of(r:Random, level:int)->tuple[str,str]:
     return text(d['s1'], d['s2'])+r.choice([f' The two kinds of {w} are', f' In meaning the second {w} is']), 'same' if d['label'] else 'other'
 
 def order(r:Random, level:int)->tuple[str,str]:
-    "How a story goes on or how it came to it: in full, then right or wrong, then out of two, by number or by name"
+    "How a story goes on or how it came to it: in full, then right or wrong, then out of two"
     s = story(r); back = r.random()<.35; i = r.randrange(3) if back else r.randrange(1,4); a = s['steps'][i]
     told = text(s['steps'][i+1]) if back else text(*s['steps'][max(0,i-r.choice([1,2,3])):i])
     if level==0: return (told[:-1]+' because' if back else told+' '+r.choice(['Next,','After that','So'])), a
     lead = r.choice(['Before that','The cause was that','It came to this when']) if back else r.choice(['The story went on','The effect was that','In the end'])
     x = stray_steps(r, s, i)[0]; l = r.randrange(2)
     if level==1: q = other(r, world()['people'], s['p']); return f"{told} {q} said: {lead.lower()} {a if l else x}. {q} was", VERDICTS[l]
-    opts = options(r, a, [a,x], 2)
-    if r.random()<.2: return f'{told} {lead}: {opts[0]} or {opts[1]}? It was that', a
-    t,y = _pick(r, opts, a, s['p'], f'{lead}:'); return f'{told} {t}', y
+    if r.random()<.3: q = r.choice(world()['people']); return f"{told} {lead} {a if l else x}. Here {q} was", VERDICTS[l]
+    opts = options(r, a, [a,x], 2); return f'{told} {lead}: {opts[0]} or {opts[1]}? It was that', a
 
 # %% ../nbs/15_corpus.ipynb #63462b5f
 def know(r:Random, level:int)->tuple[str,str]:

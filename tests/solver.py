@@ -89,7 +89,7 @@ ANSWER = dict(find=lambda d: find(facts(d['passage']), d['question']), pick=lamb
     before=lambda d: told(d['step'], 0, d['choices'], -1), holder=lambda d: holds(d['text']), cause=lambda d: told(d['premise'], 0, d['choices'], 1 if d['relation']=='effect' else -1), ending=lambda d: told(d['context'], 0, d['choices'], 1), close=lambda d: told(d['context'], 0, d['choices'], 1),
     pronoun=lambda d: meant(d['text']), who_is=lambda d: meant(d['text']))
 ANSWER['seek'] = ANSWER['find']
-GUESS = dict(about='topic', title_check='title', pronoun='name', holder='name') # the field that is judged, where it is not `guess`
+GUESS = dict(about='topic', title_check='title', pronoun='name', holder='name', who_is='name') # the field that is judged, where it is not `guess`
 claim = lambda where,field: lambda d: judge(facts(d[where]), fact_of(d[field]))
 asked = lambda d: judge(facts(d['passage']), fact_of(d['question'], YESNO))
 LABEL = dict(yes_no=asked, yes_no_maybe=asked, ask=asked, decide=asked, check=claim('passage','claim'), weigh=claim('passage','claim'), report=claim('scene','statement'), entail=claim('premise','hypothesis'), commit=claim('premise','hypothesis'),
