@@ -50,8 +50,8 @@ class LMConfig:
     "Size and training of the tiny backbone; `steps` are optimiser updates"
     seed:int=0
     d_model:int=128; heads:int=4; encoder_layers:int=4; decoder_layers:int=2; d_ff:int=256
-    prose_steps:int=1600; prose_batch:int=64; prose_lr:float=1.5e-3 # stage 1: span corruption and continuation
-    skill_steps:int=40000; skill_batch:int=48; rest_batch:int=8; skill_lr:float=1e-3 # stage 2: exercises, and prose so that nothing is forgotten
+    prose_steps:int=800; prose_batch:int=64; prose_lr:float=1.5e-3 # stage 1: span corruption and continuation
+    skill_steps:int=24000; skill_batch:int=48; rest_batch:int=8; skill_lr:float=1e-3 # stage 2: exercises, and prose so that nothing is forgotten
     noise:float=.5; noise_from:float=.6 # share of sources with random words in front, and from which part of stage 2 on
     clip:float=1.; weight_decay:float=.01; precision:str='bf16'
 
