@@ -70,6 +70,17 @@ def test_the_corpus_never_asks_a_template_question():
         t = prose(rng('leak', i))
         for bad in ('yes or no','true or false','Question:','Options:'): assert bad not in t, t
 
+ANSWERS = {'yes','no','maybe','true','false','unknown','agree','disagree'}
+
+def test_answer_words_of_templates_never_carry_a_verdict_in_the_corpus(world):
+    "Neither as the word an exercise asks for nor where a document says what is so; and no template answers with a verdict of the corpus"
+    from promptbench.corpus import prose
+    for name,(make,levels) in SKILLS.items():
+        for i in range(300): said = make(rng('words', name, i), i%levels)[1].lower().split()[0]; assert said not in ANSWERS, (name, said)
+    for i in range(4000):
+        t = prose(rng('verdicts', i)); assert not re.search(r'\b(was|is|are|be|:) (yes|no|true|false|maybe|unknown|agree|disagree)\b(?! (longer|to))', t), t
+    used = {c for t in world.tasks() if t.ranked for e in t.examples('validation', 6) for c in e.choices}; assert not used & {*VERDICTS,'same','other'} and ANSWERS-{'agree','disagree'}<=used
+
 def test_the_shipped_backbone_is_what_its_card_says():
     import torch
     from promptbench.backbone import load_backbone
@@ -78,7 +89,7 @@ def test_the_shipped_backbone_is_what_its_card_says():
     folder = data_dir('backbones','tiny'); b = load_backbone('tiny'); card = json.loads((folder/'card.json').read_text())
     assert sum(f.stat().st_size for f in folder.iterdir())<12e6
     assert 1e6<sum(p.numel() for p in b.model.parameters())<4e6 and card['parameters']==sum(p.numel() for p in {id(p):p for p in b.model.parameters()}.values())
-    for skill,level,least in (('verify',1,.9),('verify',3,.7),('know',2,.85),('sense',2,.8),('refer',1,.9)):
+    for skill,level,least in (('verify',1,.9),('verify',3,.7),('know',2,.85),('sense',2,.8),('refer',2,.8),('choose',2,.7)):
         ex = [SKILLS[skill][0](rng('check', skill, i), level) for i in range(200)]
         src,tgt = encode_texts(b.tokenizer, [e[0] for e in ex], 768),encode_texts(b.tokenizer, [e[1] for e in ex], 192)
         batch = make_batch(list(zip(src,tgt)))
