@@ -50,7 +50,7 @@ class LMConfig:
     "Size and training of the tiny backbone; `steps` are optimiser updates"
     seed:int=0
     d_model:int=128; heads:int=4; encoder_layers:int=4; decoder_layers:int=2; d_ff:int=256
-    prose_steps:int=800; prose_batch:int=64; prose_lr:float=1.5e-3 # stage 1: span corruption and continuation
+    prose_steps:int=0; prose_batch:int=64; prose_lr:float=1.5e-3 # stage 1, left out: span corruption and continuation alone
     skill_steps:int=24000; skill_batch:int=48; rest_batch:int=8; skill_lr:float=1e-3 # stage 2: exercises, and prose so that nothing is forgotten
     noise:float=.5; noise_from:float=.6 # share of sources with random words in front, and from which part of stage 2 on
     clip:float=1.; weight_decay:float=.01; precision:str='bf16'
@@ -73,7 +73,7 @@ def look_around(m):
     with torch.no_grad():
         for head,bucket,add in ((0,1,4.),(1,half+1,4.),(2,2,3.),(2,1,2.),(3,0,-4.)):
             if head<heads: bias[bucket,head] += add
-        if heads>3: w = attn.key_value_proj_dim; rows = slice(3*w, 4*w); attn.k.weight[rows] = attn.q.weight[rows]*w**.5 # a query meets its own word's key
+        if heads>3: w = attn.key_value_proj_dim; rows = slice(3*w, 4*w); attn.q.weight[rows] *= w**.25; attn.k.weight[rows] = attn.q.weight[rows] # a query meets its own word's key
 
 # %% ../nbs/34_lm.ipynb #88b6f289
 def span_corruption(
