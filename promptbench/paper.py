@@ -17,6 +17,7 @@ TABLES = { # name: (file in `data/paper`, what it is, columns that are not text)
     'per_template': ('promptability_xl_deep_16shot_per_template', 'accuracy of two XL models on 116 templates, deep prompt, 16 shots',
                      dict(position=_I, n_eval=_I, random_baseline=_F, acc_T0_reproduction=_F, acc_MTL_TfirePfire=_F, chance=_F)),
     'p3': ('p3_datasets', 'the datasets of P3 as used there: roles, templates, sizes', dict(n_templates=_I, n_choices=_I, random_baseline_accuracy=_F, train_size=_I, validation_size=_I, mixture_examples_after_per_template_500k_cap=_I)),
+    'p3_templates': ('p3_templates', 'every template of P3 used there, by its name on the hub, and its rows (one per answer choice where there are choices)', dict(train_rows=_I, validation_rows=_I, test_rows=_I, choices=_I)),
     'lester': ('lester_results', 'prompt tuning by size, length and initialisation', dict(prompt_length=_I, value=_F, std=_F, n_runs=_I)),
     'mpt': ('mpt_results', 'multitask prompt tuning and what it was compared with', dict(params_per_task=_I, value=_F, std=_F)),
     'gps': ('gps_results', 'search for text prompts on T0', {c:_F for c in ('RTE','CB','ANLI1','ANLI2','ANLI3','COPA','HellaSwag','StoryCloze','WSC','Winogrande','WiC','avg11_reported','avg10_without_StoryCloze')}),
