@@ -94,10 +94,11 @@ def harass(place:Path, sets:int, kills:int, gen, merging:bool)->dict:
     "Two writers, a reader, a compactor; one writer and the compactor are killed at random moments. How often"
     allowed = mmap.mmap(-1, 8); allow = lambda n: allowed.__setitem__(slice(0, 8), n.to_bytes(8, 'little')) # shared with the children
     merge = lambda: forked(again, compact, .3, place, place/'store'); write_on = lambda: forked(write, place, 'killed', sets, allowed)
-    at = sorted(gen.sample(range(1, max(sets-1, kills+1)), kills)); ahead = lambda k: allow(min(at[k]+5, sets) if k<kills else sets); ahead(0)
+    at = sorted(gen.sample(range(1, max(sets-1, kills+1)), kills)); ahead = lambda k: allow(min(at[k]+5, sets-1) if k<kills else sets); ahead(0)
     steady,killed,reader,merger = forked(write, place, 'steady', sets),write_on(),forked(keep_looking, place),None; done = {'writer':0, 'compactor':0}
     while done['writer']<kills:
-        assert os.waitpid(killed, os.WNOHANG)[0]==0, 'the writer ended before it was killed often enough'
+        for pid in (killed, steady, reader): # looked at, not waited for
+            seen = os.waitid(os.P_PID, pid, os.WEXITED|os.WNOHANG|os.WNOWAIT); assert seen is None or (seen.si_code,seen.si_status)==(os.CLD_EXITED,0), f'a child failed: {seen}'
         if merging and merger is None and R.is_store(place/'store'): merger = merge()
         if acknowledged(place, 'killed')>=at[done['writer']]:
             time.sleep(gen.random()*.05); killed = struck(killed, write_on); done['writer'] += 1; ahead(done['writer'])
