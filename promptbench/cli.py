@@ -73,7 +73,7 @@ def table1(
     shots:Annotated[str, typer.Option(help='numbers of examples per task')]='0,16',
     seeds:Annotated[str, typer.Option(help='how many (3), or which (7,8)')]='1',
     scale:Annotated[str, typer.Option(help='tiny, quick or paper')]='tiny',
-    quick:Annotated[bool, typer.Option('--quick', help='short for --scale quick: a try-out in about a minute')]=False,
+    quick:Annotated[bool, typer.Option('--quick', help='short for --scale quick: a try-out, about a minute on the microworld, some on your own long texts')]=False,
     n_eval:Annotated[Optional[int], typer.Option(help='validation examples per task')]=None,
     match:Annotated[str, typer.Option(help='equal for all pretraining: examples, updates or flops')]='examples',
     precision:Annotated[str, typer.Option(help='auto, fp32 or bf16')]='auto',

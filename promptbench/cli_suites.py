@@ -42,7 +42,7 @@ def suites(
     from promptbench.suite import SUITES
     for name,where in SUITES.items():
         module,fn = where.split(':')
-        try: said = (getattr(importlib.import_module(module), fn).__doc__ or '').strip().splitlines()[0]
+        try: said = (getattr(importlib.import_module(module), fn).__doc__ or '').strip().splitlines()[0].split('; `UserError`')[0]
         except ImportError as e: said = f'needs {e.name}'
         typer.echo(f'{name:24} {said}')
     if not folder.is_dir(): raise UserError(f'--in must be a folder, got {str(folder)!r}; check the path')
