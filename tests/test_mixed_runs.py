@@ -7,16 +7,9 @@ from promptbench.batches import fill, mtl_batches
 from promptbench.pretrain import PretrainConfig, mixed_pairs, pretrain
 from promptbench.rendered import MixedPairs, Pairs
 from test_pretrain import cell, suite
+from test_rendered import backbone, quiet, tasks # the cache in a folder of its own, for every test here
 
 HERE = Path(__file__).parent
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch, tmp_path): monkeypatch.setenv('PROMPTBENCH_QUIET', '1'); monkeypatch.setenv('PROMPTBENCH_CACHE', str(tmp_path/'cache'))
-
-@pytest.fixture(scope='module')
-def backbone(): return cell('T+P','shallow')[0]
-
-def tasks(): return suite().tasks('train')
 
 @pytest.mark.parametrize('rule', ['even','proportional'])
 @pytest.mark.parametrize('examples', [80,None])
