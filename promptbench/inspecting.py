@@ -64,7 +64,7 @@ def slot_names(backbone)->list[str]:
 
 @contextlib.contextmanager
 def _watched(backbone, keep):
-    "Within the block, attention is written out and `keep(module, weights [B,H,T,P+T'])` is called with its weights"
+    "Within the block, attention is written out and `keep(module, weights, visible)` is called, both [B,H,T,P+T']"
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
     def look(module, query, key, value, attention_mask, scaling=None, dropout=0., position_bias=None, **more):
@@ -74,7 +74,7 @@ def _watched(backbone, keep):
         score = query@key.transpose(2,3)*(query.shape[-1]**-.5 if scaling is None else scaling)
         for bias in (position_bias, attention_mask):
             if bias is not None: score = score+F.pad(bias, (P,0))
-        weight = score.float().softmax(-1); keep(module, weight); return (weight.to(value.dtype)@value).transpose(1,2).contiguous(),weight
+        weight = score.float().softmax(-1); keep(module, weight, score>-1e8); return (weight.to(value.dtype)@value).transpose(1,2).contiguous(),weight
     AttentionInterface.register('promptbench_watched', look); AttentionMaskInterface.register('promptbench_watched', AttentionMaskInterface()[ATTENTION])
     try: backbone.model.set_attn_implementation('promptbench_watched'); yield
     finally: backbone.model.set_attn_implementation(ATTENTION)
@@ -86,17 +86,17 @@ def attention_mass(
     prompt, # A shallow or deep prompt
     *, index:int=0, # Which prompt of a bank
     max_source:int=768, max_target:int=192 # Tokens kept
-)->pd.DataFrame: # slot, head, mass: share of the attention of text positions that goes to the prompt; slots that cannot see it are left out
+)->pd.DataFrame: # slot, its place and layer, head, mass (share of the attention of text positions that goes to the prompt), fair (the prompt's share of what they can see); slots that cannot see it are left out
     "How much every head looks at the prompt, averaged over the positions of the text"
     if getattr(prompt, 'kind', 'none') not in ('shallow','deep') or not prompt.length: raise UserError('attention on a prompt needs a shallow or deep prompt of at least one position')
-    pairs = backbone.pairs(list(examples), max_source=max_source, max_target=max_target); batch = make_batch(pairs, [index]*len(pairs)).to(backbone.device); P,deep = prompt.length,prompt.kind=='deep'; names = slot_names(backbone); of,out = {id(s):n for s,n in zip(backbone.slots, names)},{n:[] for n in names}
-    def keep(module, weight_BHTS):
+    pairs = backbone.pairs(list(examples), max_source=max_source, max_target=max_target); batch = make_batch(pairs, [index]*len(pairs)).to(backbone.device); P,deep = prompt.length,prompt.kind=='deep'; names = slot_names(backbone); of,out = {id(s):n for s,n in zip(backbone.slots, names)},{}
+    def keep(module, weight_BHTS, visible_BHTS):
         name = of.get(id(module)); kind = (name or ' ').split()[0]
-        if name is None or out[name] or (kind=='decoder' and not deep and not backbone.causal): return
-        own = kind=='encoder' or backbone.causal; first = P if own and not deep else 0; text = (batch.src_mask_BT if own else batch.tgt_mask_BU).to(weight_BHTS)
-        out[name].append((weight_BHTS[:,:,first:first+text.shape[1],:P].sum(-1)*text[:,None]).sum((0,2))/text.sum())
+        if name is None or name in out or (kind=='decoder' and not deep and not backbone.causal): return
+        own = kind=='encoder' or backbone.causal; first = P if own and not deep else 0; text = (batch.src_mask_BT if own else batch.tgt_mask_BU).to(weight_BHTS); text = text/text.sum(); rows = slice(first, first+text.shape[1])
+        out[name] = (weight_BHTS[:,:,rows,:P].sum(-1)*text[:,None]).sum((0,2)), float((P/visible_BHTS[:,0,rows].sum(-1)*text).sum())
     was = backbone.model.training; backbone.eval()
     try:
         with _watched(backbone, keep): forward(backbone, batch, prompt)
     finally: backbone.train(was)
-    return pd.DataFrame([dict(slot=n, head=h, mass=float(m)) for n in names if out[n] for h,m in enumerate(out[n][0])])
+    return pd.DataFrame([dict(slot=n, place=n.split()[0], layer=int(n.split()[1]), head=h, mass=float(m), fair=out[n][1]) for n in names if n in out for h,m in enumerate(out[n][0])])
