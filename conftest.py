@@ -3,7 +3,7 @@
 A page runs in this process with nbdev's directives obeyed, except that its exported cells are not executed: their
 names come from the exported module. So the examples test the file that people import, and a module that lacks an
 import fails here although its page would pass. Pages in a folder with a `.notest` are left out."""
-import contextlib, importlib, io, os, sys
+import contextlib, importlib, io, os, re, sys
 from pathlib import Path
 import pytest
 
@@ -17,8 +17,14 @@ def pytest_collect_file(file_path, parent):
     wanted = file_path.suffix=='.ipynb' and ROOT/'nbs' in file_path.parents and not file_path.name.startswith(('_','.'))
     if wanted and not (file_path.parent/'.notest').exists(): return NbFile.from_parent(parent, path=file_path)
 
+def solutions(nb):
+    "Code of the hidden solutions of a lesson: they run after it, where a student would paste them"
+    hidden = (d for c in nb.cells if c.cell_type=='markdown' for d in re.findall(r'<details>.*?</details>', c.source, re.S))
+    return [code for d in hidden for code in re.findall(r'^```python\n(.*?)^```', d, re.M|re.S)]
+
 def run_page(path, skip_flags, force_flags):
     "Run a page; a traceback as text if it fails, else None"
+    from execnb.nbio import mk_cell, new_nb
     from execnb.shell import CaptureShell
     from fastcore.utils import str2bool, working_directory
     from nbdev.config import get_config
@@ -37,7 +43,9 @@ def run_page(path, skip_flags, force_flags):
         module = importlib.import_module(f'{get_config().lib_path.name}.{name}')
         shell.user_ns.update({k:v for k,v in vars(module).items() if not k.startswith('__')})
     try:
-        with working_directory(path.parent): shell.run_all(nb, exc_stop=True, preproc=skip)
+        with working_directory(path.parent):
+            shell.run_all(nb, exc_stop=True, preproc=skip)
+            for code in solutions(nb): shell.run_all(new_nb([mk_cell(code)]), exc_stop=True)
     except Exception: return shell.prettytb(fname=path)
 
 class NbError(Exception): "A page that failed; its text is the traceback"

@@ -2,19 +2,20 @@
 """One command on a fresh machine, standard library only:
 
     python run.py demo [options of `promptbench table1`, e.g. --quick]   Table 1 on the embedded world, as a page to open
+    python run.py lab [lesson] [--port N]                                 the lessons in JupyterLab, on this machine only
     python run.py test [options of pytest, e.g. -k suite]                notebooks and modules in step, then all tests
 
 Makes .venv beside this file (by uv if it is on PATH, else by venv and pip), installs the project with the versions
 of constraints.txt, and runs. Nothing is installed again until pyproject.toml, constraints.txt or Python changes."""
 import sys
 if sys.version_info < (3, 11): sys.exit('promptbench needs Python 3.11 or newer, this is %d.%d (%s); run it as: python3.11 run.py ...' % (sys.version_info[:2]+(sys.executable,)))
-import hashlib, os, shutil, subprocess, time, venv
+import hashlib, os, shutil, signal, subprocess, time, venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 ENV = ROOT/'.venv'
 PY = ENV/('Scripts/python.exe' if os.name=='nt' else 'bin/python')
-EXTRA = dict(demo='', test='[dev]')
+EXTRA = dict(demo='', lab='[lab]', test='[dev]')
 
 def wanted():
     "What an installation depends on, as a hash"
@@ -58,6 +59,10 @@ def demo(rest):
     if code==0 and report.exists(): print('\nThe report is a page; open it in a browser:\n  '+str(report))
     return code
 
+def lab(rest):
+    signal.signal(signal.SIGINT, lambda *_: None)   # Ctrl-C is for the Lab, which needs a moment to end its server
+    return call('-m','promptbench.cli','lab',*rest)
+
 def test(rest):
     os.environ['HF_HUB_OFFLINE'] = '1'   # a call to a hub must fail at once, here as on any machine
     if not rest and (os.cpu_count() or 1)>1: rest = ['-n','2','--dist','loadfile']
@@ -67,6 +72,6 @@ if __name__=='__main__':
     what,*rest = sys.argv[1:] or ['']
     if what not in EXTRA: sys.exit(__doc__)
     ensure(what)
-    try: code = dict(demo=demo, test=test)[what](rest)
+    try: code = dict(demo=demo, lab=lab, test=test)[what](rest)
     except KeyboardInterrupt: code = 130
     sys.exit(code)

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'describe', 'load_suite', 'show', 'Template',
-           'read_templates', 'write_templates', 'Batch', 'Packed', 'pack', 'target_nll', 'encode_examples',
-           'make_batch', 'mtl_batches', 'Backbone', 'freeze', 'load_backbone', 'random_backbone', 'save_backbone',
-           'unfreeze', 'DeepPrompt', 'NoPrompt', 'ShallowPrompt', 'check_prompt', 'decode', 'encode', 'forward',
-           'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint', 'save_checkpoint', 'export_peft',
-           'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain', 'preset', 'TuneConfig', 'tune',
-           'read_predictions', 'read_rows', 'write_predictions', 'write_rows', 'arg', 'arg_table', 'relative_gain',
-           'bootstrap_arg', 'contrast', 'estimate', 'replicate', 'table1', 'rank', 'by_dataset', 'evaluate', 'results',
-           'load_paper', 'compare_to_paper', 'judge', 'load_claims']
+           'read_templates', 'write_templates', 'check_suite', 'Batch', 'Packed', 'pack', 'target_nll',
+           'encode_examples', 'make_batch', 'mtl_batches', 'Backbone', 'freeze', 'load_backbone', 'random_backbone',
+           'save_backbone', 'unfreeze', 'DeepPrompt', 'NoPrompt', 'ShallowPrompt', 'check_prompt', 'decode', 'encode',
+           'forward', 'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint', 'save_checkpoint',
+           'export_peft', 'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain', 'preset',
+           'TuneConfig', 'tune', 'read_predictions', 'read_rows', 'write_predictions', 'write_rows', 'arg', 'arg_table',
+           'relative_gain', 'bootstrap_arg', 'contrast', 'estimate', 'replicate', 'table1', 'rank', 'by_dataset',
+           'evaluate', 'results', 'load_paper', 'compare_to_paper', 'judge', 'load_claims']
 
 # %% ../nbs/99_all.ipynb #4285084f
 from .core import UserError, progress
 from .suite import Dataset, Example, Suite, Task, describe, load_suite, show
 from .templates import Template, read_templates, write_templates
+from .checks import check_suite
 from .batches import Batch, Packed, encode_examples, make_batch, mtl_batches, pack
 from .backbone import Backbone, freeze, load_backbone, random_backbone, save_backbone, unfreeze
 from .prompts import DeepPrompt, NoPrompt, ShallowPrompt
@@ -36,7 +37,7 @@ from .evaluate import by_dataset, evaluate
 from .query import results
 from .paper import load_paper
 from .claims import compare_to_paper, judge, load_claims
-_all_ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'describe', 'load_suite', 'show', 'Template', 'read_templates', 'write_templates', 'Batch', 'Packed', 'pack', 'target_nll',
+_all_ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'describe', 'load_suite', 'show', 'Template', 'read_templates', 'write_templates', 'check_suite', 'Batch', 'Packed', 'pack', 'target_nll',
     'encode_examples', 'make_batch', 'mtl_batches', 'Backbone', 'freeze', 'load_backbone', 'random_backbone', 'save_backbone', 'unfreeze', 'DeepPrompt', 'NoPrompt',
     'ShallowPrompt', 'check_prompt', 'decode', 'encode', 'forward', 'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint', 'save_checkpoint',
     'export_peft', 'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain', 'preset', 'TuneConfig', 'tune', 'read_predictions', 'read_rows',

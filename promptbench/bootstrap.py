@@ -101,7 +101,7 @@ def _lines(predictions:pd.DataFrame, rows, baseline, by, groups):
         if (abs(both.value-both.value_row)>1e-6).any(): raise UserError('rows and predictions must come from the same runs, but their accuracies differ; read both again')
         lines = lines.assign(**{c:both[c].to_numpy() for c in ('chance','majority') if c in both.columns})
     lines = relative_gain(lines, baseline); lines['view'] = lines.groupby(VIEW, sort=True).ngroup()
-    w = lines.groupby('view', group_keys=False)[['dataset','template']].apply(lambda g: template_weights(g, by, groups)).reindex(lines.index)
+    w = pd.concat([template_weights(g, by, groups) for _,g in lines.groupby('view')]).reindex(lines.index)
     return lines.assign(weight=w, coef=100*w/lines.base),rank[code]
 
 # %% ../nbs/44_bootstrap.ipynb #92154105

@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 import typer
 from . import __version__
 from .core import UserError, key_of, to_json, write_atomic
-from . import cli_results, cli_runs, cli_suites
+from . import cli_lab, cli_results, cli_runs, cli_suites, cli_sweep
 from .terminal import place_of, seed_list, values, writable
 
 # %% ../nbs/90_cli.ipynb #3dd862db
@@ -21,7 +21,7 @@ app = typer.Typer(help='A workbench for promptability: how well a language model
 @app.callback()
 def _root(): pass # keeps the names of commands even while there is only one
 
-for _group in (cli_suites, cli_runs, cli_results): app.add_typer(_group.app)
+for _group in (cli_suites, cli_runs, cli_sweep, cli_results, cli_lab): app.add_typer(_group.app)
 
 # %% ../nbs/90_cli.ipynb #797b7853
 def _follow(path:Path, stop:threading.Event, quiet:bool):
@@ -73,7 +73,7 @@ def table1(
     shots:Annotated[str, typer.Option(help='numbers of examples per task')]='0,16',
     seeds:Annotated[str, typer.Option(help='how many (3), or which (7,8)')]='1',
     scale:Annotated[str, typer.Option(help='tiny, quick or paper')]='tiny',
-    quick:Annotated[bool, typer.Option('--quick', help='short for --scale quick: a try-out in about a minute')]=False,
+    quick:Annotated[bool, typer.Option('--quick', help='short for --scale quick: a try-out, about a minute on the microworld, some on your own long texts')]=False,
     n_eval:Annotated[Optional[int], typer.Option(help='validation examples per task')]=None,
     match:Annotated[str, typer.Option(help='equal for all pretraining: examples, updates or flops')]='examples',
     precision:Annotated[str, typer.Option(help='auto, fp32 or bf16')]='auto',

@@ -120,7 +120,8 @@ def progress(
     desc:str='', # What is being done
     quiet:bool|None=None # None: show it unless `PROMPTBENCH_QUIET` is set
 ):
-    "`rows` with a bar on standard error that shows rate and remaining time"
+    "`rows` with a bar that shows rate and remaining time: on standard error, in a notebook on standard output, where it is not painted red"
     from tqdm import tqdm
+    place = sys.stdout if type(sys.stdout).__name__=='OutStream' else sys.stderr
     if quiet is None: quiet = bool(os.environ.get('PROMPTBENCH_QUIET'))
-    return tqdm(rows, total=total, desc=desc, disable=quiet, dynamic_ncols=True, mininterval=0.5, file=sys.stderr)
+    return tqdm(rows, total=total, desc=desc, disable=quiet, dynamic_ncols=True, mininterval=0.5, file=place)

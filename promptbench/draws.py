@@ -9,11 +9,12 @@ __all__ = ['task_batches', 'task_passes']
 from itertools import count, islice
 from .core import UserError, one_of, rng
 from .suite import render
+from .mixing import shuffled
 
 # %% ../nbs/29_draws.ipynb #33358601
 def _loader(task, size:int, seed, cap=None, mega:int=16):
     "A task's training examples in a random order, in batches of similar length; a rest that fills no batch is left out"
-    order = list(range(task.size('train'))); r = rng('meta', task.name, *seed); r.shuffle(order); examples = islice(render(task, 'train', order), cap)
+    r = rng('meta', task.name, *seed); examples = islice(render(task, 'train', shuffled(task.size('train'), r)), cap)
     while group := list(islice(examples, size*mega)):
         group.sort(key=lambda e: len(e.source)+2*len(e.target))
         cut = [group[i:i+size] for i in range(0, len(group)-size+1, size)]

@@ -29,7 +29,7 @@ def _predictions(task, examples, ids, scores, head:dict, rule:str)->pd.DataFrame
 def _row(task, p:pd.DataFrame, head:dict)->dict:
     choices = np.array([len(s) for s in p.scores_sum]); share = np.bincount(p.gold)/len(p)
     return {**head, 'cluster':task.cluster, 'dataset':task.dataset, 'template':task.template, 'metric':'accuracy', 'value':float(p.correct.mean()), 'n':len(p),
-            'chance':float((1/choices).mean()), 'majority':float(share.max())}
+            'chance':float((1/choices).mean()) if getattr(task, 'baseline', None) is None else task.baseline, 'majority':float(share.max())}
 
 def evaluate(
     backbone, tasks, *, suite,

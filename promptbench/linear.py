@@ -43,7 +43,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         x,w = ctx.saved_tensors; gx,gw = ctx.needs_input_grad
-        return (_Product.apply(g, w.t()) if gx else None), (_Product.apply(g.t(), x.t()) if gw else None)
+        if not gw: return _Product.apply(g, w.t()),None
+        gw = _Product.apply(g.t(), x.t()) if g.shape[1]<=x.shape[1] else _Product.apply(x.t(), g.t()).t() # the longer side last: up to three times as fast
+        return (_Product.apply(g, w.t()) if gx else None),gw
 
 class _Linear(nn.Linear):
     def forward(self, x):

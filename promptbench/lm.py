@@ -12,15 +12,17 @@ import json, math, shutil
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 import torch
-from safetensors.torch import load_file, save_file
-from .core import UserError, atomic_folder, progress, rng, seed_of, to_json, write_atomic
+from .core import UserError, progress, rng, seed_of, to_json, write_atomic
+from .stop import Stopped, stop_asked, stop_note
 from .batches import Batch, make_batch
 from .backbone import Backbone, save_backbone
 from .forward import forward, sequence_nll
 from .corpus import SKILLS, prose, vocabulary
+from .ckpt import last_step, load_state, read_card, save_step
 
 # %% ../nbs/34_lm.ipynb #53f87380
 SENTINELS = 10
@@ -210,38 +212,44 @@ def lm_pretrain(
     backbone.model.eval()
 
 # %% ../nbs/34_lm.ipynb #11dc477f
-def _save_state(folder:Path, backbone, optimizer, reader, step:int, log:list):
-    tensors = {f'model.{k}':v.contiguous().clone() for k,v in backbone.model.state_dict().items()}
-    for i,st in optimizer.state_dict()['state'].items(): tensors |= {f'optim.{i}.{k}':v.contiguous() for k,v in st.items()}
-    with atomic_folder(folder) as f:
-        save_file(tensors, f/'state.safetensors'); write_atomic(f/'state.json', to_json(dict(step=step, log=log, reader=reader.state())))
+def _save_state(folder:Path, backbone, optimizer, reader, step:int, log:list, seen=()):
+    "Everything a run goes on from; rows not yet in the log are part of it"
+    tensors = {f'model.{k}':v.clone() for k,v in backbone.model.state_dict().items()}
+    for i,st in optimizer.state_dict()['state'].items(): tensors |= {f'optim.{i}.{k}':v for k,v in st.items()}
+    save_step(folder, step, state=dict(tensors, step=step, log=log, seen=list(seen), reader=reader.state()), card=dict(config=json.loads(to_json(reader.cfg))))
 
-def _load_state(folder:Path, backbone, optimizer, reader)->tuple[int,list]:
-    t = load_file(folder/'state.safetensors'); d = json.loads((folder/'state.json').read_text())
-    backbone.model.load_state_dict({k[6:]:v for k,v in t.items() if k.startswith('model.')})
-    state = {}
-    for k,v in t.items():
+def _load_state(folder:Path, backbone, optimizer, reader)->tuple[int,list,list]: # step, log, rows not yet in it
+    "Put the newest whole checkpoint back; the beginning if there is none"
+    path = last_step(folder)
+    if path is None: return 0,[],[]
+    if read_card(path)['config']!=json.loads(to_json(reader.cfg)): raise UserError(f'{folder} holds the checkpoints of another run (other config); choose another folder, or remove it')
+    d = load_state(path); state = {}
+    backbone.model.load_state_dict({k[6:]:v for k,v in d.items() if k.startswith('model.')})
+    for k,v in d.items():
         if k.startswith('optim.'): _,i,name = k.split('.'); state.setdefault(int(i),{})[name] = v
     optimizer.load_state_dict(dict(state=state, param_groups=optimizer.state_dict()['param_groups'])); reader.load(d['reader'])
-    return d['step'], d['log']
+    return d['step'],d['log'],d['seen']
 
 def make_backbone(
     out, # Folder of the backbone
     cfg:LMConfig, *,
     every:int=4000, # Steps between checkpoints, a multiple of `BLOCK`
+    work=None, # Where checkpoints are kept; None: beside `out`
+    watch=None, # Function (rows, total, name) that shows progress; None: a bar
     quiet:bool|None=None,
     tell=lambda row: None # Called with every line of the log, one per 200 steps
 )->Path:
-    "Train the tiny backbone into `out`; a killed run goes on from its last checkpoint with the same numbers"
+    "Train the tiny backbone into `out`; a stopped or killed run goes on from its last checkpoint with the same numbers"
     if every%BLOCK or cfg.prose_steps%BLOCK or cfg.skill_steps%BLOCK: raise UserError(f'prose_steps, skill_steps and every must be multiples of {BLOCK}, got {cfg.prose_steps}, {cfg.skill_steps}, {every}')
-    out = Path(out); work = out.with_name(out.name+'.state'); tok = build_tokenizer(vocabulary()); bb = tiny_backbone(cfg, tok)
-    opt,reader = lm_optimizer(bb, cfg), Reader(cfg, tok); start,log = _load_state(work, bb, opt, reader) if work.exists() else (0,[])
-    total,seen = cfg.prose_steps+cfg.skill_steps, []
-    for row in progress(lm_pretrain(bb, cfg, reader=reader, optimizer=opt, start=start), total-start, 'backbone', quiet):
-        seen.append(row)
-        if row['step']%200==199 or row['step']==total-1:
-            log.append(dict(step=row['step']+1, stage=row['stage'], loss=sum(r['loss'] for r in seen)/len(seen), examples=sum(r['examples'] for r in seen), tokens=sum(r['tokens'] for r in seen), gauges=row.get('gauges',{}))); seen = []; tell(log[-1])
-        if row['step']%every==every-1 and row['step']+1<total: _save_state(work, bb, opt, reader, row['step']+1, log)
+    out = Path(out); work = Path(work or out.with_name(out.name+'.state')); tok = build_tokenizer(vocabulary()); bb = tiny_backbone(cfg, tok)
+    opt,reader = lm_optimizer(bb, cfg), Reader(cfg, tok); start,log,seen = _load_state(work, bb, opt, reader)
+    total,watch = cfg.prose_steps+cfg.skill_steps, watch or partial(progress, quiet=quiet)
+    for row in watch(lm_pretrain(bb, cfg, reader=reader, optimizer=opt, start=start), total-start, 'backbone'):
+        seen.append(row); done = row['step']+1; stop = done%BLOCK==0 and stop_asked()
+        if done%200==0 or done==total:
+            log.append(dict(step=done, stage=row['stage'], loss=sum(r['loss'] for r in seen)/len(seen), examples=sum(r['examples'] for r in seen), tokens=sum(r['tokens'] for r in seen), gauges=row.get('gauges',{}))); seen = []; tell(log[-1])
+        if (stop or done%every==0) and done<total: _save_state(work, bb, opt, reader, done, log, seen)
+        if stop and done<total: raise Stopped(stop_note(True))
     card = dict(name='tiny', config=asdict(cfg), parameters=sum(p.numel() for p in bb.model.parameters()), examples=sum(r['examples'] for r in log), tokens=sum(r['tokens'] for r in log), skills={k:round(v,3) for k,v in log[-1]['gauges'].items()})
     save_backbone(bb, out, card, dtype='bf16')
     write_atomic(out/'training_log.json', json.dumps(log)); shutil.rmtree(work, ignore_errors=True)

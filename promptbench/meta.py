@@ -20,7 +20,8 @@ from .prompts import PROMPTS
 from .draws import task_batches, task_passes
 from .dist import share, sum_over, world
 from .fit import Adafactor, backward, micro_batches, seeded, token_nll, training
-from .ckpt import last_step, load_state, read_card, restore, save_step
+from .ckpt import last_step, load_state, read_card, restore, save_step, stopping
+from .stop import Stopped, stop_note
 from .pretrain import flops
 
 # %% ../nbs/36_meta.ipynb #2101bf6c
@@ -317,8 +318,9 @@ def meta_train(
                 for p,g in zip(shared+own, move_T+move_P): p.grad = g
                 norm = opt.step().item(); opt.zero_grad(); drift = max((p-q).square().mean().sqrt().item() for p,q in zip(own, first))
                 rows.append(dict(step=step, **row, **more, drift=drift, grad_norm=norm, examples=len(batch)*config.draw, tokens=inner+outer, budget=spent, seconds=time.perf_counter()-began))
-                if folder and world().main and len(rows)%every==0: save_step(folder, len(rows), backbone=backbone, prompt=prompt, optimizer=opt, state=dict(rows=rows, **_flat(state)), card=card)
+                if ((stop := stopping()) or len(rows)%every==0) and folder and world().main: save_step(folder, len(rows), backbone=backbone, prompt=prompt, optimizer=opt, state=dict(rows=rows, **_flat(state)), card=card)
                 yield rows[-1]
+                if stop: raise Stopped(stop_note(bool(folder)))
     finally: freeze(backbone)
 
 # %% ../nbs/36_meta.ipynb #f87bd7e1

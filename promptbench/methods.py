@@ -9,7 +9,7 @@ __all__ = ['META', 'PRETRAINED', 'MATCH', 'method_name', 'trains', 'method_confi
 # %% ../nbs/39_methods.ipynb #72615ec4
 from dataclasses import fields, replace
 from .core import UserError, one_of
-from .pretrain import METHODS, PretrainConfig, flops, mixture, preset, pretrain
+from .pretrain import METHODS, PretrainConfig, flops, mixed_pairs, preset, pretrain
 from .meta import MetaConfig, meta_preset, meta_train
 
 # %% ../nbs/39_methods.ipynb #489f61fc
@@ -52,8 +52,9 @@ MATCH = ('examples','updates','flops') # What may be equal: the paper's way, equ
 
 def _tokens(backbone, tasks, config)->tuple[int,int]:
     "Examples and tokens of a multi-task mixture"
-    pairs = backbone.pairs(mixture(tasks, config.examples, seed=config.seed, rule=config.mixture, cap=config.cap), max_source=config.max_source, max_target=config.max_target)
-    return len(pairs),sum(len(s)+len(t) for s,t in pairs)
+    pairs = mixed_pairs(backbone, tasks, config); n = len(pairs)
+    if not hasattr(pairs, 'lengths'): return n,sum(len(s)+len(t) for s,t in pairs)
+    return n,sum(sum(int(x.sum()) for x in pairs.lengths(range(a, min(n, a+65536)))) for a in range(0, n, 65536))
 
 def matched(
     config, # From `method_config`

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from . import __version__
 from .core import UserError, atomic_folder, config, key_of, one_of, to_json, write_atomic
-from .suite import load_suite
+from .stop import Stopped, stop_asked, stop_note
+from .suite import load_suite, shots_key
 
 # %% ../nbs/72_table1.ipynb #09084b5a
 SCALES = {  # one dial: how much of everything
@@ -171,11 +172,13 @@ def do_cell(s:Settings, job:Job, out, tick):
         for row in run: rows.append(row); tick(.85*len(rows)/len(run))
         prompt,curve = run.bank,_prompt_curves(rows, tasks); _give_back() # tuning and ranking need their memory one after the other
     total = sum(len(t.examples('validation', n)) for t in tasks); seen = [0]
-    def count(k): seen[0] += k; tick((.85+.15*seen[0]/total) if job.shots else seen[0]/total)
+    def count(k):
+        if stop_asked(): raise Stopped(stop_note(False))
+        seen[0] += k; tick((.85+.15*seen[0]/total) if job.shots else seen[0]/total)
     rows,predictions = evaluate(b, tasks, suite=suite, prompt=prompt, method=job.method, prompt_kind=job.prompt, shots=job.shots, seed=job.seed, run=key(s, job), n=n, tick=count)
     with atomic_folder(folder(out, s, job)) as f:
         write_rows(f/'rows.parquet', rows); write_predictions(f/'predictions.parquet', predictions)
-        write_atomic(f/'card.json', to_json(dict(job=asdict(job), tune=settings, seconds=round(time.time()-t0,1), tasks=len(tasks), instances=total, curve=curve, version=__version__)))
+        write_atomic(f/'card.json', to_json(dict(job=asdict(job), tune=settings, seconds=round(time.time()-t0,1), tasks=len(tasks), instances=total, shots_key=shots_key(e for t in tasks for e in t.shots(job.shots, job.seed)) if job.shots else None, curve=curve, version=__version__)))
 
 def _prompt_curves(rows, tasks, most:int=40)->list[dict]:
     "Loss of every prompt in tuning, at most `most` points each, the mean of its stretch"
@@ -231,6 +234,7 @@ def run_jobs(
         ready = lambda j: j.parent is None or finished(out, s, j.parent)
         waiting = sorted(todo, key=lambda j:(j.shots is not None, -costs[j])); running = {}
         while waiting or running:
+            if stop_asked(): waiting.clear()
             for j in [j for j in waiting if j.parent in failed]: failed[j] = f'needs {j.parent}, which failed'; waiting.remove(j)
             for j in [j for j in waiting if ready(j)][:workers-len(running)]:
                 waiting.remove(j); running[pool.submit(_work, asdict(s), asdict(j), str(out))] = j
@@ -244,6 +248,7 @@ def run_jobs(
                 if e is not None: failed[j] = f'{type(e).__name__}: {e}'
                 yield dict(done=at(), job=str(j), state='failed' if e is not None else 'done', left=len(waiting)+len(running))
             yield dict(done=at(), job=', '.join(str(j) for j in running.values()), state='running', left=len(waiting)+len(running))
+    if stop_asked(): raise Stopped('stopped as asked; finished parts are kept, the same call goes on from here')
     if failed: raise UserError('these parts failed, the others are kept: '+'; '.join(f'{j}: {m}' for j,m in failed.items()))
 
 # %% ../nbs/72_table1.ipynb #824f4784
@@ -270,8 +275,9 @@ def run_all(
     "All jobs with a progress bar; `progress.json` in `out` says the same to other processes"
     out = Path(out); write_atomic(out/'settings.json', to_json(asdict(s))); bar = None
     for row in run_jobs(s, out, workers=workers):
-        bar = bar or Bar('table1', row['done'], quiet)
-        bar.to(row['done'], row['job'] or 'nothing left to do'); write_atomic(out/'progress.json', to_json(row))
+        if bar is None: bar,began,first = Bar('table1', row['done'], quiet),time.monotonic(),row['done']
+        gained = 100*(row['done']-first); pace = (time.monotonic()-began)/gained if gained>0 else None
+        bar.to(row['done'], row['job'] or 'nothing left to do'); write_atomic(out/'progress.json', to_json(row|dict(step=round(100*row['done'], 1), total=100, pace=pace, what=row['job'] or '')))
     bar.close()
     return out
 
@@ -302,7 +308,7 @@ def finish(
     from promptbench.bootstrap import replicate, table1
     from promptbench.report import write_report
     from promptbench.results import write_predictions, write_rows
-    out = Path(out); got = gather(s, out); groups = {d:POOLED.get(d, d) for d in sorted(set(got['rows'].dataset))}
+    out = Path(out); got = gather(s, out); named = suite_of(s, s.seeds[0]).groups; groups = {d:named.get(d, POOLED.get(d, d)) for d in sorted(set(got['rows'].dataset))}
     r = replicate(got['predictions'], rows=got['rows'], n=n, groups=groups)
     got['table'] = table1(got['rows'], got['predictions'], methods=list(s.methods), prompts=s.prompts, shots=s.shots, replicates=r)
     got['claims'] = judge(got['rows'], got['predictions'], replicates=r)

@@ -28,6 +28,8 @@ def seed_list(text:str)->list[int]:
 def place_of(name:str)->str:
     "A path becomes absolute, because the page may run elsewhere; names that promptbench knows stay, whatever lies in this folder"
     from promptbench.suite import SUITES
+    kind,colon,rest = name.partition(':')
+    if colon and kind in SUITES and Path(rest).expanduser().exists(): return f'{kind}:{Path(rest).expanduser().resolve()}'
     return name if name in (*SUITES, 'tiny') else str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
 
 def writable(out:Path):

@@ -20,6 +20,7 @@ from .forward import decode, encode, forward, sequence_nll
 from .inits import new_prompt
 from .fit import Adafactor, seeded, training
 from .ckpt import last_step, read_card, restore, save_step
+from .stop import Stopped, stop_asked, stop_note
 
 # %% ../nbs/37_tune.ipynb #9d3bba53
 @dataclass(frozen=True, kw_only=True)
@@ -238,11 +239,12 @@ def _rows(backbone, bank, pairs, config, steps, folder, every, compiled):
     with training(backbone.model, config.dropout):
         for step in range(len(rows), steps):
             if not any(run.kept): return
-            waiting.append((step, *run.step(step))); save = folder and (step+1)%every==0
-            if run.cuda and not save and step+1<steps and len(waiting)<10: continue
+            waiting.append((step, *run.step(step))); stop = stop_asked(); save = folder and (stop or (step+1)%every==0)
+            if run.cuda and not save and not stop and step+1<steps and len(waiting)<10: continue
             new = _read(run, waiting, before+time.perf_counter()-began); waiting = []; rows += new
             if save: save_step(folder, step+1, prompt=bank, optimizer=run.opt, state=run.stop.state()|dict(rows=rows, kept=run.kept, tokens=run.budget.tokens), card=card)
             yield from new
+            if stop: raise Stopped(stop_note(bool(folder)))
 
 def _read(run, waiting, seconds)->list[dict]:
     "Rows of the steps that were not looked at yet"

@@ -1,5 +1,6 @@
 "Checkpoints: what goes in comes out, damage is named, and a run goes on as if nothing had happened"
-import json, shutil, pytest, torch
+import json, shutil, signal, pytest, torch
+from dataclasses import replace
 from itertools import cycle, islice
 from promptbench import __version__
 from promptbench.core import UserError
@@ -9,7 +10,11 @@ from promptbench.batches import make_batch
 from promptbench.ckpt import last_step, load_checkpoint, load_state, read_card, restore, save_checkpoint, save_step
 from promptbench.fit import Adafactor, fit, token_nll, training
 from promptbench.inits import new_prompt
+from promptbench.meta import meta_train
+from promptbench.pretrain import pretrain
 from promptbench.prompts import NoPrompt
+from promptbench.stop import Stopped, stoppable
+from promptbench.tune import tune
 
 @pytest.fixture(scope='module')
 def backbone(): return random_backbone(seed=1)
@@ -107,3 +112,74 @@ def test_rotation_and_fallback(tmp_path):
     assert [p.name for p in sorted((tmp_path/'run').iterdir())]==['step-00000030','step-00000040'] and load_state(last_step(tmp_path/'run'))=={'k':4}
     (tmp_path/'run'/'step-00000040'/'state.json').write_text('{"k": 5}'); (tmp_path/'run'/'.step-00000050.xyz').mkdir()
     with pytest.warns(UserWarning, match='state.json is damaged'): assert load_state(last_step(tmp_path/'run'))=={'k':3}
+
+# --- every loop: asked to stop, damaged, gone on ---------------------------------------------------------------------
+def mtl(folder=None, every=100):
+    from test_pretrain import cell, suite
+    b,p,config = cell('T+P','deep'); return pretrain(b, p, suite().tasks('train'), config, folder=folder, every=every),[b.model,p]
+
+def meta(method):
+    def make(folder=None, every=100):
+        from meta_cell import cell, suite
+        b,p,config = cell(method, 'shallow', updates=8, dropout=.1); return meta_train(b, p, suite().tasks('train'), config, folder=folder, every=every),[b.model,p]
+    return make
+
+def bank(folder=None, every=100):
+    from test_tune import CONFIG, TASKS, WORDS
+    run = tune(random_backbone(WORDS, seed=3), 'deep', TASKS[:4], replace(CONFIG, steps=10, dropout=.1), folder=folder, every=every); return run,run
+
+LOOPS = dict(mtl=mtl, fomaml=meta('fomaml'), reptile=meta('reptile'), tune=bank)
+
+def end(what): return [p.detach().clone() for x in ([what.bank] if hasattr(what, 'bank') else what) for p in x.parameters()]
+
+@pytest.mark.parametrize('name', LOOPS)
+def test_a_loop_stops_after_a_checkpoint_and_goes_on_with_the_same_numbers(name, tmp_path):
+    make = LOOPS[name]; rows,what = make(); want = [r['loss'] for r in rows]; weights = end(what)
+    def part(stop):
+        rows,what = make(tmp_path, every=2); got = []
+        try:
+            with stoppable():
+                for r in rows:
+                    got.append(r['loss'])
+                    if len(got)==stop: signal.raise_signal(signal.SIGTERM)
+        except Stopped as e: assert 'goes on' in str(e); return got,None
+        return got,end(what)
+    got,w = part(3); assert w is None and got==want[:4] and last_step(tmp_path).name=='step-00000004', 'one step after the signal, with a checkpoint off the beat'
+    got,w = part(6); assert w is None and got==want[:7] and [p.name for p in sorted(tmp_path.iterdir())]==['step-00000006','step-00000007']
+    file = next(f for f in sorted((tmp_path/'step-00000007').rglob('*.safetensors'))); data = bytearray(file.read_bytes()); data[-9] ^= 2; file.write_bytes(data)
+    with pytest.warns(UserWarning, match='damaged'): got,w = part(None)
+    assert got==want and all(torch.equal(x, y) for x,y in zip(w, weights)), 'not the numbers of the run that nobody touched'
+
+def test_a_loop_without_a_folder_stops_too():
+    rows,_ = mtl(); got = []
+    with stoppable(), pytest.raises(Stopped, match='begins anew'):
+        for r in rows: got.append(r); signal.raise_signal(signal.SIGTERM) if len(got)==2 else None
+    assert len(got)==3
+
+def test_the_language_model_goes_on_with_the_same_numbers(tmp_path):
+    from promptbench.lm import LMConfig, make_backbone
+    config = LMConfig(d_model=32, d_ff=64, heads=2, encoder_layers=1, decoder_layers=1, prose_steps=16, prose_batch=8, skill_steps=24, skill_batch=8, rest_batch=4, precision='fp32')
+    def make(out, stop=None, **more):
+        def watch(rows, total, name):
+            for i,r in enumerate(rows):
+                if i==stop: signal.raise_signal(signal.SIGTERM)
+                yield r
+        with stoppable(): return make_backbone(tmp_path/out, config, watch=watch, **more)
+    whole = make('a')
+    for stop in (3, 9):
+        with pytest.raises(Stopped): make('b', stop, every=8)
+    steps = sorted((tmp_path/'b.state').iterdir()); assert [s.name for s in steps]==['step-00000016','step-00000024']
+    file = steps[-1]/'state.safetensors'; data = bytearray(file.read_bytes()); data[len(data)//2] ^= 1; file.write_bytes(data)
+    with pytest.warns(UserWarning, match='state.safetensors is damaged'): again = make('b', every=8)
+    assert (again/'model.safetensors').read_bytes()==(whole/'model.safetensors').read_bytes() and (again/'training_log.json').read_text()==(whole/'training_log.json').read_text()
+    assert not (tmp_path/'b.state').exists()
+    with pytest.raises(Stopped): make('c', 3)
+    (tmp_path/'c.state').rename(tmp_path/'d.state'); config = replace(config, seed=1)
+    with pytest.raises(UserError, match='another run'): make('d')
+
+def test_all_processes_agree_to_stop(monkeypatch):
+    import promptbench.ckpt as C
+    from promptbench.dist import World
+    monkeypatch.setattr(C, 'world', lambda: World(rank=1, size=2)); monkeypatch.setattr(C, 'stop_asked', lambda: False)
+    monkeypatch.setattr(C, 'sum_over', lambda ts: [t.add_(1) for t in ts]); assert C.stopping() is True # somebody else was asked
+    monkeypatch.setattr(C, 'sum_over', lambda ts: None); assert C.stopping() is False

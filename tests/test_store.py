@@ -28,7 +28,7 @@ same = lambda a,b: pd.testing.assert_frame_equal(*(d.sort_values(R.KEY, ignore_i
 
 # --- appending ---------------------------------------------------------------------------------------------------------
 def test_two_writers_readers_kills_and_merging():
-    r = subprocess.run([sys.executable, str(FAULTS/'two_writers.py'), '--sets', '30', '--kills', '4'], capture_output=True, text=True, timeout=120, env=dict(os.environ)|(dict(TMPDIR='/dev/shm') if os.path.isdir('/dev/shm') else {}))
+    r = subprocess.run([sys.executable, str(FAULTS/'two_writers.py'), '--sets', '30', '--kills', '4'], capture_output=True, text=True, timeout=400, env=dict(os.environ)|(dict(TMPDIR='/dev/shm') if os.path.isdir('/dev/shm') else {}))
     assert r.returncode==0, r.stderr[-3000:]
     got = json.loads(r.stdout.splitlines()[-1]); assert got['sets']==60 and got['kills']=={'writer':4,'compactor':4} and got['readings']>0
 

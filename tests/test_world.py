@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import solver
 from promptbench.core import UserError, rng
-from promptbench.family import everyone, family
-from promptbench.microworld import MAKE, about, build, draw
+
+from promptbench.microworld import MAKE, about, build, draw, everyone, family
 from promptbench.suite import load_suite, render
 
 TURNED = {'report/lying','same_kind/odd','return_visit/money'} # templates that ask whether something is wrong

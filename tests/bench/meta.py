@@ -147,5 +147,5 @@ if __name__=='__main__':
     head = 'clones' if 'clones' in run else 'same_forward'; ratio,spread = figures.pop(f'ratio_{head}'),figures.pop(f'spread_{head}')
     if device()=='cpu':
         mb = {s: memory(o.kind, s) for s in ('multitask','ours','same_forward','learn2learn')}; extra = {s: mb[s]-mb['multitask'] for s in mb}
-        figures |= dict(megabytes=mb, extra_over_multitask=extra, ratio_memory=extra['same_forward']/max(extra['ours'], .1), goal_memory=10)
+        figures |= dict(megabytes=mb, extra_over_multitask=extra, ratio_memory=extra['same_forward']/max(extra['ours'], 1.), goal_memory=10)
     report('meta', ratio, 4 if device()=='cuda' else 1.3, spread=spread, kind=o.kind, **figures)

@@ -4,7 +4,7 @@ Nothing that was acknowledged may be lost, nothing may be seen half, nothing twi
     python tests/faults/two_writers.py                # 1,000 result sets each, 20 kills of a writer
     python tests/faults/two_writers.py --sets 60 --kills 4
 """
-import argparse, json, os, random, shutil, signal, sys, tempfile, time
+import argparse, json, mmap, os, random, shutil, signal, sys, tempfile, time
 from pathlib import Path
 import pandas as pd
 from promptbench import results as R
@@ -24,10 +24,12 @@ def acknowledged(place:Path, writer:str)->int:
     try: return len((place/f'{writer}.ack').read_text().splitlines())
     except FileNotFoundError: return 0
 
-def write(place:Path, writer:str, sets:int):
-    "Append what is not acknowledged yet; a line in the file is the acknowledgement"
+def write(place:Path, writer:str, sets:int, allowed=None):
+    "Append what is not acknowledged yet; a line in the file is the acknowledgement. It waits where the next kill is overdue, so that it never ends before"
     ack = os.open(place/f'{writer}.ack', os.O_CREAT|os.O_APPEND|os.O_WRONLY)
-    for i in range(acknowledged(place, writer), sets): append(place/'store', *result(writer, i)); os.write(ack, f'{i}\n'.encode())
+    for i in range(acknowledged(place, writer), sets):
+        while allowed is not None and i>=int.from_bytes(allowed[:8], 'little'): time.sleep(.001)
+        append(place/'store', *result(writer, i)); os.write(ack, f'{i}\n'.encode())
 
 def look(place:Path, every:bool=False)->int:
     "One reading: all that was acknowledged before it is there, whole, once. How many result sets it saw"
@@ -52,10 +54,12 @@ def strict():
         return whole
     R._merge = checked
 
+CHILDREN = set()
+
 def forked(fn, *args)->int:
     "Process id of a child that runs `fn`; all is imported already, so it starts at once"
     pid = os.fork()
-    if pid: return pid
+    if pid: CHILDREN.add(pid); return pid
     try: fn(*args); os._exit(0)
     except BaseException:
         import traceback; traceback.print_exc(); os._exit(1)
@@ -78,27 +82,39 @@ def contradict(place:Path, k:int):
 def race(place:Path, k:int=6)->int:
     "How many of `k` writers that contradict each other were told that they are in; must be one"
     pids = [forked(contradict, place, i) for i in range(k)]; (place/'go').touch()
-    codes = [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids]; assert set(codes)<={0,3}, codes
+    codes = [ended(p) for p in pids]; assert set(codes)<={0,3}, codes
     assert codes.count(0)==1==len(R.parts(place/'race')), f'{codes.count(0)} writers were told that they are in, {len(R.parts(place/"race"))} are'
     return codes.count(0)
 
-def main(sets:int, kills:int, seed:int, merging:bool=True)->dict:
-    place,gen,t0 = Path(tempfile.mkdtemp(prefix='two_writers_')),random.Random(seed),time.time(); merger = None; race(place)
-    merge = lambda: forked(again, compact, .3, place, place/'store')
-    steady,killed,reader = forked(write, place, 'steady', sets),forked(write, place, 'killed', sets),forked(keep_looking, place)
-    done = {'writer':0, 'compactor':0}; at = sorted(gen.sample(range(1, max(sets-1, kills+1)), kills))
-    while (pid := os.waitpid(killed, os.WNOHANG)[0])==0 or done['writer']<kills:
-        assert pid==0, 'the writer ended before it was killed often enough'
+def ended(pid:int)->int: CHILDREN.discard(pid); return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def struck(pid:int, again): os.kill(pid, signal.SIGKILL); ended(pid); return again()
+
+def harass(place:Path, sets:int, kills:int, gen, merging:bool)->dict:
+    "Two writers, a reader, a compactor; one writer and the compactor are killed at random moments. How often"
+    allowed = mmap.mmap(-1, 8); allow = lambda n: allowed.__setitem__(slice(0, 8), n.to_bytes(8, 'little')) # shared with the children
+    merge = lambda: forked(again, compact, .3, place, place/'store'); write_on = lambda: forked(write, place, 'killed', sets, allowed)
+    at = sorted(gen.sample(range(1, max(sets-1, kills+1)), kills)); ahead = lambda k: allow(min(at[k]+5, sets-1) if k<kills else sets); ahead(0)
+    steady,killed,reader,merger = forked(write, place, 'steady', sets),write_on(),forked(keep_looking, place),None; done = {'writer':0, 'compactor':0}
+    while done['writer']<kills:
+        for pid in (killed, steady, reader): # looked at, not waited for
+            seen = os.waitid(os.P_PID, pid, os.WEXITED|os.WNOHANG|os.WNOWAIT); assert seen is None or (seen.si_code,seen.si_status)==(os.CLD_EXITED,0), f'a child failed: {seen}'
         if merging and merger is None and R.is_store(place/'store'): merger = merge()
-        if done['writer']<kills and acknowledged(place, 'killed')>=at[done['writer']]:
-            time.sleep(gen.random()*.05); os.kill(killed, signal.SIGKILL); os.waitpid(killed, 0); killed = forked(write, place, 'killed', sets); done['writer'] += 1
-            if merger: time.sleep(gen.random()*.1); os.kill(merger, signal.SIGKILL); os.waitpid(merger, 0); merger = merge(); done['compactor'] += 1
+        if acknowledged(place, 'killed')>=at[done['writer']]:
+            time.sleep(gen.random()*.05); killed = struck(killed, write_on); done['writer'] += 1; ahead(done['writer'])
+            if merger: time.sleep(gen.random()*.1); merger = struck(merger, merge); done['compactor'] += 1
         time.sleep(.002)
-    assert os.waitpid(steady, 0)[1]==0, 'the steady writer failed'
-    wrote = time.time()-t0; (place/'stop').touch()
-    assert os.waitpid(reader, 0)[1]==0, 'a reader saw something wrong'
-    if merger: assert os.waitpid(merger, 0)[1]==0, 'the compactor failed'
-    strict(); parts = len(R.parts(place/'store')); t0 = time.time(); n = look(place, every=True); read = time.time()-t0
+    assert ended(killed)==0==ended(steady), 'a writer failed'
+    (place/'stop').touch(); assert ended(reader)==0, 'a reader saw something wrong'
+    if merger: assert ended(merger)==0, 'the compactor failed'
+    return done
+
+def main(sets:int, kills:int, seed:int, merging:bool=True)->dict:
+    place,t0 = Path(tempfile.mkdtemp(prefix='two_writers_')),time.time(); race(place)
+    try: done = harass(place, sets, kills, random.Random(seed), merging)
+    finally:
+        for pid in [*CHILDREN]: os.kill(pid, signal.SIGKILL) # only after a failure: nobody is left behind
+    wrote = time.time()-t0; strict(); parts = len(R.parts(place/'store')); t0 = time.time(); n = look(place, every=True); read = time.time()-t0
     assert n==2*sets, f'{n} result sets instead of {2*sets}'
     compact(place/'store'); t0 = time.time(); assert look(place, every=True)==2*sets; merged = time.time()-t0
     left = sorted(p.name for p in (place/'store').iterdir() if p.name.startswith(('.new','.gone'))); assert not left, left

@@ -1,0 +1,48 @@
+"""What the lessons promise: in order, small, linked, with exercises and hidden solutions. That they *run*, solutions
+included, is checked by the collector of pages in conftest.py, one item per lesson; browser/test_lab.py runs two in Lab."""
+import importlib.util, re
+from pathlib import Path
+import nbformat, pytest
+
+FOLDER = Path(__file__).resolve().parent.parent/'nbs'/'lessons'
+LESSONS = sorted(FOLDER.glob('[0-9]*_*.ipynb'))   # other pages may lie beside them
+ids = lambda p: p.stem
+def cells(path, kind): return [c.source for c in nbformat.read(path, 4).cells if c.cell_type==kind]
+
+def test_all_seven_and_a_beginning(): assert [p.name.split('_')[0] for p in LESSONS]==['00',*'1234567']
+def test_they_are_collected(): assert not (FOLDER/'.notest').exists()
+
+@pytest.mark.parametrize('path', LESSONS, ids=ids)
+def test_a_lesson_is_light(path):
+    nb = nbformat.read(path, 4); outputs = [o for c in nb.cells if c.cell_type=='code' for o in c.outputs]
+    assert path.stat().st_size<=60*1024 and 'widgets' not in nb.metadata and not any('widget' in k for o in outputs for k in o.get('data', {}))
+
+@pytest.mark.parametrize('path', LESSONS, ids=ids)
+def test_a_lesson_can_be_read(path):
+    text,code = cells(path, 'markdown'),cells(path, 'code'); assert re.match(r'# .+\n\n> .+', text[0]) and len(text)>=.6*len(code)
+    assert max(len(c.splitlines()) for c in code)<=12 and not [c for c in code if c.startswith('#|')]
+
+@pytest.mark.parametrize('path', LESSONS[1:], ids=ids)
+def test_a_lesson_has_exercises_and_hidden_solutions(path):
+    text = '\n'.join(cells(path, 'markdown')); asked = re.findall(r'^\d\. ', text.partition('## Exercises')[2], re.M)
+    assert 2<=len(asked)<=3 and text.count('<details>')==text.count('</details>')==len(asked) and 'minutes' in text[:400]
+    assert [f'<summary>Solution {i+1}</summary>' in text for i in range(len(asked))]==[True]*len(asked)
+
+@pytest.mark.parametrize('path', LESSONS, ids=ids)
+def test_titles_of_charts_are_computed(path):
+    typed = [c for c in cells(path, 'code') if re.search(r'\btitle=["\'](?!.*\{)', c)]; assert not typed, typed
+
+@pytest.mark.parametrize('path', LESSONS, ids=ids)
+def test_links_lead_somewhere(path):
+    links = [l for t in cells(path, 'markdown') for l in re.findall(r'\]\(([^)]+)\)', re.sub(r'```.*?```', '', t, flags=re.S))]
+    assert not [l for l in links if not l.startswith('http') and not (FOLDER/l).exists()]
+
+def collector():
+    "The conftest.py of the checkout, as a module of another name"
+    spec = importlib.util.spec_from_file_location('collector', FOLDER.parents[1]/'conftest.py'); m = importlib.util.module_from_spec(spec); spec.loader.exec_module(m); return m
+
+@pytest.mark.parametrize('code,fails', [('assert x == 1', False), ('assert x == 2', True)])
+def test_solutions_run_after_the_lesson(code, fails, tmp_path):
+    v4 = nbformat.v4; hidden = f'1. Ask\n\n<details><summary>Solution 1</summary>\n\n```python\n{code}\n```\nWhy.\n</details>'
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(hidden), v4.new_code_cell('x = 1')]), tmp_path/'lesson.ipynb')
+    assert bool(collector().run_page(tmp_path/'lesson.ipynb', [], []))==fails
