@@ -230,10 +230,14 @@ def _load_state(folder:Path, backbone, optimizer, reader)->tuple[int,list,list]:
     optimizer.load_state_dict(dict(state=state, param_groups=optimizer.state_dict()['param_groups'])); reader.load(d['reader'])
     return d['step'],d['log'],d['seen']
 
+def _card(bb, cfg, log)->dict:
+    return dict(name='tiny', config=asdict(cfg), parameters=sum(p.numel() for p in bb.model.parameters()), steps=log[-1]['step'], examples=sum(r['examples'] for r in log), tokens=sum(r['tokens'] for r in log), skills={k:round(v,3) for k,v in log[-1]['gauges'].items()})
+
 def make_backbone(
     out, # Folder of the backbone
     cfg:LMConfig, *,
     every:int=4000, # Steps between checkpoints, a multiple of `BLOCK`
+    keep:tuple=(), # Steps, multiples of 200, after which the backbone as it is then is kept beside `out`, as out-STEP
     work=None, # Where checkpoints are kept; None: beside `out`
     watch=None, # Function (rows, total, name) that shows progress; None: a bar
     quiet:bool|None=None,
@@ -241,6 +245,7 @@ def make_backbone(
 )->Path:
     "Train the tiny backbone into `out`; a stopped or killed run goes on from its last checkpoint with the same numbers"
     if every%BLOCK or cfg.prose_steps%BLOCK or cfg.skill_steps%BLOCK: raise UserError(f'prose_steps, skill_steps and every must be multiples of {BLOCK}, got {cfg.prose_steps}, {cfg.skill_steps}, {every}')
+    if any(k%200 for k in keep): raise UserError(f'keep must name multiples of 200 steps, when skills are measured, got {list(keep)}')
     out = Path(out); work = Path(work or out.with_name(out.name+'.state')); tok = build_tokenizer(vocabulary()); bb = tiny_backbone(cfg, tok)
     opt,reader = lm_optimizer(bb, cfg), Reader(cfg, tok); start,log,seen = _load_state(work, bb, opt, reader)
     total,watch = cfg.prose_steps+cfg.skill_steps, watch or partial(progress, quiet=quiet)
@@ -248,9 +253,9 @@ def make_backbone(
         seen.append(row); done = row['step']+1; stop = done%BLOCK==0 and stop_asked()
         if done%200==0 or done==total:
             log.append(dict(step=done, stage=row['stage'], loss=sum(r['loss'] for r in seen)/len(seen), examples=sum(r['examples'] for r in seen), tokens=sum(r['tokens'] for r in seen), gauges=row.get('gauges',{}))); seen = []; tell(log[-1])
+        if done in keep: save_backbone(bb, out.with_name(f'{out.name}-{done}'), _card(bb, cfg, log), dtype='bf16')
         if (stop or done%every==0) and done<total: _save_state(work, bb, opt, reader, done, log, seen)
         if stop and done<total: raise Stopped(stop_note(True))
-    card = dict(name='tiny', config=asdict(cfg), parameters=sum(p.numel() for p in bb.model.parameters()), examples=sum(r['examples'] for r in log), tokens=sum(r['tokens'] for r in log), skills={k:round(v,3) for k,v in log[-1]['gauges'].items()})
-    save_backbone(bb, out, card, dtype='bf16')
+    save_backbone(bb, out, _card(bb, cfg, log), dtype='bf16')
     write_atomic(out/'training_log.json', json.dumps(log)); shutil.rmtree(work, ignore_errors=True)
     return out

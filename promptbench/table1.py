@@ -198,11 +198,11 @@ def _init(parent:int, threads:int, news):
     import torch
     _watch(parent); torch.set_num_threads(threads); _init.news = news
 
-def _work(s:dict, job:dict, out:str):
+def _work(s:dict, job:dict, out:str, name:str):
     "What a worker does with one job"
     s,job = config(Settings, s),config(Job, job); last = [0.]
     def tick(share):
-        if time.time()-last[0]>.5: last[0] = time.time(); _init.news.put((str(job), float(share)))
+        if time.time()-last[0]>.5: last[0] = time.time(); _init.news.put((name, float(share)))
     if not finished(out, s, job): (do_pretrain if job.shots is None else do_cell)(s, job, out, tick)
     _give_back()
 
@@ -220,36 +220,38 @@ def cost(s:Settings, job:Job)->float:
     return tasks*((at_scale(s, 'n_eval') or 300)*1.5+3*job.shots*at_scale(s, 'tune').get('steps', 100))
 
 def run_jobs(
-    s:Settings, out, *, workers:int=2, threads:int=1
+    s:Settings|list[Settings], # One table, or several that share a folder
+    out, *, workers:int=2, threads:int=1
 )->Iterator[dict]: # rows: done (share of all work), job, state ('running' | 'done' | 'failed'), left
     "Run what is not finished yet, each job in one of `workers` processes; failures do not stop the rest"
     import multiprocessing as mp
-    jobs = plan(s); costs = {j:cost(s, j) for j in jobs}; total = sum(costs.values())
-    todo = [j for j in jobs if not finished(out, s, j)]; needed = {j.parent for j in todo if j.shots is not None}
-    todo = [j for j in todo if j.shots is not None or j in needed]; share = {str(j):0. if j in todo else 1. for j in jobs}; names = {str(j):j for j in jobs}
-    at = lambda: sum(costs[names[n]]*v for n,v in share.items())/total
+    jobs = {key(t,j):(t,j) for t in ([s] if isinstance(s, Settings) else s) for j in plan(t)} # what two tables need is there once
+    costs = {k:cost(*x) for k,x in jobs.items()}; total = sum(costs.values()); above = {k:j.parent and key(t, j.parent) for k,(t,j) in jobs.items()}; card = {k:folder(out, *x)/'card.json' for k,x in jobs.items()}
+    todo = [k for k in jobs if not card[k].is_file()]; cell = lambda k: jobs[k][1].shots is not None; needed = {above[k] for k in todo if cell(k)}
+    todo = [k for k in todo if cell(k) or k in needed]; share = {k:float(k not in todo) for k in jobs}
+    at = lambda: sum(costs[k]*v for k,v in share.items())/total
     if not todo: yield dict(done=1., job=None, state='done', left=0); return
     ctx = mp.get_context('spawn'); news = ctx.Queue(); failed = {}
     with ProcessPoolExecutor(min(workers, len(todo)), mp_context=ctx, initializer=_init, initargs=(os.getpid(), threads, news)) as pool:
-        ready = lambda j: j.parent is None or finished(out, s, j.parent)
-        waiting = sorted(todo, key=lambda j:(j.shots is not None, -costs[j])); running = {}
+        ready = lambda k: above[k] is None or card[above[k]].is_file()
+        waiting = sorted(todo, key=lambda k:(cell(k), -costs[k])); running = {}; name = lambda k: str(jobs[k][1])
         while waiting or running:
             if stop_asked(): waiting.clear()
-            for j in [j for j in waiting if j.parent in failed]: failed[j] = f'needs {j.parent}, which failed'; waiting.remove(j)
-            for j in [j for j in waiting if ready(j)][:workers-len(running)]:
-                waiting.remove(j); running[pool.submit(_work, asdict(s), asdict(j), str(out))] = j
+            for k in [k for k in waiting if above[k] in failed]: failed[k] = f'needs {name(above[k])}, which failed'; waiting.remove(k)
+            for k in [k for k in waiting if ready(k)][:workers-len(running)]:
+                waiting.remove(k); running[pool.submit(_work, *map(asdict, jobs[k]), str(out), k)] = k
             over,_ = wait(running, timeout=.5, return_when=FIRST_COMPLETED)
             while True:
                 try: n,v = news.get_nowait(); share[n] = max(share[n], min(v, .999))
                 except queue.Empty: break
             for f in over:
-                j = running.pop(f); share[str(j)] = 1.; e = f.exception()
-                if isinstance(e, BrokenProcessPool): raise UserError(f'a worker process died while it worked on {j}, most often because memory ran out; finished parts are kept: run the same again, if need be with workers=1')
-                if e is not None: failed[j] = f'{type(e).__name__}: {e}'
-                yield dict(done=at(), job=str(j), state='failed' if e is not None else 'done', left=len(waiting)+len(running))
-            yield dict(done=at(), job=', '.join(str(j) for j in running.values()), state='running', left=len(waiting)+len(running))
+                k = running.pop(f); share[k] = 1.; e = f.exception()
+                if isinstance(e, BrokenProcessPool): raise UserError(f'a worker process died while it worked on {name(k)}, most often because memory ran out; finished parts are kept: run the same again, if need be with workers=1')
+                if e is not None: failed[k] = f'{type(e).__name__}: {e}'
+                yield dict(done=at(), job=name(k), state='failed' if e is not None else 'done', left=len(waiting)+len(running))
+            yield dict(done=at(), job=', '.join(map(name, running.values())), state='running', left=len(waiting)+len(running))
     if stop_asked(): raise Stopped('stopped as asked; finished parts are kept, the same call goes on from here')
-    if failed: raise UserError('these parts failed, the others are kept: '+'; '.join(f'{j}: {m}' for j,m in failed.items()))
+    if failed: raise UserError('these parts failed, the others are kept: '+'; '.join(f'{name(k)}: {m}' for k,m in failed.items()))
 
 # %% ../nbs/72_table1.ipynb #824f4784
 def gather(
@@ -268,12 +270,13 @@ def gather(
         curves += [dict(method=j.method, prompt=j.prompt, seed=j.seed, stage=stage, **p) for p in c.pop('curve')]; cards.append(dict(c, stage=stage, key=key(s, j)))
     return dict(rows=read_rows([f/'rows.parquet' for f in cells]), predictions=read_predictions([f/'predictions.parquet' for f in cells]), curves=pd.DataFrame(curves), cards=cards)
 
-# %% ../nbs/72_table1.ipynb #a9eb32c7
+# %% ../nbs/72_table1.ipynb #19507440
 def run_all(
-    s:Settings, out, *, workers:int=2, quiet:bool|None=None
+    s:Settings|list[Settings], # One table, or several that share a folder
+    out, *, workers:int=2, quiet:bool|None=None
 )->Path:
     "All jobs with a progress bar; `progress.json` in `out` says the same to other processes"
-    out = Path(out); write_atomic(out/'settings.json', to_json(asdict(s))); bar = None
+    out = Path(out); write_atomic(out/'settings.json', to_json(asdict(s) if isinstance(s, Settings) else [asdict(t) for t in s])); bar = None
     for row in run_jobs(s, out, workers=workers):
         if bar is None: bar,began,first = Bar('table1', row['done'], quiet),time.monotonic(),row['done']
         gained = 100*(row['done']-first); pace = (time.monotonic()-began)/gained if gained>0 else None
