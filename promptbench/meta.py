@@ -16,7 +16,8 @@ from .core import UserError, key_of, one_of, rng, to_json
 from .suite import render
 from .batches import make_batch
 from .backbone import fingerprint, freeze
-from .prompts import PROMPTS
+from .prompts import PROMPTS, for_prompt
+from .microworld import tiny_settings
 from .draws import task_batches, task_passes
 from .dist import share, sum_over, world
 from .fit import Adafactor, backward, micro_batches, seeded, token_nll, training
@@ -70,7 +71,7 @@ CHOICES = dict(method=METAS, prompt=PROMPTS, support=('different','same'), inner
 META_PRESETS = {
     'paper': dict(mixture='proportional'),
     'code':  dict(mixture='proportional', carry='run', lanes=1, loss='example'),
-    'tiny':  dict(length=10, tasks=8, steps=7, batch_size=4, examples=36_000, lr=3e-4, prompt_lr=1e-3, dropout=0.),
+    'tiny':  tiny_settings()['meta'],
 }
 
 def meta_preset(
@@ -80,7 +81,7 @@ def meta_preset(
     "The settings of a scale, with changes"
     known = META_PRESETS[one_of('preset', name, META_PRESETS)]
     if name=='code': known = known|dict(support='same' if changes.get('method', 'fomaml')=='fomaml' else 'different')
-    return MetaConfig(**(known|changes))
+    return MetaConfig(**for_prompt(known|changes, changes.get('prompt', 'shallow')))
 
 # %% ../nbs/36_meta.ipynb #c2063d5f
 @dataclass

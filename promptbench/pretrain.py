@@ -13,7 +13,8 @@ from .core import UserError, key_of, one_of, rng, to_json
 from .suite import render
 from .batches import fill, mtl_batches
 from .backbone import fingerprint, freeze, unfreeze
-from .prompts import PROMPTS, NoPrompt
+from .prompts import PROMPTS, NoPrompt, for_prompt
+from .microworld import tiny_settings
 from .mixing import LISTED, mix, shuffled
 from .rendered import MixedPairs, Pairs, rendered
 from .dist import barrier, world
@@ -107,7 +108,7 @@ class PretrainConfig:
 # %% ../nbs/35_pretrain.ipynb #7ce20260
 PRESETS = {
     'paper': dict(length=20, examples=None, batch_size=4096, lr=1e-3, dropout=.1, mixture='proportional'),
-    'tiny':  dict(length=10, examples=36_000, batch_size=64, lr=3e-4, dropout=0., prompt_lr=1e-3),
+    'tiny':  tiny_settings()['pretrain'],
 }
 
 def preset(
@@ -115,7 +116,7 @@ def preset(
     **changes # Fields of `PretrainConfig`; method and prompt among them
 )->PretrainConfig:
     "The settings of a scale, with changes"
-    return PretrainConfig(**(PRESETS[one_of('preset', name, PRESETS)]|changes))
+    return PretrainConfig(**for_prompt(PRESETS[one_of('preset', name, PRESETS)]|changes, changes.get('prompt', 'shallow')))
 
 # %% ../nbs/35_pretrain.ipynb #4202e6f8
 def flops(
