@@ -25,9 +25,8 @@ def small_task(
     seed:int=0 # Which draw
 )->Task:
     "A task of the microworld with as many records as asked; validation never repeats a training record"
-    old = load_suite('microworld').task(name); train = draw(old.dataset, shots, seed=seed, split='train')
-    seen = frozenset(str(sorted(r.items())) for r in train)
-    records = dict(train=train, validation=draw(old.dataset, n, seed=seed, split='validation', avoid=seen))
+    old = load_suite('microworld').task(name); of = lambda split,n: draw(old.dataset, n, seed=seed, split=split, role=old.role)
+    records = dict(train=of('train', shots), validation=of('validation', n))
     return Task('microworld', Dataset(old.dataset, old.cluster, old.role, records, old._data.templates), old._template)
 
 def reworded(
