@@ -54,7 +54,7 @@ class LMConfig:
     d_model:int=128; heads:int=4; encoder_layers:int=4; decoder_layers:int=2; d_ff:int=256
     prose_steps:int=0; prose_batch:int=64; prose_lr:float=1.5e-3 # stage 1, left out: span corruption and continuation alone
     skill_steps:int=24000; skill_batch:int=48; rest_batch:int=8; skill_lr:float=1e-3 # stage 2: exercises, and prose so that nothing is forgotten
-    noise:float=.5; noise_from:float=.6 # share of sources with random words in front, and from which part of stage 2 on
+    noise:float=0.; noise_from:float=.6 # share of sources with random words in front, and from which part of stage 2 on; see below
     clip:float=1.; weight_decay:float=.01; precision:str='bf16'
 
 def tiny_backbone(cfg:LMConfig, tokenizer)->Backbone:

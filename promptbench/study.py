@@ -23,15 +23,18 @@ class Question:
     key:tuple=() # Where the dial sits in `Settings`, as in ('pretrain','lr'); (): it is the backbone
     values:tuple=(None,)
     methods:tuple=('T-only','T+P'); prompts:tuple=('shallow','deep'); shots:tuple=(0,)
+    def but(self, **changes)->'Question':
+        "The question with other values, methods, prompts or shots"
+        return replace(self, **changes)
 
 QUESTIONS = dict(
     skill = Question(text='What can a backbone do before and after continued pretraining?', dial='mean skill of the backbone', methods=('none','T-only','P-only','T+P'), shots=(0,16)),
-    examples = Question(text='How long must continued pretraining be?', dial='examples of continued pretraining', key=('pretrain','examples'), values=(2_000, 6_000, 18_000, 36_000, 72_000)),
-    lr = Question(text='Which learning rate for the transformer?', dial='learning rate of the transformer', key=('pretrain','lr'), values=(3e-5, 1e-4, 3e-4, 1e-3)),
-    prompt_lr = Question(text='Which learning rate for the prompt in pretraining?', dial='learning rate of the prompt', key=('pretrain','prompt_lr'), values=(1e-3, 3e-3, 1e-2, 3e-2), methods=('T+P',)),
-    batch_size = Question(text='Few large or many small updates?', dial='examples per update', key=('pretrain','batch_size'), values=(16, 32, 64, 128)),
-    length = Question(text='How long a prompt?', dial='prompt length', key=('pretrain','length'), values=(1, 5, 10, 20, 40), methods=('T+P',), shots=(0,16)),
-    tune_lr = Question(text='Which learning rate for few-shot tuning?', dial='learning rate of tuning', key=('tune','lr'), values=(3e-4, 1e-3, 3e-3, 1e-2), shots=(16,)),
+    examples = Question(text='How long must continued pretraining be?', dial='examples of continued pretraining', key=('pretrain','examples'), values=(2_000, 6_000, 18_000, 36_000)),
+    lr = Question(text='Which learning rate for the transformer?', dial='learning rate of the transformer', key=('pretrain','lr'), values=(1e-4, 3e-4, 1e-3)),
+    prompt_lr = Question(text='Which learning rate for the prompt in pretraining?', dial='learning rate of the prompt', key=('pretrain','prompt_lr'), values=(3e-4, 1e-3, 1e-2), methods=('T+P',)),
+    batch_size = Question(text='Few large or many small updates?', dial='examples per update', key=('pretrain','batch_size'), values=(32, 64, 128)),
+    length = Question(text='How long a prompt?', dial='prompt length', key=('pretrain','length'), values=(1, 5, 10, 20), methods=('T+P',), shots=(0,16)),
+    tune_lr = Question(text='Which learning rate for few-shot tuning?', dial='learning rate of tuning', key=('tune','lr'), values=(3e-5, 3e-4, 1e-3, 1e-2), shots=(16,)),
 )
 
 # %% ../nbs/79_study.ipynb #159497b0
