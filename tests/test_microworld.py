@@ -71,7 +71,6 @@ def test_answer_words_of_templates_never_carry_a_verdict_in_the_corpus(world):
         t = prose(rng('verdicts', i)); assert not re.search(r'\b(was|is|are|be|:) (yes|no|true|false|maybe|unknown|agree|disagree)\b(?! (longer|to))', t), t
     used = {c for t in world.tasks() if t.ranked for e in t.examples('validation', 6) for c in e.choices}; assert not used & {*VERDICTS,'same','other'} and ANSWERS-{'agree','disagree'}<=used
 
-@pytest.mark.xfail(strict=True, reason='the weights in data/backbones/tiny are of the first edition; take this mark away with the new ones')
 def test_the_shipped_backbone_is_what_its_card_says():
     import torch
     from promptbench.backbone import load_backbone
@@ -87,7 +86,6 @@ def test_the_shipped_backbone_is_what_its_card_says():
         with torch.no_grad(): said = decode(b, encode(b, batch), batch.tgt_BU)[:,0].argmax(-1)
         right = (said==batch.tgt_BU[:,0]).float().mean().item(); assert right>least, (skill, level, right)
 
-@pytest.mark.xfail(strict=True, reason='the weights in data/backbones/tiny are of the first edition; take this mark away with the new ones')
 def test_the_shipped_tokenizer_is_the_one_the_corpus_gives():
     from transformers import AutoTokenizer
     from promptbench.corpus import vocabulary
