@@ -67,11 +67,10 @@ class MetaConfig:
 
 CHOICES = dict(method=METAS, prompt=PROMPTS, support=('different','same'), inner=('adafactor','sgd','adam'), carry=('fresh','batch','run'), loss=('token','example'), mixture=('even','proportional'))
 
-# %% ../nbs/36_meta.ipynb #bafde314
+# %% ../nbs/36_meta.ipynb #3626e035
 META_PRESETS = {
-    'paper': dict(mixture='proportional'),
+    'paper': dict(mixture='proportional'), 'tiny': tiny_settings()['meta'],
     'code':  dict(mixture='proportional', carry='run', lanes=1, loss='example'),
-    'tiny':  tiny_settings()['meta'],
 }
 
 def meta_preset(

@@ -9,7 +9,7 @@ LESSONS = sorted(FOLDER.glob('[0-9]*_*.ipynb'))   # other pages may lie beside t
 ids = lambda p: p.stem
 def cells(path, kind): return [c.source for c in nbformat.read(path, 4).cells if c.cell_type==kind]
 
-def test_all_seven_and_a_beginning(): assert [p.name.split('_')[0] for p in LESSONS]==['00',*'1234567']
+def test_all_eight_and_a_beginning(): assert [p.name.split('_')[0] for p in LESSONS]==['00',*'12345678']
 def test_they_are_collected(): assert not (FOLDER/'.notest').exists()
 
 @pytest.mark.parametrize('path', LESSONS, ids=ids)

@@ -175,7 +175,7 @@ def test_a_prompt_the_optimiser_does_not_hold(suite, tiny):
 def test_a_source_that_does_not_hold_the_answer_stays_at_chance(suite, tiny):
     from dataclasses import replace
     es = suite.task('entail/does_it_mean').shots(8, 0, balanced=True); blind = [replace(e, source='Does this mean that ? Yes or no?') for e in es]; guess = D.guess_loss(tiny, es); assert guess==pytest.approx(math.log(2)/2)
-    rows = tuned(tiny, suite, steps=40, examples=blind, lr=.03); assert kinds(rows, guess=guess)==['at chance'] and 'guessing' in D.doctor_line(D.diagnose(rows, guess=guess))
+    rows = tuned(tiny, suite, steps=80, examples=blind, lr=.03); assert kinds(rows, guess=guess)==['at chance'] and 'guessing' in D.doctor_line(D.diagnose(rows, guess=guess))
 
 def test_a_start_of_another_size(suite, tiny):
     p = ShallowPrompt(new_prompt('shallow', tiny, length=4, init='normal').table*300); rows = tuned(tiny, suite, prompt=p, lr=1.); asked = D.probe(tiny, p, suite.task('entail/does_it_mean').shots(4, 0))
