@@ -81,7 +81,9 @@ def ask(
 
 COLUMNS = ['question','value','backbone','method','prompt','shots','dataset','arg','lo','hi','seeds']
 
-# %% ../nbs/79_study.ipynb #6006de37
+# %% ../nbs/79_study.ipynb #eba02d38
+def _said(v:float)->str: return f'{v:,.0f}' if v>=1000 else f'{v:.4g}'
+
 def answer_title(
     d:pd.DataFrame, # The ARG lines of one question
     q:Question
@@ -89,7 +91,7 @@ def answer_title(
     "What turning the dial did: the best value of each kind of cell"
     m = d.groupby(['method','prompt','shots','value'], sort=False)['arg'].mean()
     if m.index.get_level_values('value').nunique()==1: b = m.idxmax(); return f'{b[0]}, {b[1]}, {shots_text(b[2])} is highest: ARG {m.max():.1f}'
-    b,w = m.idxmax(),m.idxmin(); same = m[[i[:3]==b[:3] for i in m.index]].droplevel([0,1,2]); return f'{b[0]}, {b[1]}, {shots_text(b[2])} is highest at {b[3]:,.4g} (ARG {m.max():.1f}); its lowest is {same.min():.1f} at {same.idxmin():,.4g}'
+    b,w = m.idxmax(),m.idxmin(); same = m[[i[:3]==b[:3] for i in m.index]].droplevel([0,1,2]); return f'{b[0]}, {b[1]}, {shots_text(b[2])} is highest at {_said(b[3])} (ARG {m.max():.1f}); its lowest is {same.min():.1f} at {_said(same.idxmin())}'
 
 def plot_answer(
     answers:pd.DataFrame, # From `ask`
@@ -107,7 +109,7 @@ def plot_answer(
         for (m,k),g in d[d.prompt.isin([p,'none'])].groupby(['method','shots'], sort=False):
             label = f'{m}, {shots_text(k)}'; colour,mark = look(m); g = g.sort_values('value'); mean = g.groupby('value')['arg'].mean(); ax = dict(xaxis=f'x{n}', yaxis=f'y{n}', legendgroup=label)
             traces.append(dots(label, g.value, g['arg'], colour, mark if k==0 else mark+'-open', size=8, error_y=bars(g['arg'], g.lo, g.hi, colour, thickness=1), opacity=.75, showlegend=label not in seen, **ax,
-                               text=[f'<b>{label}</b><br>{q.dial}: {v:,.4g}<br>{b}<br>ARG {a:.1f} [{lo:.1f}, {hi:.1f}]' for v,b,a,lo,hi in zip(g.value, g.backbone, g['arg'], g.lo, g.hi)]))
+                               text=[f'<b>{label}</b><br>{q.dial}: {_said(v)}<br>{b}<br>ARG {a:.1f} [{lo:.1f}, {hi:.1f}]' for v,b,a,lo,hi in zip(g.value, g.backbone, g['arg'], g.lo, g.hi)]))
             if len(mean)>1: traces.append(dict(type='scatter', mode='lines', x=list(mean.index), y=list(mean), line=dict(color=colour, width=2, dash='dash' if k else 'solid'), hoverinfo='skip', showlegend=False, **ax))
             seen.add(label)
     title = f'{q.text}<br><span style="font-size:13px">{answer_title(d, q)}</span>'
