@@ -103,7 +103,7 @@ def plot_answer(
     if not len(d): raise UserError(f'nothing was asked about {name}; the table has {sorted(set(answers.question))}')
     panels = [p for p in ('shallow','deep') if p in set(d.prompt)] or ['none']; traces,axes,notes,wide = [],{},[],1/(len(panels)+.08*(len(panels)-1)); seen = set()
     for i,p in enumerate(panels):
-        n = str(i+1) if i else ''; axes[f'xaxis{n}'] = dict(domain=[i*1.08*wide, i*1.08*wide+wide], anchor=f'y{n}', title=q.dial)|(dict(type='log', tickvals=sorted(set(d.value))) if q.key else {})
+        n = str(i+1) if i else ''; axes[f'xaxis{n}'] = dict(domain=[i*1.08*wide, i*1.08*wide+wide], anchor=f'y{n}', title=q.dial)|(dict(type='log', tickvals=(at := sorted(set(d.value))), ticktext=[_said(v) for v in at]) if q.key else dict(range=[min(.5, d.value.min())-.02, 1.02]))
         axes[f'yaxis{n}'] = dict(anchor=f'x{n}', zeroline=True, zerolinewidth=2)|(dict(matches='y', showticklabels=False) if n else dict(title='ARG, points'))
         notes.append(dict(text=f'<b>{p} prompt</b>', x=i*1.08*wide, xanchor='left', y=1.0, yanchor='bottom', xref='paper', yref='paper', showarrow=False))
         for (m,k),g in d[d.prompt.isin([p,'none'])].groupby(['method','shots'], sort=False):
@@ -113,4 +113,4 @@ def plot_answer(
             if len(mean)>1: traces.append(dict(type='scatter', mode='lines', x=list(mean.index), y=list(mean), line=dict(color=colour, width=2, dash='dash' if k else 'solid'), hoverinfo='skip', showlegend=False, **ax))
             seen.add(label)
     title = f'{q.text}<br><span style="font-size:13px">{answer_title(d, q)}</span>'
-    return go.Figure(traces, layout(title, 460, left=60, annotations=notes, **axes)).update_layout(margin_t=130, legend_y=1.08)
+    return go.Figure(traces, layout(title, 500, left=60, annotations=notes, **axes)).update_layout(margin_t=110, margin_b=130, legend_y=-.25, legend_yanchor='top')
