@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '1024') # read once, when torch first computes
 import torch
 from torch import nn, Tensor
-from .core import UserError, one_of, seed_of, atomic_folder, to_json, data_dir
+from .core import UserError, one_of, seed_of, atomic_folder, to_json, embedded
 from .batches import encode_texts
 from .linear import faster
 from .attention import ATTENTION, register_attention, is_slot
@@ -143,8 +143,7 @@ def _quiet():
 
 def _find(name)->tuple[str,bool]:
     "Where `name` leads (folder or hub id), and whether it is a folder"
-    if str(name)=='tiny':
-        folder = data_dir('backbones','tiny')
+    if folder := embedded(name):
         if not (folder/'config.json').exists(): raise UserError(f'the tiny backbone must lie in {folder}, but it is not there; train it with nbs/runs/lm_pretrain.ipynb')
         return str(folder),True
     p = Path(name).expanduser()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas as pd
-from .core import UserError, data_dir, one_of
+from .core import UserError, embedded, one_of
 from .files import Flaw, numbered, split_files
 from .suite import Suite, _spread, render
 from .templates import _hide, _templates_of, folder_layout
@@ -201,7 +201,7 @@ def token_counter(
     name:str='tiny' # 'tiny', a folder with a tokenizer, or a hub id
 )->Callable: # texts -> number of tokens of each, without `</s>`
     "Counts tokens as a backbone will see them, without loading the backbone"
-    place = data_dir('backbones','tiny') if name=='tiny' else Path(name).expanduser()
+    place = embedded(name) or Path(name).expanduser()
     if (place/'tokenizer.json').is_file():
         from tokenizers import Tokenizer
         t = Tokenizer.from_file(str(place/'tokenizer.json')); t.no_truncation(); return lambda texts: [len(e.ids) for e in t.encode_batch_fast(list(texts), add_special_tokens=False)]

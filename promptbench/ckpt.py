@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from . import __version__
-from .core import UserError, atomic_folder, key_of, to_json
+from .core import UserError, atomic_folder, embedded, key_of, to_json
 from .backbone import Backbone, fingerprint, load_backbone, save_backbone
 from .prompts import prompt_from
 from .dist import sum_over, world
@@ -81,7 +81,7 @@ def _save_backbone(tmp:Path, folder:Path, backbone, reference)->dict:
     if reference is None: save_backbone(backbone, tmp/'backbone'); return dict(kind='full', name=backbone.name, hash=_digest(backbone))
     path = Path(reference).expanduser()
     if (path/'backbone'/'config.json').exists(): path = path/'backbone'
-    where = os.path.relpath(path.resolve(), folder.resolve()) if str(reference)!='tiny' and path.is_dir() else None
+    where = os.path.relpath(path.resolve(), folder.resolve()) if not embedded(reference) and path.is_dir() else None
     return dict(kind='reference', name=str(reference), path=where, hash=_digest(backbone))
 
 # %% ../nbs/32_ckpt.ipynb #e0df0e92

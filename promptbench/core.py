@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UserError', 'one_of', 'seed_of', 'rng', 'write_atomic', 'atomic_folder', 'to_json', 'config', 'key_of', 'home',
-           'data_dir', 'progress']
+           'data_dir', 'embedded', 'progress']
 
 # %% ../nbs/00_core.ipynb #780d74b3
-import contextlib, dataclasses, hashlib, importlib.util, json, os, random, shutil, sys, tempfile, time
+import contextlib, dataclasses, hashlib, importlib.util, json, os, random, re, shutil, sys, tempfile, time
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #55c67f10
@@ -112,6 +112,13 @@ def home()->Path:
 def data_dir(*parts)->Path:
     "A path below `data/`"
     return home().joinpath('data', *parts)
+
+def embedded(
+    name # Of a backbone
+)->Path|None: # Its folder; None if no backbone of that name comes with the package
+    "Where a backbone of `data/backbones` lies: `tiny`, and `tiny-1` and so on, which were made from other seeds"
+    folder = data_dir('backbones', str(name)) if re.fullmatch(r'tiny(-\d+)?', str(name)) else None
+    return folder if folder and (str(name)=='tiny' or folder.is_dir()) else None
 
 # %% ../nbs/00_core.ipynb #0a902d5b
 def progress(

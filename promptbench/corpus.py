@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'SKILLS', 'verdict', 'verify', 'same', 'lookup', 'choose', 'refer', 'sense_of', 'order', 'know', 'feel',
-           'small_talk', 'prose', 'knowledge_sentence', 'vocabulary']
+           'small_talk', 'prose', 'knowledge_sentence', 'count_words', 'vocabulary']
 
 # %% ../nbs/15_corpus.ipynb #aca5f21c
-import re
+import functools, re
 from collections import Counter
 from random import Random
 from .core import data_dir, rng
-from .facts import (world, fact, say, falsify, scene, claim, crowd, ask, options, other, text, pronoun, story, stray_steps, event, move,
+from .facts import (world, fact, say, falsify, scene, claim, crowd, ask, because, options, other, text, pronoun, story, stray_steps, event, move,
                                knowledge, review, news, sense_pair, word_kinds)
 from .records import SHARED
 from .microworld import build
@@ -91,10 +91,10 @@ def refer(r:Random, level:int)->tuple[str,str]:
     "Who is meant: named or told by gender, by the part somebody had, by the reason; then whether a name is right"
     if level==1: return _part(r)
     e = event(r, (None,None,True,True)[level] if r.random()<.6 or level>1 else False); p = pronoun(e['who']); P = p.capitalize(); said = []
-    if level==0 and pronoun(e['a'])==pronoun(e['b']): return text(f"{e['v']} because {e['who']} {e['reason']}")+f" The one who {e['reason']} was", e['who']
+    if level==0 and pronoun(e['a'])==pronoun(e['b']): return text(because(e, e['who']))+f" The one who {e['reason']} was", e['who']
     if level>1 and r.random()<.35: said = [f"{e['who']} {e['reason']}", f"{e['whom']} {event(r)['reason']}"]; r.shuffle(said)
     if len({x.split(' ',1)[1] for x in said})==1: said = []
-    s = text(*said, f"{e['v']} because {p} {e['reason']}")
+    s = text(*said, because(e))
     if level==3 and r.random()<.6:
         l = r.randrange(2); q = r.choice(world()['people']); n = e['who'] if l else e['whom']
         return s+r.choice([f' {q} thought of {n}. {q} was', f" That {n} {e['reason']} is", f' Here {p} is {n}. This is']), VERDICTS[l]
@@ -168,9 +168,9 @@ def knowledge_sentence(r:Random)->str:
     return s.format(a)
 
 # %% ../nbs/15_corpus.ipynb #d46e2c90
-def vocabulary(
+def count_words(
     n:int=20000 # Documents read
-)->dict[str,int]: # lower-case word or mark -> how often
+)->dict[str,int]: # lower-case word or mark -> how often, the commonest first
     "Every word of the world, its exercises and its templates, with counts from a sample"
     pieces = lambda s: re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]", s.lower()); c = Counter()
     for i in range(n): c.update(pieces(prose(rng('vocabulary', i))))
@@ -178,3 +178,9 @@ def vocabulary(
         for ex in t.examples('validation', 40): c.update(pieces(ex.source+' '+ex.target+' '+' '.join(ex.choices or ())))
     for f in ('world.yaml','templates.yaml','frames.yaml'): c.update({w:1 for w in pieces(re.sub(r'#.*', '', data_dir('microworld', f).read_text()))})
     return dict(sorted(c.items(), key=lambda x:(-x[1],x[0])))
+
+@functools.cache
+def vocabulary()->dict[str,int]: # lower-case word or mark -> how often
+    "The words a tiny backbone has pieces for, as they were counted once (`data/microworld/vocabulary.tsv`): a template more must not renumber them"
+    lines = data_dir('microworld','vocabulary.tsv').read_text(encoding='utf8').splitlines()
+    return {w:int(n) for w,n in (l.split('\t') for l in lines)}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['world', 'pronoun', 'other', 'text', 'fact', 'renamed', 'say', 'falsify', 'scene', 'claim', 'ask', 'yesno', 'options',
-           'crowd', 'story', 'stray_steps', 'event', 'move', 'knowledge', 'review', 'news', 'sense_pair', 'word_kinds']
+           'crowd', 'story', 'stray_steps', 'event', 'because', 'move', 'knowledge', 'review', 'news', 'sense_pair',
+           'word_kinds']
 
 # %% ../nbs/08_facts.ipynb #d849430c
 import functools
@@ -131,16 +132,24 @@ def stray_steps(r:Random, s:dict, place:int, k:int=1)->list[str]:
     return [w['scripts'][j][0][place].format(p=s['p'], f=r.choice(w['foods'])) for j in others]
 
 def event(
-    r:Random, same_gender:bool|None=None # True: the pronoun alone does not decide; None: any two people
+    r:Random, same_gender:bool|None=None, # True: the pronoun alone does not decide; None: any two people
+    role:str|None=None # Only events that datasets of this role may use; None: any
 )->dict: # event `v`, `reason`, `who` it is true of, `whom` it is not; `part` of who and `counterpart`
     "Something one person did to another, and why"
-    w = world(); e = r.choice(w['reasons'])
+    w = world(); e = r.choice([e for e in w['reasons'] if role in (None,e['for'])])
     if same_gender is None: a,b = r.sample(w['people'], 2)
     elif same_gender: a,b = r.sample(r.choice([w['men'],w['women']]), 2)
     else: a,b = r.sample([r.choice(w['men']), r.choice(w['women'])], 2)
     active = r.random()<.5; parts = [e['did'],e['got']]; ways = [r.choice(e['first']),r.choice(e['second'])]
     if not active: parts,ways = parts[::-1],ways[::-1]
     return dict(v=e['say'].format(a=a, b=b), reason=ways[0], counter=ways[1], part=parts[0], who=a if active else b, whom=b if active else a, a=a, b=b)
+
+def because(
+    e:dict, # From `event`
+    who:str|None=None # What stands for the person of the reason; None: *he* or *she*
+)->str:
+    "An event and its reason in one sentence"
+    return f"{e['v']} because {who or pronoun(e['who'])} {e['reason']}"
 
 def move(r:Random)->dict: # event `v`, thing `o`, `now` who has it, `before` who had it
     "A thing changes hands between two people of one gender"
@@ -174,9 +183,11 @@ def news(r:Random)->tuple[str,str]:
     return r.choice([text(f'the {a} and the {b} were in the news today', f'people talk about the {c}'), text(f'a new {a} was shown near the {b} and the {c}'),
                      text(f'this week the {a} changed the {b}', f'experts like the {c}'), text(f'people saw the {a}', f'it had a {b} and a {c}')]), topic
 
-def sense_pair(r:Random)->dict:
+def sense_pair(
+    r:Random, role:str|None=None # Only words that datasets of this role may use; None: any
+)->dict:
     "Two sentences with one word, in the same sense (label 1) or not"
-    w = world(); word = r.choice(list(w['senses'])); label,i = r.randrange(2), r.randrange(2); senses = w['senses'][word]
+    w = world(); word = r.choice([x for x in w['senses'] if role in (None,w['senses_for'][x])]); label,i = r.randrange(2), r.randrange(2); senses = w['senses'][word]
     j = i if label else 1-i
     x,y = r.sample(senses[i][1], 2) if label else (r.choice(senses[i][1]), r.choice(senses[j][1]))
     p = r.sample(w['people'], 2)

@@ -9,6 +9,7 @@ __all__ = ['WHO', 'READING', 'BUDGET', 'corrected', 'headline', 'brief', 'findin
 # %% ../nbs/59_findings.ipynb #7bc661a6
 import math
 import pandas as pd
+from .core import embedded
 from .metrics import arg_table, groups_of
 from .style import plain, plural, prompt_text, settings_of, shots_text, signed
 
@@ -146,7 +147,7 @@ def caveats(
     seeds,level = sorted(int(s) for s in rows.seed.unique()),settings.get('level', .95); out = []
     if settings.get('suite')=='microworld':
         out.append('Toy scale: a model of a few million parameters in a synthetic world with a closed vocabulary. Directions may carry over to real models; sizes of effects do not.')
-    elif str(settings.get('backbone'))=='tiny': out.append('The backbone tiny has read nothing but the microworld. On other texts, numbers near chance are what to expect; they say that the pipeline works, not what prompts are worth.')
+    elif embedded(settings.get('backbone')): out.append(f'The backbone {settings["backbone"]} has read nothing but the microworld. On other texts, numbers near chance are what to expect; they say that the pipeline works, not what prompts are worth.')
     if 'seeds' in (settings.get('resample') or ()) or settings.get('interval_seeds')=='resampled': covers = 'instances and other seeds'
     else: covers = 'instances of the same datasets. They do not cover new seeds, new templates or new datasets'
     out.append(f'The intervals ({level:.0%}) say how the numbers would vary with other {covers}.')

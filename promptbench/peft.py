@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 from . import __version__
-from .core import UserError, atomic_folder, data_dir, key_of, to_json
+from .core import UserError, atomic_folder, embedded, key_of, to_json
 from .backbone import fingerprint
 from .prompts import DeepPrompt, ShallowPrompt, prompt_size
 
@@ -33,7 +33,7 @@ def _exportable(backbone, prompt, index)->Tensor: # [P,D] or [P,X], fp32 on the 
 def _base_name(backbone, base)->str|None:
     "The name PEFT's user loads the backbone by; a warning where there is none"
     name = str(base or backbone.name)
-    if name=='tiny': return str(data_dir('backbones','tiny'))
+    if folder := embedded(name): return str(folder)
     if Path(name).expanduser().is_dir() or (name!='random' and re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?', name)): return name
     warnings.warn(f"PEFT's user must be able to load the backbone, and {name!r} is neither a folder nor a hub id; write it with save_backbone and give base=<that folder>")
 

@@ -89,6 +89,7 @@ class PretrainConfig:
     batch_size:int=4096
     lr:float=1e-3
     prompt_lr:float|None=None # None: the same as lr
+    decay:float=0. # Share of the updates, the last ones, over which the rates fall to 0 in a straight line; 0: constant rates, as in the paper
     clip:float|None=1. # Norm of all gradients together
     dropout:float=.1
     seed:int=0 # Of mixture, order and dropout
@@ -104,6 +105,7 @@ class PretrainConfig:
         if not trains and self.prompt!='none': raise UserError(f"method {self.method} has no prompt, got prompt={self.prompt!r}; choose 'none'")
         for name in ('batch_size','lr','length','prompt_lr','examples','clip','cap','row_tokens'):
             if getattr(self, name) is not None and getattr(self, name)<=0: raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
+        if not 0<=self.decay<=1: raise UserError(f'decay must be a share of the updates, from 0 to 1, got {self.decay}')
 
 # %% ../nbs/35_pretrain.ipynb #7ce20260
 PRESETS = {
@@ -148,15 +150,19 @@ def mixed_pairs(
     return MixedPairs(store, mix(store.sizes, examples=config.examples, temperature=heat, groups=groups, **how))
 
 # %% ../nbs/35_pretrain.ipynb #54350e36
-def _ready(backbone, prompt, config):
+def _falling(lr:float, share:float, updates:int):
+    "A rate that falls to 0 over the last `share` of the updates; a number where it stays"
+    return (lambda i: lr*min(1., (updates-i)/(share*updates))) if share else lr
+
+def _ready(backbone, prompt, config, updates):
     "Check the prompt against the settings, freeze what stays, and give the optimiser the rest"
     train_T,train_P = METHODS[config.method]
     if prompt.kind!=config.prompt: raise UserError(f'the settings ask for prompt {config.prompt!r}, got a prompt of kind {prompt.kind!r}; make it with new_prompt({config.prompt!r}, ...)')
     if train_P and (len(prompt)!=1 or prompt.length!=config.length): raise UserError(f'pretraining needs one prompt of length {config.length}, got {len(prompt)} of length {prompt.length}')
     (unfreeze if train_T else freeze)(backbone); prompt.to(backbone.device)
     groups = [dict(params=backbone.model.parameters())] if train_T else []
-    if train_P: groups.append(dict(params=prompt.parameters(), lr=config.prompt_lr or config.lr))
-    return Adafactor(groups, config.lr, clip=config.clip)
+    if train_P: groups.append(dict(params=prompt.parameters(), lr=_falling(config.prompt_lr or config.lr, config.decay, updates)))
+    return Adafactor(groups, _falling(config.lr, config.decay, updates), clip=config.clip)
 
 def _resume(folder, card, backbone, prompt, opt)->list[dict]:
     "Rows already done, after putting the newest checkpoint in `folder` back; none if there is no checkpoint"
@@ -197,7 +203,7 @@ def pretrain(
     if not (train_T or train_P): freeze(backbone); return
     pairs = mixed_pairs(backbone, tasks, config, cache=cache)
     card = dict(config=json.loads(to_json(config)), data=pairs.key if hasattr(pairs, 'key') else key_of(str(pairs)), start=key_of(fingerprint(backbone))) if folder else {}
-    opt = _ready(backbone, prompt, config); rows = _resume(folder, card, backbone, prompt, opt); yield from rows
+    opt = _ready(backbone, prompt, config, -(-len(pairs)//config.batch_size)); rows = _resume(folder, card, backbone, prompt, opt); yield from rows
     rows = list(rows); done = rows[-1] if rows else dict(budget=dict.fromkeys(('updates','examples','tokens','flops'), 0), seconds=0.)
     try:
         with training(backbone.model, config.dropout):

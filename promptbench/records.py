@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'SHARED', 'MAKE', 'listed', 'seek', 'check', 'match', 'compare', 'odd', 'count', 'neighbour', 'cause',
-           'ending', 'feelings', 'titled', 'gist', 'words_to_text', 'table_to_text', 'who_did', 'meant', 'holder',
-           'known', 'infer', 'reviewed', 'topical', 'kind_of_word', 'same_kind', 'same_question', 'sense']
+           'ending', 'feelings', 'titled', 'gist', 'words_to_text', 'table_to_text', 'who_did', 'social', 'meant',
+           'holder', 'known', 'infer', 'reviewed', 'topical', 'kind_of_word', 'same_question', 'sense']
 
 # %% ../nbs/09_records.ipynb #e845211d
 from random import Random
-from .facts import (ask, claim, crowd, event, fact, falsify, knowledge, move, news, options, other, pronoun, renamed, review, say, scene, sense_pair,
+from .facts import (ask, because, claim, crowd, event, fact, falsify, knowledge, move, news, options, other, pronoun, review, say, scene, sense_pair,
                                story, stray_steps, text, word_kinds, world, yesno)
 
 # %% ../nbs/09_records.ipynb #c96c323e
@@ -131,24 +131,32 @@ def table_to_text(r:Random)->dict:
     f = fact(r); return dict(data=world()['facts'][f['k']]['table'].format(**f)+'.', answer=text(say(r, f, 0, 0)))
 
 # %% ../nbs/09_records.ipynb #42ba8922
-def who_did(r:Random)->dict:
-    "Who is named in the because clause"
-    e = event(r); return dict(passage=text(f"{e['v']} because {e['who']} {e['reason']}"), question=f"Who {e['reason']}?", answer=e['who'])
+def who_did(
+    r:Random, role:str='train', # Whose events
+    pronouns:bool=False # Say *he* or *she* instead of the name; in half of the cases gender decides, in half the reason alone
+)->dict:
+    "Who is meant in the because clause"
+    e = event(r, r.random()<.5 if pronouns else None, role)
+    return dict(passage=text(because(e, None if pronouns else e['who'])), question=f"Who {e['reason']}?", answer=e['who'])
+
+def social(r:Random, role:str='train')->dict: # passage, question, answer and two choices
+    "Of whom something is true when one person did something to another; in half of the passages it is given as the reason"
+    e = event(r, None, role); told = because(e) if r.random()<.5 else e['v']; return listed(r, dict(passage=text(told), question=f"Who {e['reason']}?", answer=e['who']), options(r, e['who'], [e['a'],e['b']], 2))
 
 def meant(
-    r:Random,
+    r:Random, role:str='eval', # Whose events
     told:bool=False # Say beforehand of whom the reason is true
 )->dict: # text, pronoun, name (right or not), label, answer and two choices
     "Which of two people of one gender is meant by a pronoun; only the reason decides"
-    e = event(r, True); p = pronoun(e['who']); said = []
-    if told: said = [f"{e['who']} {e['reason']}", f"{e['whom']} {_unrelated(r, e)}"]; r.shuffle(said)
-    d = listed(r, dict(text=text(*said, f"{e['v']} because {p} {e['reason']}"), pronoun=p, answer=e['who']), options(r, e['who'], [e['a'],e['b']], 2))
+    e = event(r, True, role); p = pronoun(e['who']); said = []
+    if told: said = [f"{e['who']} {e['reason']}", f"{e['whom']} {_unrelated(r, e, role)}"]; r.shuffle(said)
+    d = listed(r, dict(text=text(*said, because(e)), pronoun=p, answer=e['who']), options(r, e['who'], [e['a'],e['b']], 2))
     return {**d, 'name':d['guess']}
 
-def _unrelated(r:Random, e:dict)->str:
+def _unrelated(r:Random, e:dict, role:str)->str:
     "A reason of another event"
     while True:
-        x = event(r)
+        x = event(r, None, role)
         if x['reason'] not in (e['reason'],e['counter']): return x['reason']
 
 def holder(r:Random)->dict: # text, pronoun, name (right or not), label, answer and two choices
@@ -177,16 +185,12 @@ def topical(r:Random)->dict:
 def kind_of_word(r:Random)->dict:
     "Which closed list a word is of"
     m = word_kinds(); k = r.choice(list(m)); return listed(r, dict(word=r.choice(m[k]), answer=k), list(m))
-def same_kind(r:Random)->dict:
-    "Are two words of one kind?"
-    m = word_kinds(); k = r.choice(list(m)); l = r.randrange(2); a = r.choice(m[k])
-    return dict(w1=a, w2=other(r, m[k if l else other(r, m, k)], a), label=l)
 def same_question(r:Random)->dict:
     "Do two questions ask for one fact?"
     f = fact(r); l = r.randrange(2); return dict(s1=yesno(r, f), s2=yesno(r, f if l else falsify(r, f)), label=l)
-def sense(r:Random)->dict:
+def sense(r:Random, role:str='eval')->dict:
     "Has a word the same sense twice?"
-    d = sense_pair(r); return dict(word=d['word'], s1=text(d['s1']), s2=text(d['s2']), label=d['label'])
+    d = sense_pair(r, role); return dict(word=d['word'], s1=text(d['s1']), s2=text(d['s2']), label=d['label'])
 
 # %% ../nbs/09_records.ipynb #e5fea749
 def _fields(d:dict, **names)->dict: return {new:d[old] for new,old in names.items()}
@@ -194,10 +198,10 @@ def _claim(labels:int, premise:str, said:str, field:str='claim', synonyms:float=
     return lambda r: _fields(check(r, labels, synonyms=synonyms, asked=field=='question'), **{premise:'passage', said:field, 'label':'label'})
 
 MAKE = dict(
-    find=seek, pick=lambda r: seek(r, k=3), reason_of=who_did, common=known, feelings=feelings, recall=lambda r: _fields(known(r), question='question', answer='answer'), guess=lambda r: _fields(known(r), question='question', guess='guess', label='label'),
-    yes_no=_claim(2, 'passage', 'question', 'question'), yes_no_maybe=_claim(3, 'passage', 'question', 'question'), agree=compare, odd=odd,
+    find=seek, pick=lambda r: seek(r, k=3), reason_of=who_did, refers=lambda r: who_did(r, pronouns=True), common=known, feelings=feelings, recall=lambda r: _fields(known(r), question='question', answer='answer'), guess=lambda r: _fields(known(r), question='question', guess='guess', label='label'),
+    yes_no=_claim(2, 'passage', 'question', 'question'), yes_no_maybe=_claim(3, 'passage', 'question', 'question'), agree=compare, odd=odd, social=social,
     review=reviewed, return_visit=reviewed, news=topical, about=lambda r: _fields(topical(r), text='text', topic='topic', label='label'), kind_of_word=kind_of_word,
     table_to_text=table_to_text, words_to_text=words_to_text, title=titled, gist=gist, title_check=titled, turned=lambda r: match(r, turned=True), reworded=match, same_question=same_question,
-    report=_claim(2, 'scene', 'statement', synonyms=.3), before=lambda r: neighbour(r, given=(i:=r.randrange(1,4)), wanted=i-1), holder=holder, same_kind=same_kind,
+    report=_claim(2, 'scene', 'statement', synonyms=.3), before=lambda r: neighbour(r, given=(i:=r.randrange(1,4)), wanted=i-1), holder=holder, whom=lambda r: meant(r, 'dev'), uses=lambda r: sense(r, 'dev'),
     entail=_claim(2, 'premise', 'hypothesis'), commit=_claim(3, 'premise', 'hypothesis'), infer=infer, cause=cause, ending=lambda r: ending(r, r.choice([2,3]), 4), close=lambda r: ending(r, 3, 2),
     pronoun=meant, who_is=lambda r: meant(r, told=r.random()<.5), sense=sense)   # dataset: what makes a record from a generator

@@ -36,7 +36,7 @@ RESULT = r'''<p class="answer" data-verdict="{{ verdict }}">{{ whole(answer[0]) 
 <nav aria-label="Sections">{% for id, name in sections %}<a href="#{{ id }}">{{ name }}</a>{% endfor %}</nav>
 
 <h2 id="table">Table 1, beside the paper’s</h2>
-<p>Brackets are the intervals. The paper’s models {% if settings.backbone=='tiny' %}are hundreds of times larger and its tasks are others{% else %}and tasks are others{% endif %}:
+<p>Brackets are the intervals. The paper’s models {% if (settings.backbone or '').startswith('tiny') %}are hundreds of times larger and its tasks are others{% else %}and tasks are others{% endif %}:
 compare the pattern, not the numbers.</p>
 {% call frame('ARG in points (' ~ size ~ '). Small print: the paper’s T5-Large and T5-XL.', 'table1') %}
 <thead><tr class="over"><td></td>{% for p, n in spans %}<th scope="colgroup" colspan="{{ n }}"><span>{{ p }} prompt</span></th>{% endfor %}</tr>

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas as pd, plotly.graph_objects as go
-from .core import UserError, data_dir, one_of
+from .core import UserError, embedded, one_of
 from .metrics import relative_gain
 from .style import bars, dots, layout, look, shots_text
 from .table1 import Settings, gather, run_all
@@ -30,8 +30,9 @@ class Question:
 QUESTIONS = dict(
     skill = Question(text='What can a backbone do before and after continued pretraining?', dial='mean skill of the backbone', methods=('none','T-only','P-only','T+P'), shots=(0,16)),
     examples = Question(text='How long must continued pretraining be?', dial='examples of continued pretraining', key=('pretrain','examples'), values=(2_000, 6_000, 18_000, 36_000)),
-    lr = Question(text='Which learning rate for the transformer?', dial='learning rate of the transformer', key=('pretrain','lr'), values=(1e-4, 3e-4, 1e-3)),
-    prompt_lr = Question(text='Which learning rate for the prompt in pretraining?', dial='learning rate of the prompt', key=('pretrain','prompt_lr'), values=(3e-4, 1e-3, 1e-2), methods=('T+P',)),
+    lr = Question(text='Which learning rate for the transformer?', dial='learning rate of the transformer', key=('pretrain','lr'), values=(3e-4, 1e-3, 3e-3)),
+    decay = Question(text='Constant rates, or rates that fall?', dial='share of the updates over which rates fall to 0', key=('pretrain','decay'), values=(0., .5, 1.)),
+    prompt_lr = Question(text='Which learning rate for the prompt in pretraining?', dial='learning rate of the prompt', key=('pretrain','prompt_lr'), values=(1e-3, 1e-2, 1e-1), methods=('T+P',)),
     batch_size = Question(text='Few large or many small updates?', dial='examples per update', key=('pretrain','batch_size'), values=(32, 64, 128)),
     length = Question(text='How long a prompt?', dial='prompt length', key=('pretrain','length'), values=(1, 5, 10, 20), methods=('T+P',), shots=(0,16)),
     tune_lr = Question(text='Which learning rate for few-shot tuning?', dial='learning rate of tuning', key=('tune','lr'), values=(3e-5, 3e-4, 1e-3, 1e-2), shots=(16,)),
@@ -42,7 +43,7 @@ def skill(
     backbone # Folder of a backbone with a card that holds `skills`
 )->float: # Share right, the mean over skills of their hardest level
     "What a backbone made by `make_backbone` can do, in one number"
-    card = (data_dir('backbones','tiny') if str(backbone)=='tiny' else Path(backbone))/'card.json'; g = json.loads(card.read_text()).get('skills') if card.exists() else None
+    card = (embedded(backbone) or Path(backbone))/'card.json'; g = json.loads(card.read_text()).get('skills') if card.exists() else None
     if not g: raise UserError(f'{backbone} must have a card.json with `skills`; backbones made by make_backbone have one')
     top = {k.split('.')[0]:v for k,v in sorted(g.items())} # the last level of each skill stays
     return sum(top.values())/len(top)
@@ -103,7 +104,7 @@ def plot_answer(
     if not len(d): raise UserError(f'nothing was asked about {name}; the table has {sorted(set(answers.question))}')
     panels = [p for p in ('shallow','deep') if p in set(d.prompt)] or ['none']; traces,axes,notes,wide = [],{},[],1/(len(panels)+.08*(len(panels)-1)); seen = set()
     for i,p in enumerate(panels):
-        n = str(i+1) if i else ''; axes[f'xaxis{n}'] = dict(domain=[i*1.08*wide, i*1.08*wide+wide], anchor=f'y{n}', title=q.dial)|(dict(type='log', tickvals=(at := sorted(set(d.value))), ticktext=[_said(v) for v in at]) if q.key else dict(range=[min(.5, d.value.min())-.02, 1.02]))
+        n = str(i+1) if i else ''; axes[f'xaxis{n}'] = dict(domain=[i*1.08*wide, i*1.08*wide+wide], anchor=f'y{n}', title=q.dial)|(dict(type='log' if d.value.min()>0 else 'linear', tickvals=(at := sorted(set(d.value))), ticktext=[_said(v) for v in at]) if q.key else dict(range=[min(.5, d.value.min())-.02, 1.02]))
         axes[f'yaxis{n}'] = dict(anchor=f'x{n}', zeroline=True, zerolinewidth=2)|(dict(matches='y', showticklabels=False) if n else dict(title='ARG, points'))
         notes.append(dict(text=f'<b>{p} prompt</b>', x=i*1.08*wide, xanchor='left', y=1.0, yanchor='bottom', xref='paper', yref='paper', showarrow=False))
         for (m,k),g in d[d.prompt.isin([p,'none'])].groupby(['method','shots'], sort=False):

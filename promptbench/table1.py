@@ -23,8 +23,8 @@ from .microworld import tiny_settings
 # %% ../nbs/72_table1.ipynb #09084b5a
 SCALES = {  # one dial: how much of everything
     'tiny':  dict(pretrain=dict(preset='tiny'), tune=tiny_settings()['tune'], **tiny_settings()['table']),
-    'quick': dict(pretrain=dict(preset='tiny', examples=1280), tune=tiny_settings()['tune']|dict(steps=10), n_eval=20, templates=1),
-    'paper': dict(pretrain=dict(preset='paper'), tune=dict(steps=100, lr=1e-3, dropout=.1), n_eval=None, templates=None),
+    'quick': dict(pretrain=dict(preset='tiny', examples=1280), tune=tiny_settings()['tune']|dict(steps=10), n_eval=20, templates=1, init=tiny_settings()['table']['init']),
+    'paper': dict(pretrain=dict(preset='paper'), tune=dict(steps=100, lr=1e-3, dropout=.1), n_eval=None, templates=None, init='paper'),
 }
 METHOD_ORDER = ('none','T-only','P-only','T+P','FOMAML','Reptile')
 
@@ -35,10 +35,12 @@ class Settings:
     methods:tuple=METHOD_ORDER; prompts:tuple=('shallow','deep'); shots:tuple=(0,16); seeds:tuple=(0,)
     role:str='eval' # 'dev' to choose settings without looking at what they will be judged on
     n_eval:int|None=None; templates:int|None=None # None: as the scale says
+    init:str|dict|None=None # Where prompts start, one of `INITS` but 'text', or {kind of prompt: one}; None: as the scale says
     pretrain:dict|None=None; tune:dict|None=None # Changes to the scale's settings; `meta` inside pretrain is for the meta-learners
     match:str='examples' # What pretraining runs have in common: 'examples' (the paper's way), 'updates' or 'flops'
     precision:str='auto'
     def __post_init__(self):
+        from promptbench.inits import INITS
         from promptbench.methods import MATCH, PRETRAINED
         for name,known in (('methods',PRETRAINED),('prompts',('shallow','deep'))):
             object.__setattr__(self, name, tuple(one_of(name[:-1], x, known) for x in getattr(self, name)))
@@ -47,6 +49,7 @@ class Settings:
         for name in ('methods','prompts','shots','seeds'):
             got = getattr(self, name)
             if not got or len(set(got))<len(got): raise UserError(f'{name} must be one or more different values, got {list(got)}')
+        for x in self.init.values() if isinstance(self.init, dict) else [self.init or 'paper']: one_of('init', x, [i for i in INITS if i!='text'])
         if min(self.shots)<0: raise UserError(f'shots must be 0 or more, got {list(self.shots)}')
 
 def at_scale(
@@ -112,7 +115,7 @@ def _config(settings, run, match, suite, n_eval, backbone, precision):
 
 def key(s:Settings, job:Job)->str:
     "Name of a job's result: changes with anything that could change its numbers"
-    what = dict(pretrain=pretrain_config(s, job), length=_length(s), job=asdict(job), suite=_mark(s.suite, job.seed, at_scale(s, 'n_eval')), backbone=_source(s.backbone, s.precision)[1], precision=_source(s.backbone, s.precision)[0].precision, version=__version__)
+    what = dict(pretrain=pretrain_config(s, job), length=_length(s), init=_begin(s, job.prompt), job=asdict(job), suite=_mark(s.suite, job.seed, at_scale(s, 'n_eval')), backbone=_source(s.backbone, s.precision)[1], precision=_source(s.backbone, s.precision)[0].precision, version=__version__)
     if job.shots is not None: what |= dict(tune=tune_settings(s, job), n_eval=at_scale(s, 'n_eval'), templates=at_scale(s, 'templates'), role=s.role)
     return f"{job.method}-{job.prompt}-{'pretrain' if job.shots is None else job.shots}-s{job.seed}-{key_of(what)}"
 
@@ -143,7 +146,7 @@ def do_pretrain(s:Settings, job:Job, out, tick):
     from promptbench.inits import new_prompt
     from promptbench.methods import run_method, share_done, trains
     t,_ = trains(job.method); cfg = pretrain_config(s, job)
-    source,_ = _source(s.backbone, s.precision); b = source.clone(); prompt = new_prompt(job.prompt, b, length=cfg.length, seed=job.seed)
+    source,_ = _source(s.backbone, s.precision); b = source.clone(); prompt = new_prompt(job.prompt, b, length=cfg.length, init=_begin(s, job.prompt), seed=job.seed)
     final = folder(out, s, job); steps = final.with_name(final.name+'.steps'); rows,t0 = [],time.time()
     for row in run_method(b, prompt, suite_of(s, job.seed).tasks(role='train'), cfg, folder=steps, every=100): rows.append(row); tick(share_done(cfg, row) or 0.)
     card = dict(job=asdict(job), config=asdict(cfg), parent=s.backbone, budget=rows[-1]['budget'], seconds=round(time.time()-t0,1), curve=_thin(rows))
@@ -157,8 +160,13 @@ def _start(s:Settings, job:Job, out):
     source,_ = _source(s.backbone, s.precision); b,prompt = source,None
     if job.parent:
         b,prompt,_ = load_checkpoint(folder(out, s, job.parent), precision=source.precision); b.name = source.name
-    if (prompt is None or prompt.kind=='none') and job.prompt!='none': prompt = new_prompt(job.prompt, b, length=_length(s), seed=job.seed)
+    if (prompt is None or prompt.kind=='none') and job.prompt!='none': prompt = new_prompt(job.prompt, b, length=_length(s), init=_begin(s, job.prompt), seed=job.seed)
     return b,prompt
+
+def _begin(s:Settings, kind:str)->str:
+    "Where prompts of a kind start; runs without a prompt do not depend on it"
+    v = SCALES[s.scale]['init'] if s.init is None else s.init; v = v if isinstance(v, dict) else dict(shallow=v, deep=v)
+    return v.get(kind, 'paper')
 
 def _length(s:Settings)->int:
     from promptbench.pretrain import PRESETS

@@ -8,7 +8,7 @@ __all__ = ['values', 'seed_list', 'place_of', 'writable', 'print_table']
 # %% ../nbs/80_terminal.ipynb #c9347078
 from pathlib import Path
 import typer
-from .core import UserError, write_atomic
+from .core import UserError, embedded, write_atomic
 
 # %% ../nbs/80_terminal.ipynb #0c3909ba
 def values(what:str, text:str, kind=str)->list:
@@ -30,7 +30,7 @@ def place_of(name:str)->str:
     from promptbench.suite import SUITES
     kind,colon,rest = name.partition(':')
     if colon and kind in SUITES and Path(rest).expanduser().exists(): return f'{kind}:{Path(rest).expanduser().resolve()}'
-    return name if name in (*SUITES, 'tiny') else str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+    return name if name in SUITES or embedded(name) else str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
 
 def writable(out:Path):
     "Refuse a folder that cannot be written before any work is done"

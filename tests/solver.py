@@ -55,9 +55,16 @@ def known(q):
 def told(t, answer, choices, step):
     "The choice that belongs to the story of the text, `step` places after its last sentence"
     i,j = place(sentences(t)[-1]); return one(c for c in choices if place(c)==(i,j+step))
+def fits(v, reason):
+    "Of which of the two people of an event a reason is true, and both"
+    e,d = one((e,d) for e,f in EVENTS if (d:=read(f, v))); assert reason in e['first']+e['second']
+    return d['a'] if reason in e['first'] else d['b'],(d['a'],d['b'])
+def because(s): return re.fullmatch(r'(.+) because (he|she) (.+)\.', s).groups()
+def referred(t):
+    v,pr,reason = because(t); who,_ = fits(v, reason); assert (who in W['men'])==(pr=='he'); return who
 def meant(t):
-    said,(v,pr,reason) = sentences(t)[:-1],re.fullmatch(r'(.+) because (he|she) (.+)\.', sentences(t)[-1]).groups(); e,d = one((e,d) for e,f in EVENTS if (d:=read(f, v)))
-    who = d['a'] if reason in e['first'] else d['b']; assert reason in e['first']+e['second'] and (who in W['men'])==(pr=='he') and (d['a'] in W['men'])==(d['b'] in W['men'])
+    said,(v,pr,reason) = sentences(t)[:-1],because(sentences(t)[-1]); who,both = fits(v, reason)
+    assert all((x in W['men'])==(pr=='he') for x in both)
     if said: assert one(s for s in said if s.endswith(' '+reason+'.')).split(' ')[0]==who
     return who
 def holds(t):
@@ -87,16 +94,16 @@ ANSWER = dict(find=lambda d: find(facts(d['passage']), d['question']), pick=lamb
     common=lambda d: known(d['question']), recall=lambda d: known(d['question']), guess=lambda d: known(d['question']), feelings=lambda d: W['scripts'][story(d['passage'])][2], odd=lambda d: lone(facts(d['passage']), d['question']), count=lambda d: how_many(facts(d['passage']), d['question']),
     news=lambda d: topic(d['text']), about=lambda d: topic(d['text']), kind_of_word=lambda d: kind(d['word']), title=lambda d: W['scripts'][story(d['text'])][1], title_check=lambda d: W['scripts'][story(d['text'])][1],
     before=lambda d: told(d['step'], 0, d['choices'], -1), holder=lambda d: holds(d['text']), cause=lambda d: told(d['premise'], 0, d['choices'], 1 if d['relation']=='effect' else -1), ending=lambda d: told(d['context'], 0, d['choices'], 1), close=lambda d: told(d['context'], 0, d['choices'], 1),
-    pronoun=lambda d: meant(d['text']), who_is=lambda d: meant(d['text']))
+    refers=lambda d: referred(d['passage']), social=lambda d: fits(re.sub(' because .*', '', d['passage'].rstrip('.')), d['question'][4:-1])[0], whom=lambda d: meant(d['text']), pronoun=lambda d: meant(d['text']), who_is=lambda d: meant(d['text']))
 ANSWER['seek'] = ANSWER['find']
-GUESS = dict(about='topic', title_check='title', pronoun='name', holder='name', who_is='name') # the field that is judged, where it is not `guess`
+GUESS = dict(about='topic', title_check='title', pronoun='name', holder='name', whom='name', who_is='name') # the field that is judged, where it is not `guess`
 claim = lambda where,field: lambda d: judge(facts(d[where]), fact_of(d[field]))
 asked = lambda d: judge(facts(d['passage']), fact_of(d['question'], YESNO))
 LABEL = dict(yes_no=asked, yes_no_maybe=asked, ask=asked, decide=asked, check=claim('passage','claim'), weigh=claim('passage','claim'), report=claim('scene','statement'), entail=claim('premise','hypothesis'), commit=claim('premise','hypothesis'),
     agree=lambda d: alike(facts(d['passage']), d['question']), compare=lambda d: alike(facts(d['passage']), d['question']), review=lambda d: praised(d['text']), return_visit=lambda d: praised(d['text']), infer=lambda d: infers(d['premise'], d['hypothesis']),
     turned=lambda d: int(fact_of(d['s1'].rstrip('.'))==fact_of(d['s2'].rstrip('.'))), reworded=lambda d: int(fact_of(d['s1'].rstrip('.'))==fact_of(d['s2'].rstrip('.'))), same_question=lambda d: int(questions(d)[0][0]==questions(d)[1][0] and consistent(*questions(d))),
-    same_kind=lambda d: int(kind(d['w1'])==kind(d['w2'])), sense=lambda d: int(sense(d['word'], d['s1'])==sense(d['word'], d['s2'])))
-LABEL['match'] = LABEL['reworded']
+    sense=lambda d: int(sense(d['word'], d['s1'])==sense(d['word'], d['s2'])))
+LABEL['match'],LABEL['uses'] = LABEL['reworded'],LABEL['sense']
 def consistent(a, b): x,y = dict(a[1]),dict(b[1]); return all(x[s]==y[s] for s in x if s in y)
 FREE = ('table_to_text','words_to_text','gist')
 

@@ -73,3 +73,14 @@ def test_keys_change_with_what_matters():
     assert key(s, cell)!=key(replace(s, tune=dict(steps=9)), cell)
     assert key(s, pre)!=key(replace(s, pretrain=dict(examples=256)), pre)
     assert key(s, pre)!=key(replace(s, precision='bf16'), pre)
+    assert key(s, pre)!=key(replace(s, init='zeros'), pre) and key(s, pre)==key(replace(s, init=dict(deep='zeros')), pre), 'a start of another kind of prompt does not matter'
+    assert len({key(replace(s, init=dict(shallow=i)), cell) for i in ('normal','small')})==2
+
+def test_prompts_start_where_the_settings_say(tmp_path):
+    "Ranked untuned after no step: a deep prompt of zeros is another start than noise, and the paper's scale has the paper's"
+    from promptbench.table1 import _begin
+    assert _begin(Settings(scale='paper'), 'deep')=='paper' and _begin(Settings(), 'deep')=='small' and _begin(Settings(init='vocab'), 'shallow')=='vocab'
+    scores = []
+    for init in ('zeros','normal'):
+        s = Settings(**{**SMALL, 'methods':('none',), 'prompts':('deep',), 'shots':(4,)}, init=init); out = tmp_path/init; run_all(s, out, workers=1, quiet=True); scores.append(gather(s, out)['predictions'])
+    assert not scores[0].equals(scores[1])

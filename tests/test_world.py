@@ -9,7 +9,7 @@ from promptbench.core import UserError, rng
 from promptbench.microworld import MAKE, about, build, draw, everyone, family
 from promptbench.suite import load_suite, render
 
-TURNED = {'report/lying','same_kind/odd','return_visit/money'} # templates that ask whether something is wrong
+TURNED = {'report/lying','uses/odd','return_visit/money'} # templates that ask whether something is wrong
 
 @pytest.fixture(scope='module')
 def world(): return build(seed=11, n_eval=40, n_train=40)
@@ -85,7 +85,7 @@ def chooser(train, test):
     return sum(max(cs, key=score)==a for cs,a in test)/len(test)
 
 HALF = dict(entail='hypothesis', commit='hypothesis', infer='hypothesis', report='statement', yes_no='question', yes_no_maybe='question', agree='question', guess='guess', about='topic', title_check='title', turned='s2', reworded='s2',
-            same_question='s2', same_kind='w2', pronoun='name', holder='name', sense='s2', cause='guess', ending='guess', close='guess', before='guess', pick='guess', feelings='guess', odd='guess')
+            same_question='s2', uses='s2', pronoun='name', holder='name', whom='name', sense='s2', social='guess', cause='guess', ending='guess', close='guess', before='guess', pick='guess', feelings='guess', odd='guess')
 N,TEST,NEAR = 1500,1500,.05
 
 @pytest.mark.parametrize('name', HALF)
