@@ -17,7 +17,7 @@ from torch import nn, Tensor
 from .core import UserError, one_of, seed_of, atomic_folder, to_json, embedded
 from .batches import encode_texts
 from .linear import faster
-from .attention import ATTENTION, register_attention, is_slot
+from .attention import is_slot, register_attention, use_attention
 
 # %% ../nbs/20_backbone.ipynb #82dfec7f
 def _fuse_gelu(model):
@@ -39,7 +39,7 @@ class Backbone:
         if not self.model._can_set_attn_implementation(): raise UserError(f'a backbone must send its attention through the AttentionInterface of transformers, and {type(self.model).__name__} does not; choose another model')
         for f in ('eos_source','eos_target'):
             if getattr(self, f) is None: setattr(self, f, not self.causal)
-        register_attention(); self.model.set_attn_implementation(ATTENTION); _fuse_gelu(faster(self.model))
+        register_attention(); use_attention(self.model); _fuse_gelu(faster(self.model))
     def __repr__(self):
         n = sum(p.numel() for p in self.model.parameters())
         return f'Backbone({self.name!r}, {n/1e6:.2f} M parameters, width {self.dim}, vocabulary {self.vocab}, {len(self.slots)} attention slots, {self.precision}, {self.device})'

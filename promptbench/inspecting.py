@@ -10,7 +10,7 @@ import contextlib, re
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from .core import UserError
-from .attention import ATTENTION
+from .attention import ATTENTION, use_attention
 from .batches import make_batch
 from .forward import forward
 from .inits import word_ids
@@ -76,8 +76,8 @@ def _watched(backbone, keep):
             if bias is not None: score = score+F.pad(bias, (P,0))
         weight = score.float().softmax(-1); keep(module, weight, score>-1e8); return (weight.to(value.dtype)@value).transpose(1,2).contiguous(),weight
     AttentionInterface.register('promptbench_watched', look); AttentionMaskInterface.register('promptbench_watched', AttentionMaskInterface()[ATTENTION])
-    try: backbone.model.set_attn_implementation('promptbench_watched'); yield
-    finally: backbone.model.set_attn_implementation(ATTENTION)
+    try: use_attention(backbone.model, 'promptbench_watched'); yield
+    finally: use_attention(backbone.model)
 
 @torch.no_grad()
 def attention_mass(

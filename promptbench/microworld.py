@@ -18,7 +18,7 @@ from .suite import ROLES, Dataset, Suite
 from .templates import Template
 
 # %% ../nbs/12_microworld.ipynb #cdc77bdd
-DRAWS = 'second' # which draw of all examples: changed when settings are frozen anew, since the instances of the draw before have been looked at
+DRAWS = 'third' # which draw of all examples: changed when settings are frozen anew, since the instances of the draw before have been looked at
 WAYS = frozenset('choices options numbered number order said names who guess label name title topic'.split()) # fields that only arrange an instance
 
 def mark(d:dict)->int:

@@ -30,8 +30,9 @@ async function library(model, gone) {
 function render({model, el}) {
   const gone = {yes:false}, words = document.createElement("div"), plot = document.createElement("div"); words.className = "pb-caption"; plot.className = "pb-plot"; el.append(words, plot);
   const arrived = (m, buffers) => { if (m.plotly && !SHARED.lib) load(buffers[0]); }; model.on("msg:custom", arrived);
-  let drawing = Promise.resolve();
-  const redraw = () => { drawing = drawing.then(async () => {
+  let drawing = Promise.resolve(), asked = 0;
+  const redraw = () => { const mine = ++asked; drawing = drawing.then(async () => {
+    if (mine!==asked) return;   // a newer figure waits behind this one
     const f = model.get("figure"); words.textContent = f.caption||""; plot.setAttribute("role","img"); plot.setAttribute("aria-label", f.caption||"");
     if (!f.data) { plot.style.display = "none"; return; }
     plot.style.display = ""; plot.style.minHeight = (f.layout.height||300)+"px";
@@ -39,7 +40,7 @@ function render({model, el}) {
     const shown = JSON.parse(dark() ? JSON.stringify(f).replace(/#[0-9A-Fa-f]{6}/g, c => NIGHT[c.toUpperCase()]||c) : JSON.stringify(f));
     shown.layout.font.color = getComputedStyle(el).getPropertyValue("--jp-ui-font-color1").trim()||shown.layout.font.color;
     shown.layout.modebar = {bgcolor:"rgba(0,0,0,0)"};
-    await lib.react(plot, shown.data, shown.layout, {displaylogo:false, responsive:true, modeBarButtonsToRemove:["select2d","lasso2d"]});
+    await Promise.race([lib.react(plot, shown.data, shown.layout, {displaylogo:false, responsive:true, modeBarButtonsToRemove:["select2d","lasso2d"]}), pause(5000)]);   // a drawing that never ends must not hold up the next
     if (!plot.heard) { plot.heard = true; plot.on("plotly_click", e => { const p = e.points[0]; model.set("clicked", {key:p.customdata??null, curve:p.curveNumber, point:p.pointNumber??null, at:Date.now()}); model.save_changes(); }); }
     plot.dataset.drawn = +(plot.dataset.drawn||0)+1;
   }).catch(e => { words.textContent = "The figure could not be drawn: "+e; }); };

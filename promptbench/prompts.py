@@ -69,8 +69,10 @@ def prompt_from(
     return PROMPTS[one_of('prompt', kind, PROMPTS)](*([] if kind=='none' else [table]))
 
 def for_prompt(
-    settings:dict, # Some of whose values are {kind: value}
-    kind:str # 'none', 'shallow' or 'deep'
+    settings:dict, # Some of whose values are {kind: value} or {method: value}
+    kind:str, # 'none', 'shallow' or 'deep'
+    method:str='' # As the settings' owner calls it, such as 'fomaml'
 )->dict:
-    "The settings for one kind of prompt; what is not given for this kind is left out"
-    return {k:v.get(kind) if isinstance(v, dict) else v for k,v in settings.items() if not isinstance(v, dict) or kind in v}
+    "The settings for one kind of prompt and one method; what is not given for these is left out"
+    def own(v): return next(v[n] for n in (kind,method) if n in v) if isinstance(v, dict) else v
+    return {k:own(v) for k,v in settings.items() if not isinstance(v, dict) or {kind,method}&v.keys()}

@@ -1,5 +1,5 @@
 "A bank of tasks against the same tasks one by one, and a backbone that does not move"
-import itertools, pytest, torch
+import itertools, warnings, pytest, torch
 from dataclasses import replace
 from promptbench.core import UserError
 from promptbench.backbone import fingerprint, random_backbone
@@ -206,8 +206,11 @@ def test_a_failed_recording_is_said_once_and_changes_nothing(backbone, monkeypat
 def test_a_recorded_step_equals_a_plain_one(backbone, kind):
     gpu = backbone.clone().to('cuda'); banks = []
     for compiled in (True,False):
-        t = tune(gpu, kind, TASKS[:5], replace(STOP, steps=20), compiled=compiled); list(t); banks.append(t.bank.table.detach())
-    torch.testing.assert_close(*banks, atol=1e-4, rtol=0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "the step could not be recorded")
+            t = tune(gpu, kind, TASKS[:5], replace(STOP, steps=20), compiled=compiled); list(t)
+        banks.append(t.bank.table.detach())
+    gap = (banks[0]-banks[1]).abs(); assert gap.max()<1e-3 and gap.median()<1e-5   # a GPU adds up in any order: two plain runs differ by 3e-4 at most
 
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_a_decoder_only_backbone(kind):

@@ -74,7 +74,11 @@ def until(p, condition, what='it'):
     for _ in range(WAIT//250):
         if condition(): return
         p.wait_for_timeout(250)
-    raise AssertionError(f'{what} did not come')
+    raise AssertionError(f'{what} did not come; the page shows {shown(p)}, and complained: {p.trouble}')
+def shown(p):
+    "What every panel shows, for whoever reads a failure"
+    return p.evaluate('''() => [...document.querySelectorAll('.pb-panel')].map(b => ({title:b.querySelector('.pb-title')?.innerText, error:b.querySelector('.pb-error')?.innerText, captions:[...b.querySelectorAll('.pb-caption')].map(c => c.innerText),
+        chosen:[...b.querySelectorAll('select')].map(s => [...s.selectedOptions].map(o => o.label).join('|').slice(0,80)), drawn:[...b.querySelectorAll('.pb-plot')].map(g => [g.dataset.drawn, (g._fullData||[]).length])}))''')
 def problem(box): return box.evaluate("b => b.querySelector('.pb-error')?.innerText ?? ''") # read in one go: it may be gone a moment later
 def cells(box, table=0): return box.evaluate("(b, n) => [...(b.querySelectorAll('table.pb')[n]?.querySelectorAll('tbody tr') ?? [])].map(r => [...r.cells].map(c => c.innerText))", table)
 def drawn(box, n=0): return box.locator('.pb-plot').nth(n).evaluate('e => ({n:+(e.dataset.drawn||0), data:(e._fullData||[]).map(t => ({name:t.name, x:[...(t.x||[])], y:[...(t.y||[])], z:(t.z||[]).map(r => [...r])}))})')
@@ -168,13 +172,14 @@ def test_explorer(page, world):
     store = kept(page, 'results'); rows,ps = results(store).reset_index(drop=True),results(store, table='predictions'); box = panel(page, 'Results explorer')
     points = lambda: sorted(round(y, 4) for t in drawn(box)['data'] if not t['name'].startswith('mean of') for y in t['y']); expected = lambda **how: sorted(round(float(v), 4) for v in explored(rows, **how).y)
     until(page, lambda: points()==expected(), 'the points'); pick(box, 'y axis', 'gain over chance'); until(page, lambda: points()==expected(y='gain over chance'), 'the other axis')
+    page.evaluate("() => { const lib = globalThis.__promptbench.lib, real = lib.react; lib.react = (...a) => { lib.react = real; real(...a); return new Promise(() => {}); }; }")   # the next drawing never says that it ended
     traces = lambda: {t['name'] for t in drawn(box)['data']}; pick(box, 'x axis', 'cluster'); pick(box, 'colour', 'dataset'); until(page, lambda: set(rows.dataset)<=traces(), 'the other colours'); pick(box, 'colour', 'prompt')
     box.locator('.widget-select-multiple', has_text='dataset').locator('select').select_option(label=['entail','cause']); until(page, lambda: points()==expected(y='gain over chance', dataset=['entail','cause']), 'the filter')
     pick(box, 'x axis', 'dataset'); until(page, lambda: 'none' in traces(), 'the colours of prompts'); page.wait_for_timeout(800)
     d = drawn(box)['data']; t = next(i for i,x in enumerate(d) if not x['name'].startswith('mean of')); spot(page, box, 0, t, 0); until(page, lambda: box.locator('.pb-template').count()==1, 'the template of the point')
     row = next(r for _,r in explored(rows, y='gain over chance', colour='prompt', dataset=['entail','cause']).iterrows() if r.colour==d[t]['name'] and abs(r.y-d[t]['y'][0])<1e-3)
     texts = Texts(world[0]); w = wrong(ps, row, texts=texts); assert box.locator('.pb-template').inner_text()==texts.template(row.suite, row.dataset, row.template)
-    assert [(c[0],c[1],c[2],c[4]) for c in cells(box)]==[(x.instance, x.pred, x.gold, x.source) for x in w.itertuples()]; until(page, lambda: caption(box, 1).startswith(row.dataset), 'the figure of the dataset')
+    until(page, lambda: [(c[0],c[1],c[2],c[4]) for c in cells(box)]==[(x.instance, x.pred, x.gold, x.source) for x in w.itertuples()], 'the wrong answers'); until(page, lambda: caption(box, 1).startswith(row.dataset), 'the figure of the dataset')
     picture(page, box, 'explorer'); box.locator('.widget-select-multiple', has_text='method').locator('select').select_option([]); until(page, lambda: 'no rows are left' in problem(box), 'the error of an empty choice')
     box.locator('.widget-select-multiple', has_text='method').locator('select').select_option(label=['none']); until(page, lambda: problem(box)=='', 'the panel after an error'); assert page.trouble==[]
 
