@@ -157,7 +157,7 @@ class Segments:
         self.q_len,self.k_len,self.causal,self.way = q_len,k_len,causal,one_of('attention', way, WAYS)
         self.L = int(max(q_len.max(), k_len.max())); self._plan,self._ready = {},('nothing yet',None)
     def __call__(self, query, key, value, prompt, table_HL, scaling, dropout): # Queries [1,H,T,K]; the result [1,T,H,K]
-        way = self.way if self.way!='auto' else 'flex' if query.is_cuda and not dropout else 'grouped'
+        way = 'grouped' if self.way=='auto' else self.way
         if way=='flex' and dropout: raise UserError('FlexAttention cannot drop attention weights; set dropout to 0, or choose attention grouped')
         if table_HL is not None and not table_HL.numel(): table_HL = None
         if key.shape[1]!=query.shape[1]:

@@ -333,5 +333,5 @@ def finish(
     columns = ['method','prompt','shots','arg','lo','hi','seeds']
     write_atomic(out/'table1.csv', got['table'][columns+[c for c in got['table'].columns if c not in columns]].to_csv(index=False, float_format='%.4f'))
     write_claims(out/'claims.csv', got['claims'])
-    got['report'] = write_report(out, rows=got['rows'], predictions=got['predictions'], table=got['table'], claims=got['claims'], curves=got['curves'], cards=got['cards'], settings=asdict(s)|(dict(groups=groups) if any(a!=b for a,b in groups.items()) else {})|dict(command=command, samples=n, pretrain=at_scale(s, 'pretrain'), tune=at_scale(s, 'tune'), **environment()))
+    got['report'] = write_report(out, rows=got['rows'], predictions=got['predictions'], table=got['table'], claims=got['claims'], curves=got['curves'], cards=got['cards'], settings=asdict(s)|dict(init={k:_begin(s, k) for k in s.prompts})|(dict(groups=groups) if any(a!=b for a,b in groups.items()) else {})|dict(command=command, samples=n, pretrain=at_scale(s, 'pretrain'), tune=at_scale(s, 'tune'), **environment()))
     return got

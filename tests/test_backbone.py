@@ -203,3 +203,12 @@ def test_a_second_embedded_backbone_goes_by_its_name(tmp_path, monkeypatch):
     b = load_backbone('tiny-7'); assert b.name=='tiny-7' and embedded('tiny-7').name=='tiny-7' and embedded('tiny-8') is None and embedded('../tiny-7') is None
     save_checkpoint(tmp_path/'c', backbone=b, reference='tiny-7', prompt=new_prompt('shallow', b, length=2)); assert load_checkpoint(tmp_path/'c')[0].name=='tiny-7'
     with pytest.raises(UserError, match="tiny-8"): load_backbone('tiny-8')
+
+def test_every_layer_is_told_where_attention_goes(toy):
+    "In some releases of transformers the stacks hold configs of their own, which the model's does not reach: a prompt would then be ignored without a word"
+    m = toy.clone().model
+    for part in m.modules():
+        if part is not m and hasattr(part, 'config'): part.config = copy.deepcopy(part.config); part.config._attn_implementation = 'sdpa'
+    deep = new_prompt('deep', toy, length=3, seed=0); want = forward(toy, a_batch(), deep)
+    again = Backbone('again', m, toy.tokenizer); assert {x.config._attn_implementation for x in m.modules() if hasattr(x, 'config')}=={'promptbench'}
+    assert torch.equal(forward(again, a_batch(), deep), want) and not torch.allclose(want, forward(toy, a_batch()))
