@@ -1,9 +1,9 @@
-"The table kept in `data/results/table1-tiny` is what this code, this world and these weights give, and shows what the documentation says of it"
+"The tables kept in `data/results` are what this code, this world and these weights give, and show what the documentation says of them"
 import json
 import pandas as pd, pytest, yaml
 from compare_table import compare
 from promptbench.core import data_dir
-from promptbench.metrics import arg
+from promptbench.metrics import arg, relative_gain
 from promptbench.microworld import tiny_settings
 from promptbench.results import read_rows
 from promptbench.table1 import Settings, at_scale, gather, run_all
@@ -43,3 +43,29 @@ def test_the_comparison_can_fail(table):
     assert compare(table, table).agrees.all()
     other = table.copy(); other.loc[3,'arg'] = other.hi[3]+.1; assert list(compare(other, table).agrees[lambda a: ~a].index)==[3]
     assert not compare(table.drop(2), table).agrees[2], 'a missing cell does not agree'
+
+# --- the second backbone, and both together ---------------------------------------------------------------------------
+ONE,BOTH = data_dir('results','table1-tiny-1'),data_dir('results','table1-both')
+CELL = ['method','prompt','shots']
+
+@pytest.fixture(scope='module')
+def runs(rows): return pd.concat([rows[rows.method.isin(METHODS)], read_rows(ONE/'rows.parquet').assign(seed=lambda d: d.seed+100)], ignore_index=True)
+METHODS = ['none','T-only','P-only','T+P']
+
+def test_the_second_backbone_had_the_same_settings(settings):
+    other = json.loads((ONE/'settings.json').read_text()); assert other['backbone']=='tiny-1' and list(other['methods'])==METHODS
+    assert {k:v for k,v in other.items() if k not in ('backbone','methods')}=={k:v for k,v in settings.items() if k not in ('backbone','methods')}
+
+def test_ten_runs_are_both_tables(table, runs):
+    pooled = pd.read_csv(BOTH/'table1.csv'); other = pd.read_csv(ONE/'table1.csv'); assert set(pooled.seeds)=={10} and runs.seed.nunique()==10
+    d = pooled.merge(table, on=CELL, suffixes=('','_0')).merge(other, on=CELL, suffixes=('','_1')); assert len(d)==16 and ((d.arg_0+d.arg_1)/2-d.arg).abs().max()<.01
+    assert ((d.hi-d.lo)>(d.hi_0-d.lo_0)).mean()>.9, 'runs differ by more than instances do'
+
+def test_what_the_world_must_show(runs):
+    "In ten runs on two backbones: the effects of the paper's table that the world was built for, and nothing that turns one round"
+    d = pd.read_csv(BOTH/'table1.csv').set_index(CELL)['arg']; none = d['none','shallow',0]
+    for p in ('shallow','deep'): assert d['T+P',p,0]>=20 and d['T+P',p,0]-none>=10 and abs(d['P-only',p,0]-none)<=8
+    c = pd.read_csv(BOTH/'claims.csv').set_index('claim'); run = c[c.verdict!='not run']; first = run[run.index.str.extract(r'^C(\d+)', expand=False).astype(int)<=12]
+    assert set(c.verdict[['C3','C4','C5','C7','C11.MTL','C12.MTL']])=={'holds'} and 'fails' not in set(first.verdict)
+    g = relative_gain(runs, 'chance').groupby(['method','prompt','shots','cluster','seed'], observed=True).gain.mean().groupby(['method','prompt','shots','cluster'], observed=True).agg(['mean','sem']).loc['T+P','deep',16]
+    assert len(g)==4 and (g['mean']-2.3*g['sem']>0).all(), 'every cluster is above chance'
