@@ -178,7 +178,7 @@ def test_a_source_that_does_not_hold_the_answer_stays_at_chance(suite, tiny):
     rows = tuned(tiny, suite, steps=80, examples=blind, lr=.03); assert kinds(rows, guess=guess)==['at chance'] and 'guessing' in D.doctor_line(D.diagnose(rows, guess=guess))
 
 def test_a_start_of_another_size(suite, tiny):
-    p = ShallowPrompt(new_prompt('shallow', tiny, length=4, init='normal').table*300); rows = tuned(tiny, suite, prompt=p, lr=1.); asked = D.probe(tiny, p, suite.task('entail/does_it_mean').shots(4, 0))
+    p = ShallowPrompt(new_prompt('shallow', tiny, length=4, init='normal').table*300); rows = tuned(tiny, suite, prompt=p, lr=.03); asked = D.probe(tiny, p, suite.task('entail/does_it_mean').shots(4, 0))
     assert 'off scale' in kinds(rows, steps=22, asked=asked)
 
 # --- monitor ---------------------------------------------------------------------------------------------------------
