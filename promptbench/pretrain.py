@@ -118,7 +118,7 @@ def preset(
     **changes # Fields of `PretrainConfig`; method and prompt among them
 )->PretrainConfig:
     "The settings of a scale, with changes"
-    return PretrainConfig(**for_prompt(PRESETS[one_of('preset', name, PRESETS)]|changes, changes.get('prompt', 'shallow')))
+    return PretrainConfig(**for_prompt(PRESETS[one_of('preset', name, PRESETS)]|changes, changes.get('prompt', 'shallow'), changes.get('method', ''), METHODS))
 
 # %% ../nbs/35_pretrain.ipynb #4202e6f8
 def flops(

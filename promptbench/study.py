@@ -33,7 +33,7 @@ QUESTIONS = dict(
     lr = Question(text='Which learning rate for the transformer?', dial='learning rate of the transformer', key=('pretrain','lr'), values=(3e-4, 1e-3, 3e-3)),
     decay = Question(text='Constant rates, or rates that fall?', dial='share of the updates over which rates fall to 0', key=('pretrain','decay'), values=(0., .5, 1.)),
     prompt_lr = Question(text='Which learning rate for the prompt in pretraining?', dial='learning rate of the prompt', key=('pretrain','prompt_lr'), values=(1e-3, 1e-2, 1e-1), methods=('T+P',)),
-    batch_size = Question(text='Few large or many small updates?', dial='examples per update', key=('pretrain','batch_size'), values=(32, 64, 128)),
+    batch_size = Question(text='Few large or many small updates?', dial='examples per update', key=('pretrain','batch_size'), values=(16, 32, 64, 128, 256)),
     length = Question(text='How long a prompt?', dial='prompt length', key=('pretrain','length'), values=(1, 5, 10, 20), methods=('T+P',), shots=(0,16)),
     tune_lr = Question(text='Which learning rate for few-shot tuning?', dial='learning rate of tuning', key=('tune','lr'), values=(3e-5, 3e-4, 1e-3, 1e-2), shots=(16,)),
 )

@@ -228,10 +228,10 @@ def _give_back():
     except (OSError, AttributeError): pass
 
 def cost(s:Settings, job:Job)->float:
-    "Rough work of a job, in examples passed forward; only for order and progress"
-    if job.shots is None: return 3*(pretrain_config(s, job).examples or at_scale(s, 'pretrain').get('examples') or 1_000_000)
+    "Rough work of a job, in examples passed forward, weighed by measured seconds (`tiny`, two cores); only for order and progress"
+    if job.shots is None: return {'FOMAML':4, 'Reptile':5}.get(job.method, 3)*(pretrain_config(s, job).examples or at_scale(s, 'pretrain').get('examples') or 1_000_000)
     tasks = len(suite_of(s, s.seeds[0]).tasks(role=s.role, limit=at_scale(s, 'templates')))
-    return tasks*((at_scale(s, 'n_eval') or 300)*1.5+3*job.shots*at_scale(s, 'tune').get('steps', 100))
+    return tasks*((at_scale(s, 'n_eval') or 300)*1.5+2.2*job.shots*at_scale(s, 'tune').get('steps', 100))
 
 def run_jobs(
     s:Settings|list[Settings], # One table, or several that share a folder
