@@ -72,11 +72,10 @@ def for_prompt(
     settings:dict, # Some of whose values are {kind: value} or {method: value}
     kind:str, # 'none', 'shallow' or 'deep'
     method:str='', # As the settings' owner calls it, such as 'fomaml'
-    methods=() # All names that `method` may have
+    methods=() # All names that some method may have
 )->dict:
     "The settings for one kind of prompt and one method; what is not given for these is left out. An unknown kind or method is a `UserError`"
     for k,v in settings.items():
-        if isinstance(v, dict):
-            for n in v: one_of(f'name in the setting {k}', n, (*PROMPTS, *methods))
+        for n in v if isinstance(v, dict) else (): one_of(f'name in the setting {k}', n, (*PROMPTS, *methods))
     def own(v): return next(v[n] for n in (kind,method) if n in v) if isinstance(v, dict) else v
     return {k:own(v) for k,v in settings.items() if not isinstance(v, dict) or {kind,method}&v.keys()}
