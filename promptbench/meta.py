@@ -78,7 +78,8 @@ def meta_preset(
     "The settings of a scale, with changes"
     known = META_PRESETS[one_of('preset', name, META_PRESETS)]
     if name=='code': known = known|dict(support='same' if changes.get('method', 'fomaml')=='fomaml' else 'different')
-    return MetaConfig(**for_prompt(known|changes, changes.get('prompt', 'shallow'), changes.get('method', 'fomaml'), (*METHODS, *METAS)))
+    who = (changes.get('prompt', 'shallow'), changes.get('method', 'fomaml'), (*METHODS, *METAS))
+    return MetaConfig(**for_prompt(known, *who)|for_prompt(changes, *who))
 
 # %% ../nbs/36_meta.ipynb #c2063d5f
 @dataclass

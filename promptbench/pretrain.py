@@ -119,7 +119,8 @@ def preset(
     **changes # Fields of `PretrainConfig`; method and prompt among them
 )->PretrainConfig:
     "The settings of a scale, with changes"
-    return PretrainConfig(**for_prompt(PRESETS[one_of('preset', name, PRESETS)]|changes, changes.get('prompt', PretrainConfig.prompt), changes.get('method', PretrainConfig.method), (*METHODS, *METAS)))
+    who = (changes.get('prompt', PretrainConfig.prompt), changes.get('method', PretrainConfig.method), (*METHODS, *METAS))
+    return PretrainConfig(**for_prompt(PRESETS[one_of('preset', name, PRESETS)], *who)|for_prompt(changes, *who)) # Whoever a change does not name keeps the scale's value
 
 # %% ../nbs/35_pretrain.ipynb #4202e6f8
 def flops(

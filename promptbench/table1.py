@@ -103,7 +103,7 @@ def pretrain_config(s:Settings, job:Job):
 def tune_settings(s:Settings, job:Job)->dict:
     "How the prompts of a cell are tuned"
     from promptbench.prompts import for_prompt
-    return for_prompt(at_scale(s, 'tune'), job.prompt)
+    return for_prompt(SCALES[s.scale]['tune'], job.prompt)|for_prompt(s.tune or {}, job.prompt)
 
 @functools.lru_cache(maxsize=None)
 def _config(settings, run, match, suite, n_eval, backbone, precision):
@@ -165,8 +165,8 @@ def _start(s:Settings, job:Job, out):
 
 def _begin(s:Settings, kind:str)->str:
     "Where prompts of a kind start; runs without a prompt do not depend on it"
-    v = SCALES[s.scale]['init'] if s.init is None else s.init; v = v if isinstance(v, dict) else dict(shallow=v, deep=v)
-    return v.get(kind, 'paper')
+    each = lambda v: v if isinstance(v, dict) else dict(shallow=v, deep=v)
+    return {**each(SCALES[s.scale]['init']), **each(s.init or {})}.get(kind, 'paper')
 
 def _length(s:Settings)->int:
     from promptbench.pretrain import PRESETS

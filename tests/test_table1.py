@@ -76,6 +76,12 @@ def test_keys_change_with_what_matters():
     assert key(s, pre)!=key(replace(s, init='zeros'), pre) and key(s, pre)==key(replace(s, init=dict(deep='zeros')), pre), 'a start of another kind of prompt does not matter'
     assert len({key(replace(s, init=dict(shallow=i)), cell) for i in ('normal','small')})==2
 
+def test_a_setting_for_one_kind_leaves_the_scale_to_the_other():
+    from promptbench.table1 import Job, _begin, tune_settings
+    s = Settings(tune=dict(lr=dict(shallow=.5)), init=dict(shallow='zeros')); own = Settings()
+    at = lambda s,kind: (tune_settings(s, Job(0,'none',kind,16)), _begin(s, kind))
+    assert at(s,'deep')==at(own,'deep') and at(s,'shallow')==({**at(own,'shallow')[0], 'lr':.5}, 'zeros') and 'lr' in at(own,'deep')[0]
+
 def test_prompts_start_where_the_settings_say(tmp_path):
     "Tuned by a step too small to matter: zeros and noise score differently, the same start scores the same; and the paper's scale has the paper's"
     from promptbench.table1 import _begin

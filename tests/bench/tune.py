@@ -87,7 +87,7 @@ def ours(backbone, start, tasks, precision='fp32', steps=100):
     return tune(backbone, start, tasks, TuneConfig(steps=steps))
 
 def rounds(tuning, n):
-    "`n` updates; a GPU's rows come in tens, so there a round is timed over ten"
+    "`n` updates"
     for _ in range(n): next(tuning)
 
 # --- the measurement -------------------------------------------------------------------------------------------------
@@ -106,15 +106,15 @@ def measure(name, n_tasks, shots, check_steps=3):
     from promptbench.inits import new_prompt
     from promptbench.linear import onednn_pays
     backbone = model(name).to(device()); cuda = backbone.device.type=='cuda'; tasks = tasks_of(backbone, lengths(n_tasks, shots)); pairs = [backbone.pairs(t) for t in tasks]
-    start = new_prompt('shallow', backbone, length=4 if small() else 20, seed=0); n = 10 if cuda else 1
+    start = new_prompt('shallow', backbone, length=4 if small() else 20, seed=0); n = 10 if cuda else 1   # a GPU's rows of ours come in tens; PEFT's rounds are seconds each and all alike
     few = slice(0, max(1, n_tasks//8)); error,moved = same_prompts(backbone, start, tasks[few], pairs[few], check_steps)
-    peft = Peft(backbone, pairs, start.table[0].detach()); theirs = lambda: [peft.round() for _ in range(n)]
+    peft = Peft(backbone, pairs, start.table[0].detach()); theirs = peft.round
     out = dict(model=name, parameters=sum(p.numel() for p in backbone.model.parameters()), tasks=n_tasks, shots=shots, updates_timed_per_run=n, source_tokens=sum(len(s) for p in pairs for s,_ in p), target_tokens=sum(len(t) for p in pairs for _,t in p), largest_difference_of_prompts=error, they_moved_by=moved)
     precisions = ['fp32']+['bf16']*(pick_precision('auto', device())=='bf16')
     for precision in precisions:
         backbone.precision = precision; tuning = ours(backbone, start, tasks, precision, 10**6)
-        a,b = interleave(lambda: rounds(tuning, n), theirs); r,spread = ratio_of(a, b)
-        out[precision] = dict(ratio=r, spread=spread, ours_s_per_round=middle(a)[0]/n, peft_fp32_s_per_round=middle(b)[0]/n)
+        a,b = interleave(lambda: rounds(tuning, n), theirs); a = [t/n for t in a]; r,spread = ratio_of(a, b)
+        out[precision] = dict(ratio=r, spread=spread, ours_s_per_round=middle(a)[0], peft_fp32_s_per_round=middle(b)[0])
     if not cuda: out['fp32_product'] = 'onednn' if onednn_pays() else 'mkl'
     return out
 
