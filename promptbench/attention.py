@@ -149,7 +149,7 @@ def before_each(
     return take(torch.cat([prompt_BPX.reshape(B*P, -1), text_TX.reshape(len(text_TX), -1)]), there.to(dev), there.argsort().to(dev))
 
 # %% ../nbs/19_attention.ipynb #2cc7dddb
-WAYS = ['auto','grouped','flex','dense']
+WAYS = ['auto','fused','grouped','flex','dense']
 
 class Segments:
     "How the rows of queries and keys are cut into examples, and attention inside them"
@@ -157,13 +157,21 @@ class Segments:
         self.q_len,self.k_len,self.causal,self.way = q_len,k_len,causal,one_of('attention', way, WAYS)
         self.L = int(max(q_len.max(), k_len.max())); self._plan,self._ready = {},('nothing yet',None)
     def __call__(self, query, key, value, prompt, table_HL, scaling, dropout): # Queries [1,H,T,K]; the result [1,T,H,K]
-        way = 'grouped' if self.way=='auto' else self.way
-        if way=='flex' and dropout: raise UserError('FlexAttention cannot drop attention weights; set dropout to 0, or choose attention grouped')
+        way = self._chosen(query, key, value, dropout)
         if table_HL is not None and not table_HL.numel(): table_HL = None
         if key.shape[1]!=query.shape[1]:
             key,value,*prompt = (t.repeat_interleave(query.shape[1]//t.shape[1], 1) for t in (key,value,*(prompt or ()))); prompt = prompt or None
-        run = dict(grouped=_grouped, flex=_flex, dense=_dense)[way]
+        run = dict(fused=_fused, grouped=_grouped, flex=_flex, dense=_dense)[way]
         return run(self, query, key, value, prompt, table_HL, scaling, dropout)
+    def _chosen(self, query, key, value, dropout)->str:
+        way = self.way
+        if way in ('fused','flex') and dropout: raise UserError(f"{dict(fused='attention fused', flex='FlexAttention')[way]} cannot drop attention weights; set dropout to 0, or choose attention grouped")
+        if way=='fused' or (way=='auto' and query.is_cuda and not dropout):
+            from promptbench.fused import unfit
+            why = unfit(query, key, value)
+            if why and way=='fused': raise UserError(f'attention fused needs {why}; choose attention grouped')
+            return 'grouped' if why else 'fused'
+        return 'grouped' if way=='auto' else way
     def plan(self, make, *key): # What depends on the lengths alone is made once and serves every layer
         if (make,*key) not in self._plan: self._plan[(make,*key)] = make(self, *key)
         return self._plan[(make,*key)]
@@ -231,6 +239,12 @@ def _grouped(cut, query, key, value, prompt, table_HL, scaling, dropout):
     return take(torch.cat(out), back, there, real).view(1, query.shape[2], H, -1)
 
 def _flat(x): return x.transpose(1,2).reshape(x.shape[2], -1) # [1,H,T,K] -> [T,HK]
+
+# %% ../nbs/19_attention.ipynb #a4c1be02
+def _fused(cut, query, key, value, prompt, table_HL, scaling, dropout):
+    "Attention in kernels of our own"
+    from promptbench.fused import fused
+    return fused(cut, query, key, value, prompt, table_HL, scaling)
 
 # %% ../nbs/19_attention.ipynb #73702b45
 def _with_prompts(cut, x, prompt):
