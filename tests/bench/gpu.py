@@ -88,8 +88,8 @@ class Master:
     def step(self): norm = self.opt.step(); torch._foreach_copy_(self.low, self.high); return norm
 
 # How a step is computed: weights ('autocast': fp32 with bf16 passes; 'master': bf16 with fp32 masters), how packed rows attend
-# ('grouped': rectangles of similar length; 'flex': FlexAttention), and whether norms and feed-forward layers are compiled
-VARIANTS = [('master','grouped',False), ('master','grouped',True), ('autocast','grouped',False), ('autocast','grouped',True), ('master','flex',False), ('master','flex',True)]
+# ('fused': kernels of our own, 'grouped': rectangles of similar length; 'flex': FlexAttention), and whether norms and feed-forward layers are compiled
+VARIANTS = [('master','fused',False), ('master','fused',True), ('master','grouped',False), ('autocast','fused',False), ('autocast','fused',True), ('master','grouped',True), ('master','flex',False)]
 
 def ready(name, variant, where):
     "Backbone, prompt and optimiser of a variant"
