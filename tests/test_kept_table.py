@@ -6,7 +6,7 @@ from promptbench.core import data_dir
 from promptbench.metrics import arg, relative_gain
 from promptbench.microworld import tiny_settings
 from promptbench.results import read_rows
-from promptbench.table1 import Settings, at_scale, gather, run_all
+from promptbench.table1 import METHOD_ORDER, Settings, at_scale, gather, run_all
 
 KEPT = data_dir('results','table1-tiny')
 
@@ -50,7 +50,7 @@ CELL = ['method','prompt','shots']
 
 @pytest.fixture(scope='module')
 def runs(rows): return pd.concat([rows[rows.method.isin(METHODS)], read_rows(ONE/'rows.parquet').assign(seed=lambda d: d.seed+100)], ignore_index=True)
-METHODS = ['none','T-only','P-only','T+P']
+METHODS = list(METHOD_ORDER)
 
 def test_the_second_backbone_had_the_same_settings(settings):
     other = json.loads((ONE/'settings.json').read_text()); assert other['backbone']=='tiny-1' and list(other['methods'])==METHODS
@@ -58,7 +58,7 @@ def test_the_second_backbone_had_the_same_settings(settings):
 
 def test_ten_runs_are_both_tables(table, runs):
     pooled = pd.read_csv(BOTH/'table1.csv'); other = pd.read_csv(ONE/'table1.csv'); assert set(pooled.seeds)=={10} and runs.seed.nunique()==10
-    d = pooled.merge(table, on=CELL, suffixes=('','_0')).merge(other, on=CELL, suffixes=('','_1')); assert len(d)==16 and ((d.arg_0+d.arg_1)/2-d.arg).abs().max()<.01
+    d = pooled.merge(table, on=CELL, suffixes=('','_0')).merge(other, on=CELL, suffixes=('','_1')); assert len(d)==24 and ((d.arg_0+d.arg_1)/2-d.arg).abs().max()<.01
     assert ((d.hi-d.lo)>(d.hi_0-d.lo_0)).mean()>.9, 'runs differ by more than instances do'
 
 def test_what_the_world_must_show(runs):
@@ -66,6 +66,6 @@ def test_what_the_world_must_show(runs):
     d = pd.read_csv(BOTH/'table1.csv').set_index(CELL)['arg']; none = d['none','shallow',0]
     for p in ('shallow','deep'): assert d['T+P',p,0]>=20 and d['T+P',p,0]-none>=10 and abs(d['P-only',p,0]-none)<=8
     c = pd.read_csv(BOTH/'claims.csv').set_index('claim'); run = c[c.verdict!='not run']; first = run[run.index.str.extract(r'^C(\d+)', expand=False).astype(int)<=12]
-    assert set(c.verdict[['C3','C4','C5','C7','C11.MTL','C12.MTL']])=={'holds'} and 'fails' not in set(first.verdict)
+    assert set(c.verdict[['C3','C4','C5','C7','C11.MTL','C12.MTL','C13.FOMAML.sh0','C13.Reptile.sh0']])=={'holds'} and 'fails' not in set(first.verdict)
     g = relative_gain(runs, 'chance').groupby(['method','prompt','shots','cluster','seed'], observed=True).gain.mean().groupby(['method','prompt','shots','cluster'], observed=True).agg(['mean','sem']).loc['T+P','deep',16]
     assert len(g)==4 and (g['mean']-2.3*g['sem']>0).all(), 'every cluster is above chance'
