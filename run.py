@@ -55,13 +55,13 @@ def demo(rest):
     at = [i for i,a in enumerate(rest) if a.split('=')[0]=='--out']
     if not at: rest = ['--out','runs/demo',*rest]; at = [0]
     out = rest[at[-1]].partition('=')[2] or ''.join(rest[at[-1]+1:at[-1]+2])
-    code = call('-m','promptbench.cli','table1',*rest); report = ROOT/out/'report.html'
+    code = call('-m','promptbench.cli.main','table1',*rest); report = ROOT/out/'report.html'
     if code==0 and report.exists(): print('\nThe report is a page; open it in a browser:\n  '+str(report))
     return code
 
 def lab(rest):
     signal.signal(signal.SIGINT, lambda *_: None)   # Ctrl-C is for the Lab, which needs a moment to end its server
-    return call('-m','promptbench.cli','lab',*rest)
+    return call('-m','promptbench.cli.main','lab',*rest)
 
 def test(rest):
     os.environ['HF_HUB_OFFLINE'] = '1'   # a call to a hub must fail at once, here as on any machine

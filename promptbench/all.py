@@ -14,29 +14,29 @@ __all__ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'desc
            'evaluate', 'results', 'load_paper', 'compare_to_paper', 'judge', 'load_claims']
 
 # %% ../nbs/99_all.ipynb #4285084f
-from .core import UserError, progress
-from .suite import Dataset, Example, Suite, Task, describe, load_suite, show
-from .templates import Template, read_templates, write_templates
-from .checks import check_suite
-from .batches import Batch, Packed, encode_examples, make_batch, mtl_batches, pack
-from .backbone import Backbone, freeze, load_backbone, random_backbone, save_backbone, unfreeze
-from .prompts import DeepPrompt, NoPrompt, ShallowPrompt
-from .forward import check_prompt, decode, encode, forward, sequence_nll
-from .inits import new_prompt
-from .packed import target_nll
-from .fit import Adafactor, fit
-from .ckpt import load_checkpoint, save_checkpoint
-from .peft import export_peft, import_peft, import_table
-from .pretrain import METHODS, PretrainConfig, pretrain, preset
-from .tune import TuneConfig, tune
-from .results import read_predictions, read_rows, write_predictions, write_rows
-from .metrics import arg, arg_table, relative_gain
-from .bootstrap import bootstrap_arg, contrast, estimate, replicate, table1
-from .rank import rank
-from .evaluate import by_dataset, evaluate
-from .query import results
-from .paper import load_paper
-from .claims import compare_to_paper, judge, load_claims
+from .base.core import UserError, progress
+from .data.suite import Dataset, Example, Suite, Task, describe, load_suite, show
+from .data.templates import Template, read_templates, write_templates
+from .data.checks import check_suite
+from .model.batch import Batch, Packed, encode_examples, make_batch, mtl_batches, pack
+from .model.backbone import Backbone, freeze, load_backbone, random_backbone, save_backbone, unfreeze
+from .prompt.bank import DeepPrompt, NoPrompt, ShallowPrompt
+from .prompt.forward import check_prompt, decode, encode, forward, sequence_nll
+from .prompt.inits import new_prompt
+from .prompt.packed import target_nll
+from .train.fit import Adafactor, fit
+from .prompt.checkpoint import load_checkpoint, save_checkpoint
+from .prompt.peft import export_peft, import_peft, import_table
+from .train.pretrain import METHODS, PretrainConfig, pretrain, preset
+from .train.tune import TuneConfig, tune
+from .stats.results import read_predictions, read_rows, write_predictions, write_rows
+from .stats.metrics import arg, arg_table, relative_gain
+from .stats.bootstrap import bootstrap_arg, contrast, estimate, replicate, table1
+from .measure.rank import rank
+from .measure.evaluate import by_dataset, evaluate
+from .stats.query import results
+from .base.published import load_paper
+from .stats.claims import compare_to_paper, judge, load_claims
 _all_ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'describe', 'load_suite', 'show', 'Template', 'read_templates', 'write_templates', 'check_suite', 'Batch', 'Packed', 'pack', 'target_nll',
     'encode_examples', 'make_batch', 'mtl_batches', 'Backbone', 'freeze', 'load_backbone', 'random_backbone', 'save_backbone', 'unfreeze', 'DeepPrompt', 'NoPrompt',
     'ShallowPrompt', 'check_prompt', 'decode', 'encode', 'forward', 'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint', 'save_checkpoint',

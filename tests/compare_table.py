@@ -4,7 +4,7 @@ FOLDER is what `promptbench table1 --seeds 5 --out FOLDER` wrote. A cell agrees 
 import sys
 from pathlib import Path
 import pandas as pd
-from promptbench.core import data_dir
+from promptbench.base.core import data_dir
 
 CELL = ['method','prompt','shots']
 

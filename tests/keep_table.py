@@ -5,9 +5,9 @@ and the settings with what the scale `tiny` stood for. README.md of data/results
 import json, shutil, sys, tempfile
 from dataclasses import replace
 from pathlib import Path
-from promptbench.core import config, data_dir, write_atomic
-from promptbench.microworld import tiny_settings
-from promptbench.table1 import Settings, at_scale, finish
+from promptbench.base.core import config, data_dir, write_atomic
+from promptbench.train.scales import tiny_settings
+from promptbench.studies.table1 import Settings, at_scale, finish
 
 def keep(folder:Path, kept:Path):
     "Copy what is kept of a finished table, and judge its first seed alone"

@@ -1,10 +1,10 @@
 "A small suite, backbone and settings for the tests of the meta-learners"
 import itertools, torch
-from promptbench.backbone import random_backbone
-from promptbench.inits import new_prompt
-from promptbench.meta import METAS, MetaConfig, meta_train
-from promptbench.suite import Dataset, Suite
-from promptbench.templates import Template
+from promptbench.model.backbone import random_backbone
+from promptbench.prompt.inits import new_prompt
+from promptbench.train.meta import METAS, MetaConfig, meta_train
+from promptbench.data.suite import Dataset, Suite
+from promptbench.data.templates import Template
 
 CELLS = [(m,p) for m in METAS for p in ('shallow','deep')]
 WORDS = 'ann ben cat dan red blue green likes what color does it is the of say two one three'.split()

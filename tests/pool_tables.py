@@ -5,10 +5,10 @@ instances with replacement, so they say what another seed or another backbone of
 import sys
 from pathlib import Path
 import pandas as pd
-from promptbench.bootstrap import replicate, table1
-from promptbench.claims import judge, write_claims
-from promptbench.core import write_atomic
-from promptbench.results import read_predictions, read_rows
+from promptbench.stats.bootstrap import replicate, table1
+from promptbench.stats.claims import judge, write_claims
+from promptbench.base.core import write_atomic
+from promptbench.stats.results import read_predictions, read_rows
 
 def pool(folders):
     "Rows and predictions of all folders under the first one's backbone; the seeds of the second folder count from 100, and so on"

@@ -1,7 +1,7 @@
 "A small suite and a stand-in for a backbone that needs neither torch nor transformers: quick to start in a second process"
 import os, signal, time
-from promptbench.suite import Dataset, Suite
-from promptbench.templates import Template
+from promptbench.data.suite import Dataset, Suite
+from promptbench.data.templates import Template
 
 class Stub:
     "What the cache asks of a backbone: one id per word"
@@ -25,5 +25,5 @@ def trapped(what): return [*tasks(), *Suite('s', [Dataset('bad', 'c', 'train', d
 
 if __name__=='__main__':
     import sys
-    from promptbench import rendered as page
+    from promptbench.train import rendered as page
     page.PART = 10; s = page.rendered(trapped('stop') if sys.argv[2]=='stop' else tasks(), Stub(), folder=sys.argv[1], workers=2); print(s.key, len(s), flush=True)

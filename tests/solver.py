@@ -2,7 +2,7 @@
 import re
 from collections import Counter
 import yaml
-from promptbench.core import data_dir
+from promptbench.base.core import data_dir
 
 W = yaml.safe_load(data_dir('microworld','world.yaml').read_text(encoding='utf8'))
 PEOPLE = W['men']+W['women']; SAME = {v:k for k,v in W['synonyms'].items()}; LISTS = dict(person=PEOPLE, place=W['places'], animal=list(W['animals']), job=list(W['jobs']), food=W['foods'], color=W['colors'])

@@ -1,7 +1,7 @@
 "Synthetic results for tests: what a run would leave behind, without any model"
 import numpy as np, pandas as pd
-from promptbench.results import PREDICTION_COLUMNS, ROW_COLUMNS
-from promptbench.metrics import accuracy
+from promptbench.stats.results import PREDICTION_COLUMNS, ROW_COLUMNS
+from promptbench.stats.metrics import accuracy
 
 DATASETS = [('nli','entail',3,4), ('nli','bank',2,4), ('nli','rounds',3,5), ('completion','cause',2,4), ('completion','scene',4,4),
             ('coreference','who',2,4), ('coreference','fill',2,5), ('word sense','sense',2,4)] # cluster, dataset, choices, templates

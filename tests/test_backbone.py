@@ -2,12 +2,12 @@
 import copy, json, os
 import pytest, torch
 from safetensors.torch import load_file, save_file
-from promptbench.core import UserError
-from promptbench.batches import Batch, make_batch
-from promptbench.backbone import *
-from promptbench.forward import *
-from promptbench.prompts import DeepPrompt, NoPrompt
-from promptbench.inits import new_prompt
+from promptbench.base.core import UserError
+from promptbench.model.batch import Batch, make_batch
+from promptbench.model.backbone import *
+from promptbench.prompt.forward import *
+from promptbench.prompt.bank import DeepPrompt, NoPrompt
+from promptbench.prompt.inits import new_prompt
 
 torch.set_num_threads(1)
 WORDS = [f'w{i}' for i in range(40)]
@@ -190,15 +190,15 @@ def test_a_cached_hub_id_loads_offline(tmp_path):
     import subprocess, sys
     cache = tmp_path/'hub'/'models--google--t5-toy-lm-adapt'; (cache/'refs').mkdir(parents=True); (cache/'refs'/'main').write_text('a'*40); (cache/'snapshots').mkdir()
     google_folder(cache/'snapshots'/('a'*40))
-    code = "from promptbench.backbone import load_backbone; b = load_backbone('google/t5-toy-lm-adapt'); print(b.name, b.model.lm_head.weight is b.model.shared.weight, b.model.config.scale_decoder_outputs)"
+    code = "from promptbench.model.backbone import load_backbone; b = load_backbone('google/t5-toy-lm-adapt'); print(b.name, b.model.lm_head.weight is b.model.shared.weight, b.model.config.scale_decoder_outputs)"
     r = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'HF_HOME':str(tmp_path), 'HF_HUB_CACHE':str(tmp_path/'hub'), 'HF_HUB_OFFLINE':'1'}, capture_output=True, text=True, timeout=120)
     assert r.stdout.split()[-3:]==['google/t5-toy-lm-adapt','False','False'], r.stdout+r.stderr[-2000:]
 
 def test_a_second_embedded_backbone_goes_by_its_name(tmp_path, monkeypatch):
     "A folder tiny-7 beside tiny is found by name, in a checkpoint as well; other names are not"
     import shutil
-    from promptbench.ckpt import load_checkpoint, save_checkpoint
-    from promptbench.core import data_dir, embedded
+    from promptbench.prompt.checkpoint import load_checkpoint, save_checkpoint
+    from promptbench.base.core import data_dir, embedded
     (tmp_path/'data'/'backbones').mkdir(parents=True); shutil.copytree(data_dir('backbones','tiny'), tmp_path/'data'/'backbones'/'tiny-7'); monkeypatch.setenv('PROMPTBENCH_HOME', str(tmp_path))
     b = load_backbone('tiny-7'); assert b.name=='tiny-7' and embedded('tiny-7').name=='tiny-7' and embedded('tiny-8') is None and embedded('../tiny-7') is None
     save_checkpoint(tmp_path/'c', backbone=b, reference='tiny-7', prompt=new_prompt('shallow', b, length=2)); assert load_checkpoint(tmp_path/'c')[0].name=='tiny-7'

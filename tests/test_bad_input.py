@@ -1,10 +1,10 @@
 "More than forty kinds of broken suites: each gives one clear error with its place and a remedy, is told by `suites check`, and is left out and counted on request"
 import gzip, json, os, tracemalloc
 import pyarrow as pa, pyarrow.parquet as pq, pytest
-from promptbench.checks import check_suite
-from promptbench.core import UserError
-from promptbench.suite import load_suite
-from promptbench.templates import Template, write_templates
+from promptbench.data.checks import check_suite
+from promptbench.base.core import UserError
+from promptbench.data.suite import load_suite
+from promptbench.data.templates import Template, write_templates
 
 LIKE = Template('like', '{{text}} Good? ||| {{ answer_choices[label] }}', 'no ||| yes')
 PLAIN = Template('plain', 'Is this good or bad? {{text}} ||| {{ answer_choices[label] }}', 'bad ||| good')

@@ -74,7 +74,7 @@ def test_what_is_recorded_reads_back():
 SHAPE = dict(vocab=113, dim=24, ff=40, layers=3, heads=2, head_dim=16)   # no two sizes are equal
 
 def small_model(gpu):
-    from promptbench.backbone import random_backbone
+    from promptbench.model.backbone import random_backbone
     s = SHAPE; return s,random_backbone(dim=s['dim'], ff=s['ff'], layers=(s['layers'],)*2, heads=s['heads'], head_dim=s['head_dim'])
 
 @pytest.mark.parametrize('prompt', [0,5])
@@ -106,8 +106,8 @@ def test_peaks():
 
 def test_master_weights_take_the_same_step():
     "In fp32 (no rounding of the low copy) a step over masters is a plain Adafactor step"
-    from promptbench.batches import make_batch
-    from promptbench.fit import Adafactor, fit, token_nll
+    from promptbench.model.batch import make_batch
+    from promptbench.train.fit import Adafactor, fit, token_nll
     gpu = load('gpu'); s,b = small_model(gpu); c = b.clone(); parts = [make_batch([([20,21,1],[30,1])]), make_batch([([40,1],[50,51,1])])]
     plain = Adafactor(b.model.parameters(), 1e-2, clip=1.); c.model.to = lambda *a: c.model; master = gpu.Master(c.model, 1e-2)
     for backbone,opt in ((b,plain),(c,master)): rows = list(fit([parts]*3, token_nll(backbone), opt))
@@ -115,8 +115,8 @@ def test_master_weights_take_the_same_step():
     assert all(p.grad is None for p in c.model.parameters())
 
 def test_master_weights_learn_in_bf16():
-    from promptbench.batches import pack
-    from promptbench.fit import fit, token_nll
+    from promptbench.model.batch import pack
+    from promptbench.train.fit import fit, token_nll
     gpu = load('gpu'); s,b = small_model(gpu); soft = torch.nn.Parameter(torch.zeros(3)); master = gpu.Master(b.model, 1e-2, [soft]); parts = [pack([([20,21,1],[30,1])]), pack([([40,1],[50,51,1])])]
     rows = list(fit([parts]*25, token_nll(b), master)); assert rows[-1]['loss']<rows[0]['loss']/2
     assert all(p.dtype==torch.bfloat16 and torch.equal(p, h.bfloat16()) for p,h in zip(master.low, master.high)) and master.params[-1] is soft

@@ -3,9 +3,9 @@ import importlib.util, itertools, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 import synth
-from promptbench.core import UserError
-from promptbench import results as R, metrics as M, bootstrap as B
-from promptbench.paper import released_rows
+from promptbench.base.core import UserError
+from promptbench.stats import results as R; from promptbench.stats import metrics as M; from promptbench.stats import bootstrap as B
+from promptbench.stats.paper import released_rows
 
 BENCH = Path(__file__).resolve().parent/'bench'
 def bench(name):

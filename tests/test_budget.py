@@ -2,12 +2,12 @@
 import subprocess, sys, warnings
 from dataclasses import replace
 import pytest, torch
-from promptbench.core import UserError
-from promptbench.budget import TokenBudget, out_of_memory, shrinking
-from promptbench.backbone import random_backbone
-from promptbench.suite import Example
-from promptbench.tune import TuneConfig, tune
-import promptbench.tune as page
+from promptbench.base.core import UserError
+from promptbench.model.memory import TokenBudget, out_of_memory, shrinking
+from promptbench.model.backbone import random_backbone
+from promptbench.data.suite import Example
+from promptbench.train.tune import TuneConfig, tune
+import promptbench.train.tune as page
 
 WORDS = [f'w{i}' for i in range(30)]
 TASKS = [[Example(f't{k}/{i}', ' '.join(WORDS[(k+i+j)%30] for j in range(3+(5*i+k)%9)), WORDS[(i+k)%4]) for i in range(6)] for k in range(4)]
@@ -95,14 +95,14 @@ def test_memory_is_free_before_the_next_attempt():
 def test_what_counts(error, yes): assert out_of_memory(error) is yes
 
 def test_no_torch_needed():
-    assert subprocess.run([sys.executable,'-c','import sys, promptbench.budget; print("torch" in sys.modules)'], capture_output=True, text=True, check=True).stdout.strip()=='False'
+    assert subprocess.run([sys.executable,'-c','import sys, promptbench.model.memory; print("torch" in sys.modules)'], capture_output=True, text=True, check=True).stdout.strip()=='False'
 
 @pytest.mark.parametrize('packed', [False,True])
 def test_an_update_of_training_is_done_again_in_smaller_pieces(backbone, packed):
     "Padded and packed updates: the same losses and weights as with room for all, one warning, and the smaller pieces stay"
-    from promptbench.batches import make_batch, pack
-    from promptbench.backbone import unfreeze
-    from promptbench.fit import Adafactor, fit, token_nll
+    from promptbench.model.batch import make_batch, pack
+    from promptbench.model.backbone import unfreeze
+    from promptbench.train.fit import Adafactor, fit, token_nll
     pairs = backbone.pairs([e for t in TASKS for e in t]); updates = [[pack(pairs[i:i+8])] if packed else make_batch(pairs[i:i+8]) for i in (0,8,16)]
     def go(room):
         b = unfreeze(backbone.clone()); real,pieces = token_nll(b),[]

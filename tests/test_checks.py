@@ -2,12 +2,12 @@
 import json
 import pandas as pd, pytest
 from typer.testing import CliRunner
-from promptbench.checks import Problem, check_suite, lengths, lint, lint_file, token_counter, truncation
-from promptbench.cli_suites import app, found_suites
-from promptbench.core import UserError
-from promptbench.suite import describe, load_suite
-from promptbench.suite_plots import plot_baselines, plot_lengths, plot_sizes, plot_truncation
-from promptbench.templates import Template, write_templates
+from promptbench.data.checks import Problem, check_suite, lengths, lint, lint_file, token_counter, truncation
+from promptbench.cli.suites import app, found_suites
+from promptbench.base.core import UserError
+from promptbench.data.suite import describe, load_suite
+from promptbench.show.suite_plots import plot_baselines, plot_lengths, plot_sizes, plot_truncation
+from promptbench.data.templates import Template, write_templates
 
 LIKE = Template('like', '{{text}} Good? ||| {{ answer_choices[label] }}', 'no ||| yes')
 def rows(n=30, **more): return [(i+1, dict(text=f'Film {i}.', label=i%2, **more)) for i in range(n)]
@@ -111,7 +111,7 @@ def test_show_a_task(films):
 
 # --- lengths and figures ---------------------------------------------------------------------------------------------
 def test_lengths_count_what_the_backbone_sees(films):
-    from promptbench.backbone import load_backbone
+    from promptbench.model.backbone import load_backbone
     suite,count = load_suite(films),token_counter('tiny'); t = suite.task('films/like'); b = load_backbone('tiny'); es = t.examples('validation')
     assert count([e.source for e in es])==[len(x) for x in b.tokenizer([e.source for e in es], add_special_tokens=False)['input_ids']]
     table = lengths(suite, count, n=7); assert len(table)==7 and (table.target==max(count(['no','yes']))).all()

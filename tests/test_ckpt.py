@@ -3,18 +3,18 @@ import json, shutil, signal, pytest, torch
 from dataclasses import replace
 from itertools import cycle, islice
 from promptbench import __version__
-from promptbench.core import UserError
-from promptbench.backbone import fingerprint, random_backbone
-from promptbench.forward import forward
-from promptbench.batches import make_batch
-from promptbench.ckpt import last_step, load_checkpoint, load_state, read_card, restore, save_checkpoint, save_step
-from promptbench.fit import Adafactor, fit, token_nll, training
-from promptbench.inits import new_prompt
-from promptbench.meta import meta_train
-from promptbench.pretrain import pretrain
-from promptbench.prompts import NoPrompt
-from promptbench.stop import Stopped, stoppable
-from promptbench.tune import tune
+from promptbench.base.core import UserError
+from promptbench.model.backbone import fingerprint, random_backbone
+from promptbench.prompt.forward import forward
+from promptbench.model.batch import make_batch
+from promptbench.prompt.checkpoint import last_step, load_checkpoint, load_state, read_card, restore, save_checkpoint, save_step
+from promptbench.train.fit import Adafactor, fit, token_nll, training
+from promptbench.prompt.inits import new_prompt
+from promptbench.train.meta import meta_train
+from promptbench.train.pretrain import pretrain
+from promptbench.prompt.bank import NoPrompt
+from promptbench.base.stop import Stopped, stoppable
+from promptbench.train.tune import tune
 
 @pytest.fixture(scope='module')
 def backbone(): return random_backbone(seed=1)
@@ -157,7 +157,7 @@ def test_a_loop_without_a_folder_stops_too():
     assert len(got)==3
 
 def test_the_language_model_goes_on_with_the_same_numbers(tmp_path):
-    from promptbench.lm import LMConfig, make_backbone
+    from promptbench.world.backbone import LMConfig, make_backbone
     config = LMConfig(d_model=32, d_ff=64, heads=2, encoder_layers=1, decoder_layers=1, prose_steps=16, prose_batch=8, skill_steps=24, skill_batch=8, rest_batch=4, precision='fp32')
     def make(out, stop=None, **more):
         def watch(rows, total, name):
@@ -178,8 +178,8 @@ def test_the_language_model_goes_on_with_the_same_numbers(tmp_path):
     with pytest.raises(UserError, match='another run'): make('d')
 
 def test_all_processes_agree_to_stop(monkeypatch):
-    import promptbench.ckpt as C
-    from promptbench.dist import World
+    import promptbench.prompt.checkpoint as C
+    from promptbench.model.ranks import World
     monkeypatch.setattr(C, 'world', lambda: World(rank=1, size=2)); monkeypatch.setattr(C, 'stop_asked', lambda: False)
     monkeypatch.setattr(C, 'sum_over', lambda ts: [t.add_(1) for t in ts]); assert C.stopping() is True # somebody else was asked
     monkeypatch.setattr(C, 'sum_over', lambda ts: None); assert C.stopping() is False

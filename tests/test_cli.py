@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd, pytest
 
 def call(*args, cwd=None, **env):
-    return subprocess.run([sys.executable,'-m','promptbench.cli',*map(str,args)], capture_output=True, text=True, cwd=cwd, env=dict(os.environ, HF_HUB_OFFLINE='1', **env))
+    return subprocess.run([sys.executable,'-m','promptbench.cli.main',*map(str,args)], capture_output=True, text=True, cwd=cwd, env=dict(os.environ, HF_HUB_OFFLINE='1', **env))
 
 def refused(r, *words):
     assert r.returncode==2, (r.returncode, r.stdout, r.stderr)
@@ -55,7 +55,7 @@ def test_show(tmp_path):
 def test_evaluate_writes_tables(tmp_path):
     r = call('evaluate','--quick','--n-eval','4','--out',tmp_path/'e'); assert r.returncode==0, r.stderr
     assert 'majority' in r.stdout and 'entail' in r.stdout
-    from promptbench.results import read_predictions, read_rows
+    from promptbench.stats.results import read_predictions, read_rows
     assert len(read_rows(tmp_path/'e'))==9 and len(read_predictions(tmp_path/'e'))==36
 
 def test_a_store_is_filled_and_asked(tmp_path):
@@ -84,7 +84,7 @@ def test_arg_asks_for_what_it_needs(tmp_path):
     refused(call('arg', PAPER, *columns, '--by', 'macro11'), 'macro9'); refused(call('arg', tmp_path/'x.csv'), 'there is no file')
 
 def test_table1_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
-    import promptbench.cli as C, promptbench.runs as runs
+    import promptbench.cli.main as C, promptbench.engine.pages as runs
     seen = []; monkeypatch.setattr(C, '_aside', lambda *a: dict(done=False, settings={})); monkeypatch.setattr(C, '_end', lambda *a: None)
     monkeypatch.setattr(runs, 'run_page', lambda *a, **k: seen.append(os.environ['PROMPTBENCH_QUIET']))
     for mine in ('yes', None):

@@ -1,11 +1,11 @@
 "Two processes end where one does: same losses, same weights, also when one has less to do or nothing, and only the main one writes"
 import json, os, socket, subprocess, sys, pytest, torch
 from pathlib import Path
-from promptbench.backbone import random_backbone, unfreeze
-from promptbench.batches import make_batch, pack
-from promptbench.dist import share, sum_over, world
-from promptbench.fit import Adafactor, fit, micro_batches, token_nll, training
-from promptbench.inits import new_prompt
+from promptbench.model.backbone import random_backbone, unfreeze
+from promptbench.model.batch import make_batch, pack
+from promptbench.model.ranks import share, sum_over, world
+from promptbench.train.fit import Adafactor, fit, micro_batches, token_nll, training
+from promptbench.prompt.inits import new_prompt
 
 HERE = Path(__file__).parent
 
@@ -35,7 +35,7 @@ def whole_run(folder):
     "A pretraining run with checkpoints, cut after five updates, then gone on with"
     from itertools import islice
     from test_pretrain import cell, suite
-    from promptbench.pretrain import pretrain
+    from promptbench.train.pretrain import pretrain
     for stop in (5, None):
         b,p,config = cell('T+P','shallow', packed=True, row_tokens=40); rows = list(islice(pretrain(b, p, suite().tasks('train'), config, folder=folder, every=2), stop))
     return [r['loss'] for r in rows],[x.detach() for x in [*b.model.parameters(), *p.parameters()]]
@@ -47,9 +47,9 @@ def everything(folder):
 def child(out):
     w = world(); assert w.size==2 and w.main==(w.rank==0)
     t = [torch.full((3,), float(w.rank+1)), torch.tensor(10.*w.rank), torch.ones(2, dtype=torch.float64)]; sum_over(t, bucket=2); assert [x.flatten()[0].item() for x in t]==[3.,10.,2.]
-    import promptbench.pretrain
+    import promptbench.train.pretrain
     def never(*_, **__): raise AssertionError('a process that is not the main one wrote a checkpoint')
-    if not w.main: promptbench.pretrain.save_step = never
+    if not w.main: promptbench.train.pretrain.save_step = never
     from safetensors.torch import save_file
     done = everything(Path(out)/'run')
     save_file({f'{k}.{i}':x.contiguous() for k,(_,xs) in done.items() for i,x in enumerate(xs)}, Path(out)/f'{w.rank}.safetensors')
@@ -81,7 +81,7 @@ def test_two_processes_equal_one(one, two, job):
         torch.testing.assert_close(weights[0][f'{job}.{i}'], p, atol=1e-5, rtol=1e-5)
 
 def test_only_the_main_process_wrote(two):
-    from promptbench.ckpt import last_step
+    from promptbench.prompt.checkpoint import last_step
     assert last_step(two[0]/'run').name=='step-00000010' and not list((two[0]/'run').glob('.step-*'))
 
 def test_shares():

@@ -2,9 +2,9 @@
 import os, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 import psutil, pytest
-from promptbench.executors import Cluster, run_sweep
-from promptbench.rundir import read_json
-from promptbench.sweep import expand
+from promptbench.engine.pools import Cluster, run_sweep
+from promptbench.engine.folder import read_json
+from promptbench.engine.grid import expand
 from toy_sweep import Gate, Sweep, complete, differences, table, write_page, write_sweep
 
 HERE = Path(__file__).resolve().parent

@@ -2,17 +2,17 @@
 import copy, json
 import numpy as np, pytest, torch
 from types import SimpleNamespace
-from promptbench.core import UserError, rng
-from promptbench.batches import Batch, make_batch
-from promptbench.backbone import *
-from promptbench.causal import *
-from promptbench.evaluate import evaluate
-from promptbench.forward import *
-from promptbench.inits import deep_from_ids, new_prompt, shallow_from_ids
-from promptbench.prompts import PROMPTS, NoPrompt, prompt_from
-from promptbench.rank import rank
-from promptbench.suite import Example
-from promptbench.tune import TuneConfig, tune
+from promptbench.base.core import UserError, rng
+from promptbench.model.batch import Batch, make_batch
+from promptbench.model.backbone import *
+from promptbench.prompt.decoder_only import *
+from promptbench.measure.evaluate import evaluate
+from promptbench.prompt.forward import *
+from promptbench.prompt.inits import deep_from_ids, new_prompt, shallow_from_ids
+from promptbench.prompt.bank import PROMPTS, NoPrompt, prompt_from
+from promptbench.measure.rank import rank
+from promptbench.data.suite import Example
+from promptbench.train.tune import TuneConfig, tune
 
 torch.set_num_threads(1)
 WORDS = [f'w{i}' for i in range(40)]
@@ -201,10 +201,10 @@ def test_rank_is_what_the_untouched_model_says(llama):
             assert abs(float(logp.gather(1, torch.tensor(b)[:,None]).sum())-x)<1e-4
 
 def test_evaluate_and_pretrain_run_unchanged():
-    from promptbench.suite import load_suite
+    from promptbench.data.suite import load_suite
     suite = load_suite('microworld', seed=1, n_eval=6); tasks = suite.tasks(dataset=['commit','ending'], limit=2); words = sorted({w for t in tasks for e in t.examples('validation') for x in (e.source,*e.choices) for w in x.split()})
     t = random_backbone(words, dim=16, kind='llama'); rows,predictions = evaluate(t, tasks, suite=suite, seed=1); assert len(rows)==len(tasks) and predictions.scores_sum.map(lambda s: np.isfinite(s).all()).all()
-    from promptbench.pretrain import PretrainConfig, pretrain
+    from promptbench.train.pretrain import PretrainConfig, pretrain
     start = fingerprint(t); losses = []
     for row in pretrain(t, new_prompt('shallow', t, length=2), [tasks[0]], PretrainConfig(length=2, examples=12, batch_size=4, dropout=0.)): losses.append(row['loss'])
     assert len(losses)==3 and np.isfinite(losses).all() and fingerprint(t)!=start

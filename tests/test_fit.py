@@ -1,9 +1,9 @@
 "Adafactor against transformers and against itself, and a loop whose result does not depend on how it was cut"
 import itertools, pytest, torch
 from torch import nn
-from promptbench.core import UserError
-from promptbench.batches import make_batch
-from promptbench.fit import Adafactor, backward, fit, grad_norm, micro_batches, training
+from promptbench.base.core import UserError
+from promptbench.model.batch import make_batch
+from promptbench.train.fit import Adafactor, backward, fit, grad_norm, micro_batches, training
 
 def gen(*seed): return torch.Generator().manual_seed(sum(seed))
 SHAPES = [(7,), (5,9), (3,1), (1,6), (2,4,5)]

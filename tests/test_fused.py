@@ -3,14 +3,14 @@
 On a GPU, or on a CPU with TRITON_INTERPRET=1 where Triton is installed; what needs no kernel runs everywhere."""
 import os
 import pytest, torch
-from promptbench.core import UserError
-from promptbench.attention import Segments, _dense
-from promptbench.backbone import random_backbone, unfreeze
-from promptbench.batches import pack
-from promptbench.inits import new_prompt
-from promptbench.packed import target_nll
-import promptbench.fused as page
-from promptbench.fused import blocks, fused, tiles, unfit
+from promptbench.base.core import UserError
+from promptbench.model.attention import Segments, _dense
+from promptbench.model.backbone import random_backbone, unfreeze
+from promptbench.model.batch import pack
+from promptbench.prompt.inits import new_prompt
+from promptbench.prompt.packed import target_nll
+import promptbench.model.fused as page
+from promptbench.model.fused import blocks, fused, tiles, unfit
 
 INTERPRETED = page.triton is not None and os.environ.get('TRITON_INTERPRET')=='1'
 DEV = 'cuda' if torch.cuda.is_available() and not INTERPRETED else 'cpu'

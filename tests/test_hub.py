@@ -1,14 +1,14 @@
 "P3 in all its layouts, promptsource on datasets of the hub, and what the mixture adds up to"
 import csv, os, random, struct, subprocess, sys, warnings
 import datasets, numpy as np, pandas as pd, pytest
-from promptbench import hub, tables
-from promptbench.core import UserError
-from promptbench.hub import cut_ids, find_templates, group_choices, hub_suite, p3_ids, p3_suite, save_p3
-from promptbench.mixture import CAPS, capped, mixture, p3_index
-from promptbench.suite import load_suite, render
-from promptbench.tables import Table, local_tables
-from promptbench.templates import Template, write_templates
-from promptbench.tfrecord import TFRecords, crc32c
+from promptbench.data import hub; from promptbench.data import tables
+from promptbench.base.core import UserError
+from promptbench.data.hub import cut_ids, find_templates, group_choices, hub_suite, p3_ids, p3_suite, save_p3
+from promptbench.data.p3 import CAPS, capped, mixture, p3_index
+from promptbench.data.suite import load_suite, render
+from promptbench.data.tables import Table, local_tables
+from promptbench.data.templates import Template, write_templates
+from promptbench.data.tfrecord import TFRecords, crc32c
 
 RTE,AG,DEV = 'super_glue_rte_does_this_imply_score_eval','ag_news_classify','openbookqa_main_choices'
 CLOZE = 'story_cloze_2016_Answer_Given_options_score_eval'
@@ -190,9 +190,9 @@ def test_the_rows_under_a_cap():
 
 def test_p3_in_the_cache_of_ids_and_in_batches(tmp_path, monkeypatch):
     "Capped, regrouped and in the original layout: the cache, the meta-learners' batches and shots see the same examples"
-    from promptbench.backbone import load_backbone
-    from promptbench.draws import task_batches
-    from promptbench.rendered import records_key, rendered
+    from promptbench.model.backbone import load_backbone
+    from promptbench.train.draws import task_batches
+    from promptbench.train.rendered import records_key, rendered
     monkeypatch.setattr(hub, 'capped', lambda index, rule: pd.Series(3, index=index.index)); src = write(tmp_path/'p', as_tfrecord); s = still(p3_suite, src, cap='t0'); b = load_backbone('tiny')
     ag,rte = s.task(f'ag_news/{AG}'),s.task(f'rte/{RTE}'); es = ag.examples('train'); assert [e.id for e in es]==[f'ag_news/train/{AG}/{i}' for i in hub._sample(5, 3)]
     store = rendered([ag,rte], b, folder=tmp_path/'c'); assert store.pairs(range(9))==b.pairs(es+rte.examples('train')) and store.pairs(list(store.in_rows(ag.name, [2,0])))==b.pairs([es[2],es[0]])
@@ -213,8 +213,8 @@ def test_an_unreachable_hub_says_what_to_do(tmp_path):
     write_templates(tmp_path/'super_glue'/'rte'/'templates.yaml', [Template('a', '{{x}} ||| {{answer_choices[0]}}', 'yes ||| no')], 'super_glue', 'rte')
     code = f'''
 import warnings; warnings.simplefilter('ignore')
-from promptbench.suite import load_suite
-from promptbench.core import UserError
+from promptbench.data.suite import load_suite
+from promptbench.base.core import UserError
 for go in (lambda: load_suite('hub:super_glue/rte', templates={str(tmp_path)!r}), lambda: load_suite('p3').task('ag_news/{AG}').examples('train', 1)):
     try: go()
     except UserError as e: print(e)

@@ -2,11 +2,11 @@
 import json
 import pandas as pd, pytest, yaml
 from compare_table import compare
-from promptbench.core import data_dir
-from promptbench.metrics import arg, relative_gain
-from promptbench.microworld import tiny_settings
-from promptbench.results import read_rows
-from promptbench.table1 import METHOD_ORDER, Settings, at_scale, gather, run_all
+from promptbench.base.core import data_dir
+from promptbench.stats.metrics import arg, relative_gain
+from promptbench.train.scales import tiny_settings
+from promptbench.stats.results import read_rows
+from promptbench.studies.table1 import METHOD_ORDER, Settings, at_scale, gather, run_all
 
 KEPT = data_dir('results','table1-tiny')
 

@@ -2,8 +2,8 @@
 import os, signal, subprocess, sys, time
 from pathlib import Path
 import psutil, pytest
-from promptbench import cli_lab as L
-from promptbench.core import UserError, home
+from promptbench.cli import lab as L
+from promptbench.base.core import UserError, home
 
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
@@ -54,7 +54,7 @@ def test_without_jupyterlab_it_says_what_to_install(monkeypatch, tmp_path):
 def test_the_command_prints_address_and_tunnel_and_ends_cleanly(places, tmp_path):
     pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
     env = {k:v for k,v in os.environ.items() if k!='JUPYTER_TOKEN'}|places|dict(SSH_CONNECTION='192.0.2'+'.1 5 192.0.2'+'.7 22', PYTHONUNBUFFERED='1')
-    p = subprocess.Popen([sys.executable,'-m','promptbench.cli','lab','1'], env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    p = subprocess.Popen([sys.executable,'-m','promptbench.cli.main','lab','1'], env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
     said = ''
     while 'Ctrl-C' not in said: line = p.stdout.readline(); assert line, said; said += line
     url = next(w for w in said.split() if w.startswith('http://127.0.0.1:')); port,token = int(url.split(':')[2].split('/')[0]),url.split('token=')[1]

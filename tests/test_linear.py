@@ -2,10 +2,10 @@
 import copy
 import pytest, torch
 from torch import nn
-from promptbench.core import UserError
-import promptbench.linear as page
-from promptbench.linear import faster, onednn_pays
-from promptbench.backbone import fingerprint, random_backbone
+from promptbench.base.core import UserError
+import promptbench.model.linear as page
+from promptbench.model.linear import faster, onednn_pays
+from promptbench.model.backbone import fingerprint, random_backbone
 
 @pytest.fixture(autouse=True)
 def take_it(monkeypatch):

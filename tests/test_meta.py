@@ -2,13 +2,13 @@
 import copy, itertools, pytest, torch
 from dataclasses import replace
 from functools import partial
-from promptbench.core import UserError, rng
-from promptbench.backbone import fingerprint
-from promptbench.batches import make_batch
-from promptbench.fit import token_nll
-from promptbench.forward import forward, sequence_nll
-from promptbench.maml import maml, maml_direction, maml_memory
-from promptbench.meta import METAS, MetaConfig, Wave, _waves, direction, task_batches
+from promptbench.base.core import UserError, rng
+from promptbench.model.backbone import fingerprint
+from promptbench.model.batch import make_batch
+from promptbench.train.fit import token_nll
+from promptbench.prompt.forward import forward, sequence_nll
+from promptbench.train.maml import maml, maml_direction, maml_memory
+from promptbench.train.meta import METAS, MetaConfig, Wave, _waves, direction, task_batches
 from meta_cell import CELLS, cell, suite
 
 # --- the naive reference ---------------------------------------------------------------------------------------------

@@ -4,11 +4,11 @@
 import itertools, pytest, torch
 from dataclasses import replace
 from pathlib import Path
-from promptbench.core import UserError
-from promptbench.backbone import fingerprint
-from promptbench.inits import new_prompt
-from promptbench.meta import META_PRESETS, METAS, MetaConfig, _meta_batches, meta_preset, meta_train, task_batches
-from promptbench.pretrain import flops
+from promptbench.base.core import UserError
+from promptbench.model.backbone import fingerprint
+from promptbench.prompt.inits import new_prompt
+from promptbench.train.meta import META_PRESETS, METAS, MetaConfig, _meta_batches, meta_preset, meta_train, task_batches
+from promptbench.train.pretrain import flops
 from meta_cell import CELLS, cell, run, suite
 
 GOLDEN = Path(__file__).parent/'golden'

@@ -2,16 +2,16 @@
 import itertools, os, signal, socket, subprocess, sys, pytest, torch
 from dataclasses import replace
 from pathlib import Path
-from promptbench.core import UserError
-from promptbench.backbone import fingerprint
-from promptbench.meta import meta_train
+from promptbench.base.core import UserError
+from promptbench.model.backbone import fingerprint
+from promptbench.train.meta import meta_train
 from meta_cell import cell, run, suite
 
 CARRY = dict(method='reptile', prompt='deep', carry='run', lanes=2, updates=8, dropout=.1)
 CHILD = """
 import sys, time; sys.path.insert(0, sys.argv[1])
 from test_meta_processes import *
-import promptbench.meta as meta
+import promptbench.train.meta as meta
 inner,calls = meta.adapt,[]
 def adapt(*a, **k):
     out = inner(*a, **k); calls.append(0); print(len(calls), flush=True)

@@ -2,9 +2,9 @@
 import subprocess, sys
 import numpy as np, pandas as pd, pytest
 import synth
-from promptbench.core import UserError
-from promptbench import results as R, metrics as M
-from promptbench.paper import released_rows
+from promptbench.base.core import UserError
+from promptbench.stats import results as R; from promptbench.stats import metrics as M
+from promptbench.stats.paper import released_rows
 
 SMALL = [('nli','a',2,2), ('nli','b',3,3), ('completion','c',4,2)]
 TWO = {('T+P','shallow',16):.4, ('T-only','shallow',16):.3}
@@ -102,5 +102,5 @@ def test_refuses_several_metrics_or_cells():
     with pytest.raises(UserError, match='number of one cell'): M.arg(pd.concat([hand().assign(method='x'), hand().assign(method='y')]), baseline='chance')
 
 def test_no_torch():
-    code = "import sys, promptbench.results, promptbench.metrics, promptbench.bootstrap, promptbench.paper, promptbench.claims; sys.exit(any(m in sys.modules for m in ('torch','scipy','plotly')))"
+    code = "import sys, promptbench.stats.results, promptbench.stats.metrics, promptbench.stats.bootstrap, promptbench.stats.paper, promptbench.stats.claims; sys.exit(any(m in sys.modules for m in ('torch','scipy','plotly')))"
     assert subprocess.run([sys.executable, '-c', code]).returncode==0

@@ -3,12 +3,12 @@ import hashlib, json, re
 from collections import Counter
 from itertools import islice
 import pytest
-from promptbench.core import data_dir, rng
-from promptbench.corpus import SKILLS, VERDICTS
-from promptbench.facts import world as words_of_world
-from promptbench.microworld import MAKE, build, draw, mark
-from promptbench.records import check
-from promptbench.suite import render
+from promptbench.base.core import data_dir, rng
+from promptbench.world.corpus import SKILLS, VERDICTS
+from promptbench.world.facts import world as words_of_world
+from promptbench.world.suite import MAKE, build, draw, mark
+from promptbench.world.questions import check
+from promptbench.data.suite import render
 
 @pytest.fixture(scope='module')
 def world(): return build(seed=5, n_eval=150)
@@ -43,7 +43,7 @@ def test_events_and_words_of_two_senses_serve_one_role_each(world):
 
 def test_the_vocabulary_has_every_word(world):
     "Tasks and corpus are written in words that the backbone has pieces for"
-    from promptbench.corpus import prose, vocabulary
+    from promptbench.world.corpus import prose, vocabulary
     known = set(vocabulary()); pieces = lambda s: set(re.findall(r'[a-z]+|[0-9]|[^\sa-z0-9]', s.lower()))
     for t in world.tasks():
         for e in t.examples('validation', 30): assert not (new := pieces(' '.join([e.source, e.target, *(e.choices or ())]))-known), (t.name, new)
@@ -77,7 +77,7 @@ def test_every_example_has_its_answer_among_the_choices(world):
             if e.choices: assert e.choices[e.gold]==e.target and len(set(e.choices))==len(e.choices), (t.name, e)
 
 def test_the_corpus_never_asks_a_template_question():
-    from promptbench.corpus import prose
+    from promptbench.world.corpus import prose
     for i in range(2000):
         t = prose(rng('leak', i))
         for bad in ('yes or no','true or false','Question:','Options:'): assert bad not in t, t
@@ -86,7 +86,7 @@ ANSWERS = {'yes','no','maybe','true','false','unknown','agree','disagree'}
 
 def test_answer_words_of_templates_never_carry_a_verdict_in_the_corpus(world):
     "Neither as the word an exercise asks for nor where a document says what is so; and no template answers with a verdict of the corpus"
-    from promptbench.corpus import prose
+    from promptbench.world.corpus import prose
     for name,(make,levels) in SKILLS.items():
         for i in range(300): said = make(rng('words', name, i), i%levels)[1].lower().split()[0]; assert said not in ANSWERS, (name, said)
     for i in range(4000):
@@ -96,9 +96,9 @@ def test_answer_words_of_templates_never_carry_a_verdict_in_the_corpus(world):
 @pytest.mark.parametrize('seed,name', [(0,'tiny'),(1,'tiny-1'),(2,'tiny-2')])
 def test_the_shipped_backbones_are_what_their_cards_say(seed, name):
     import torch
-    from promptbench.backbone import load_backbone
-    from promptbench.forward import decode, encode
-    from promptbench.batches import encode_texts, make_batch
+    from promptbench.model.backbone import load_backbone
+    from promptbench.prompt.forward import decode, encode
+    from promptbench.model.batch import encode_texts, make_batch
     folder = data_dir('backbones', name); b = load_backbone(name); card = json.loads((folder/'card.json').read_text()); assert b.name==name and card['config']['seed']==seed
     assert sum(f.stat().st_size for f in folder.parent.rglob('*') if f.is_file())<12e6, 'all backbones together'
     assert 1e6<sum(p.numel() for p in b.model.parameters())<4e6 and card['parameters']==sum(p.numel() for p in {id(p):p for p in b.model.parameters()}.values())
@@ -111,6 +111,6 @@ def test_the_shipped_backbones_are_what_their_cards_say(seed, name):
 
 def test_the_shipped_tokenizer_is_the_one_the_corpus_gives():
     from transformers import AutoTokenizer
-    from promptbench.corpus import vocabulary
-    from promptbench.lm import build_tokenizer
+    from promptbench.world.corpus import vocabulary
+    from promptbench.world.backbone import build_tokenizer
     for name in ('tiny','tiny-1','tiny-2'): assert AutoTokenizer.from_pretrained(data_dir('backbones', name)).get_vocab()==build_tokenizer(vocabulary()).get_vocab()

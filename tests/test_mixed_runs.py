@@ -2,10 +2,10 @@
 import itertools, json, os, socket, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
-from promptbench.core import UserError
-from promptbench.batches import fill, mtl_batches
-from promptbench.pretrain import PretrainConfig, mixed_pairs, pretrain
-from promptbench.rendered import MixedPairs, Pairs
+from promptbench.base.core import UserError
+from promptbench.model.batch import fill, mtl_batches
+from promptbench.train.pretrain import PretrainConfig, mixed_pairs, pretrain
+from promptbench.train.rendered import MixedPairs, Pairs
 from test_pretrain import cell, suite
 from test_rendered import backbone, quiet, tasks # the cache in a folder of its own, for every test here
 
@@ -34,7 +34,7 @@ def test_a_streamed_mixture_goes_on_where_it_stopped(tmp_path):
     state = json.loads((sorted((tmp_path/'run').glob('step-*'))[-1]/'state.json').read_text()); assert state['position']==len(state['rows'])==12
 
 def test_large_mixtures_are_streamed(backbone, monkeypatch):
-    import promptbench.pretrain as pre
+    import promptbench.train.pretrain as pre
     monkeypatch.setattr(pre, 'LISTED', 50)
     for rule in ('even','proportional'):
         p = mixed_pairs(backbone, tasks(), PretrainConfig(examples=60, mixture=rule)); assert type(p) is MixedPairs and len(p)==60 and len(set(p.where(range(60)).tolist()))==60

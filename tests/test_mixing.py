@@ -3,10 +3,10 @@ and tokenising word by word, which must give the tokenizer's own ids"""
 import collections, gzip, itertools, json, os, random, signal, subprocess, sys, tracemalloc
 import numpy as np, pytest, torch
 from pathlib import Path
-from promptbench.core import UserError, data_dir, rng
-from promptbench import batches
-from promptbench.batches import encode_texts, make_batch, mtl_batches, mtl_order, prefetch
-from promptbench.mixing import LISTED, ROUNDS, RULES, Mixing, Order, mix, permuted, quotas, shuffled
+from promptbench.base.core import UserError, data_dir, rng
+from promptbench.model import batch as batches
+from promptbench.model.batch import encode_texts, make_batch, mtl_batches, mtl_order, prefetch
+from promptbench.train.mixing import LISTED, ROUNDS, RULES, Mixing, Order, mix, permuted, quotas, shuffled
 
 HERE = Path(__file__).parent
 keys = lambda *w: np.array([rng(*w, i).getrandbits(63) for i in range(ROUNDS)], dtype=np.uint64)
@@ -99,8 +99,8 @@ def test_workers_take_no_draw_from_torch():
 
 CHILD = """
 import os, signal, sys, time
-from promptbench.batches import prefetch
-from promptbench.core import UserError
+from promptbench.model.batch import prefetch
+from promptbench.base.core import UserError
 def make(n):
     if n==5: os.kill(os.getpid(), signal.SIGKILL)
     return n

@@ -2,9 +2,9 @@
 import gzip, json, warnings
 from collections import Counter
 import pytest
-from promptbench.core import UserError
-from promptbench.natural import TEST_CATEGORIES, Instruction, closed_set, natural_suite, near_eval
-from promptbench.suite import load_suite
+from promptbench.base.core import UserError
+from promptbench.data.natural import TEST_CATEGORIES, Instruction, closed_set, natural_suite, near_eval
+from promptbench.data.suite import load_suite
 
 def says(e, *parts): assert all(p in str(e.value) for p in parts), str(e.value)
 

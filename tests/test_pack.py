@@ -1,13 +1,13 @@
 "Packed rows against padded batches: losses, gradients, what an example may see, rows that are cut, models of other kinds"
 import pytest, torch
-from promptbench.core import UserError
-from promptbench.attention import Segments, attend
-from promptbench.backbone import Backbone, freeze, random_backbone, unfreeze
-from promptbench.batches import Packed, cut_rows, make_batch, mtl_batches, pack
-from promptbench.fit import backward, micro_batches, token_nll
-from promptbench.inits import new_prompt
-import promptbench.packed as packed_page
-from promptbench.packed import target_nll
+from promptbench.base.core import UserError
+from promptbench.model.attention import Segments, attend
+from promptbench.model.backbone import Backbone, freeze, random_backbone, unfreeze
+from promptbench.model.batch import Packed, cut_rows, make_batch, mtl_batches, pack
+from promptbench.train.fit import backward, micro_batches, token_nll
+from promptbench.prompt.inits import new_prompt
+import promptbench.prompt.packed as packed_page
+from promptbench.prompt.packed import target_nll
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def some_pairs(n=9, top=100, seed=0, longest=40):
@@ -66,7 +66,7 @@ def test_flex_equals_dense_with_gradients(kind, monkeypatch):
 
 def test_tiles_for_flex_miss_nothing():
     "Every pair that may be seen lies in a tile that is computed"
-    from promptbench.attention import _block_mask, _places
+    from promptbench.model.attention import _block_mask, _places
     g = gen(1); lens = lambda: torch.randint(1, 90, (12,), generator=g)
     for causal in (False,True):
         q = lens(); cut = Segments(q, q if causal else lens(), causal=causal); P = 5
@@ -128,7 +128,7 @@ def test_no_nan(precision, kind):
     loss,grads = run(toy, p, [b]); assert loss.isfinite() and all(g.isfinite().all() for g in grads.values())
 
 def test_dropout_acts_on_packed_rows():
-    from promptbench.fit import training
+    from promptbench.train.fit import training
     toy = random_backbone(dim=32)
     with training(toy.model, .3): a,b = (target_nll(toy, pack(PAIRS)).detach() for _ in range(2))
     assert not torch.equal(a, b) and torch.equal(*(target_nll(toy, pack(PAIRS)).detach() for _ in range(2)))

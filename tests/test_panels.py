@@ -4,26 +4,26 @@ import numpy as np, pandas as pd, pytest, torch
 import synth
 pytest.importorskip('ipywidgets', reason='ipywidgets is not installed'); pytest.importorskip('anywidget', reason='anywidget is not installed')
 import ipywidgets as W
-from promptbench import doctor as D, inspecting as I
-from promptbench.backbone import load_backbone, random_backbone
-from promptbench.batches import make_batch
-from promptbench.bootstrap import bootstrap_arg, replicate
-from promptbench.ckpt import load_checkpoint
-from promptbench.comparison import Comparison, disagreements, paired
-from promptbench.core import UserError
-from promptbench.explorer import Explorer, Texts, explored, wrong
-from promptbench.forward import forward
-from promptbench.inits import new_prompt
-from promptbench.inspector import Inspector
-from promptbench.monitor import Job, Monitor, Plan, held_out, pretraining_plan, tuning_plan
-from promptbench.panels import Panel, Plot, Raw, table_html
-from promptbench.playground import Playground, answers, record_of, seen
-from promptbench.pretrain import PretrainConfig, pretrain
-from promptbench.prompts import DeepPrompt, ShallowPrompt
-from promptbench.rank import rank
-from promptbench.store import append
-from promptbench.suite import load_suite
-from promptbench.tune import TuneConfig, tune
+from promptbench.lab import diagnosis as D; from promptbench.prompt import neighbours as I
+from promptbench.model.backbone import load_backbone, random_backbone
+from promptbench.model.batch import make_batch
+from promptbench.stats.bootstrap import bootstrap_arg, replicate
+from promptbench.prompt.checkpoint import load_checkpoint
+from promptbench.lab.comparison import Comparison, disagreements, paired
+from promptbench.base.core import UserError
+from promptbench.lab.explorer import Explorer, Texts, explored, wrong
+from promptbench.prompt.forward import forward
+from promptbench.prompt.inits import new_prompt
+from promptbench.lab.inspector import Inspector
+from promptbench.lab.monitor import Job, Monitor, Plan, held_out, pretraining_plan, tuning_plan
+from promptbench.lab.panels import Panel, Plot, Raw, table_html
+from promptbench.lab.playground import Playground, answers, record_of, seen
+from promptbench.train.pretrain import PretrainConfig, pretrain
+from promptbench.prompt.bank import DeepPrompt, ShallowPrompt
+from promptbench.measure.rank import rank
+from promptbench.stats.store import append
+from promptbench.data.suite import load_suite
+from promptbench.train.tune import TuneConfig, tune
 
 @pytest.fixture(scope='module')
 def suite(): return load_suite('microworld')
@@ -224,7 +224,7 @@ def test_wrong_answers_are_the_wrong_ones(made):
     first = mine.set_index('instance').loc[w.instance[0]]; assert w.behind[0]==pytest.approx(max(s[p]-s[g] for s,p,g in zip(mine.scores_mean, mine.pred, mine.gold))) and w.scores[0]==[round(float(s), 2) for s in first.scores_mean]
 
 def test_words_are_shown_only_for_the_same_draw(suite, tiny):
-    from promptbench.evaluate import evaluate
+    from promptbench.measure.evaluate import evaluate
     rows,ps = evaluate(tiny, [suite.task('entail/does_it_mean')], suite=suite, n=6); w = wrong(ps, rows.iloc[0], texts=Texts(suite)); e = {suite.draw+x.id:x for x in suite.task('entail/does_it_mean').examples('validation', 6)}
     assert len(w) and all(r.source==e[r.instance].source and r.gold==e[r.instance].choices[e[r.instance].gold] for r in w.itertuples()); other = load_suite('microworld', seed=5); assert set(wrong(ps, rows.iloc[0], texts=Texts(other)).source)=={''}
 

@@ -2,8 +2,9 @@
 import itertools, re
 import numpy as np, pandas as pd, pytest, yaml
 import synth
-from promptbench.core import UserError, data_dir
-from promptbench import bootstrap as B, claims as C, paper as P
+from promptbench.base.core import UserError, data_dir
+from promptbench.base import published as N
+from promptbench.stats import bootstrap as B; from promptbench.stats import claims as C; from promptbench.stats import paper as P
 
 SMALL = [('nli','a',2,2), ('nli','b',3,3), ('completion','c',4,2)]
 WU = sorted(itertools.chain((f'C{i}' for i in range(1,19))), key=lambda c: int(c[1:]))
@@ -11,21 +12,21 @@ WU = sorted(itertools.chain((f'C{i}' for i in range(1,19))), key=lambda c: int(c
 def says(e, *parts): assert all(p in str(e.value) for p in parts), str(e.value)
 
 # --- tables ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize('name', list(P.TABLES))
+@pytest.mark.parametrize('name', list(N.TABLES))
 def test_every_table_loads_typed_with_a_source(name):
-    d = P.load_paper(name); stem,what,types = P.TABLES[name]
+    d = N.load_paper(name); stem,what,types = N.TABLES[name]
     assert len(d) and d.source.notna().all() and d.attrs['source'] and d.attrs['what']==what
     assert {c:str(t) for c,t in d.dtypes.items() if c in types}==types
     raw = pd.read_csv(data_dir('paper', stem+'.csv'))
     for c in types: assert np.allclose(pd.to_numeric(raw[c]).to_numpy(float), d[c].astype('Float64').to_numpy(float, na_value=np.nan), equal_nan=True)
 
-def test_every_csv_is_a_table(): assert {p.stem for p in data_dir('paper').glob('*.csv')}=={s for s,_,_ in P.TABLES.values()}
+def test_every_csv_is_a_table(): assert {p.stem for p in data_dir('paper').glob('*.csv')}=={s for s,_,_ in N.TABLES.values()}
 
 def test_tables_agree_with_the_specs(shared):
     "Facts, copied without loss"
-    specs = shared.parent/'specs'; spec = pd.read_csv(specs/'promptability_table1.csv'); ours = P.load_paper('table1')
+    specs = shared.parent/'specs'; spec = pd.read_csv(specs/'promptability_table1.csv'); ours = N.load_paper('table1')
     assert len(spec)==len(ours) and np.allclose(spec.ARG.to_numpy(float), ours.ARG.to_numpy(float), equal_nan=True)
-    xl = pd.read_csv(specs/'promptability_xl_deep_16shot_per_template.csv'); ours = P.load_paper('per_template'); assert len(xl)==len(ours)==116 and np.allclose(xl.acc_T0_reproduction, ours.acc_T0_reproduction)
+    xl = pd.read_csv(specs/'promptability_xl_deep_16shot_per_template.csv'); ours = N.load_paper('per_template'); assert len(xl)==len(ours)==116 and np.allclose(xl.acc_T0_reproduction, ours.acc_T0_reproduction)
 
 def test_the_published_table_1():
     t = P.paper_table1(every=True).set_index(['method','prompt','shots'])
@@ -37,9 +38,9 @@ def test_refuses_a_damaged_table(tmp_path):
     text = data_dir('paper','promptability_table1.csv').read_text(); head,first,*_ = text.splitlines()
     for bad,part in [(text.replace('-1.9','low',1),'column ARG'), (head+'\n'+first.split(',"')[0]+',','line 2 does not'), (text.replace('ARG','arg',1),"columns ['ARG']")]:
         (tmp_path/'promptability_table1.csv').write_text(bad)
-        with pytest.raises(UserError) as e: P.load_paper('table1', tmp_path)
+        with pytest.raises(UserError) as e: N.load_paper('table1', tmp_path)
         says(e, part)
-    with pytest.raises(UserError, match="one of \\['table1'"): P.load_paper('nowhere')
+    with pytest.raises(UserError, match="one of \\['table1'"): N.load_paper('nowhere')
 
 # --- claims as data --------------------------------------------------------------------------------------------------
 def test_every_claim_of_the_paper_is_there():

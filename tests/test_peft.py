@@ -1,13 +1,13 @@
 "Prompts to the PEFT library and back: the logits must be the same on both sides"
 import json, re, warnings
 import pytest, torch
-from promptbench.core import UserError
-from promptbench.batches import make_batch
-from promptbench.backbone import load_backbone, random_backbone, save_backbone
-from promptbench.forward import forward
-from promptbench.inits import new_prompt
-from promptbench.prompts import ShallowPrompt
-from promptbench.peft import export_peft, import_peft, import_table
+from promptbench.base.core import UserError
+from promptbench.model.batch import make_batch
+from promptbench.model.backbone import load_backbone, random_backbone, save_backbone
+from promptbench.prompt.forward import forward
+from promptbench.prompt.inits import new_prompt
+from promptbench.prompt.bank import ShallowPrompt
+from promptbench.prompt.peft import export_peft, import_peft, import_table
 
 peft = pytest.importorskip('peft', reason='the PEFT library is not installed: pip install -e .[test]')
 pytestmark = [pytest.mark.filterwarnings(f'ignore:{w}') for w in ('the vectors in',':FutureWarning')]   # random weights: prompts of any scale

@@ -2,8 +2,8 @@
 import itertools, json, os
 import numpy as np, pandas as pd, pytest
 import synth
-from promptbench import findings as F, metrics as M, page as W, plots as P, report as R, style as S
-from promptbench.core import UserError
+from promptbench.show import findings as F; from promptbench.stats import metrics as M; from promptbench.show import frame as W; from promptbench.show import plots as P; from promptbench.show import report as R; from promptbench.show import look as S
+from promptbench.base.core import UserError
 
 SMALL = [('nli','entail',3,3), ('nli','bank',2,2), ('completion','scene',4,2)]
 CELLS = [('none','shallow',0), ('none','deep',0), ('none','shallow',16), ('T-only','shallow',0), ('T-only','deep',0), ('T-only','shallow',16), ('T-only','deep',16), ('T+P','shallow',0), ('T+P','shallow',16), ('T+P','deep',0), ('T+P','deep',16)]

@@ -4,14 +4,14 @@
 import collections, itertools, os, signal, subprocess, sys, pytest, torch
 from dataclasses import replace
 from pathlib import Path
-from promptbench.core import UserError
-from promptbench.backbone import fingerprint, random_backbone
-from promptbench.batches import encode_examples, make_batch
-from promptbench.fit import token_nll
-from promptbench.inits import new_prompt
-from promptbench.pretrain import METHODS, PRESETS, PretrainConfig, flops, mixture, preset, pretrain
-from promptbench.suite import Dataset, Suite
-from promptbench.templates import Template
+from promptbench.base.core import UserError
+from promptbench.model.backbone import fingerprint, random_backbone
+from promptbench.model.batch import encode_examples, make_batch
+from promptbench.train.fit import token_nll
+from promptbench.prompt.inits import new_prompt
+from promptbench.train.pretrain import METHODS, PRESETS, PretrainConfig, flops, mixture, preset, pretrain
+from promptbench.data.suite import Dataset, Suite
+from promptbench.data.templates import Template
 
 GOLDEN = Path(__file__).parent/'golden'
 CELLS = [('T-only','none'), ('P-only','shallow'), ('P-only','deep'), ('T+P','shallow'), ('T+P','deep')]
@@ -46,7 +46,7 @@ def test_losses_have_not_moved(method, prompt, packed):
     assert len(want)==10 and losses(method, prompt, packed=packed)==pytest.approx(want, abs=1e-4)
 
 def test_packing_is_chosen_where_padding_would_waste_a_quarter():
-    import promptbench.pretrain as page
+    import promptbench.train.pretrain as page
     def kind(lengths, **changes):
         pairs = [([5]*n+[1],[6,1]) for n in lengths]; b = random_backbone(WORDS); config = PretrainConfig(prompt='shallow', batch_size=4, **changes)
         return next(iter(page._updates(b, new_prompt('shallow', b, length=3, seed=0), pairs, config, None)))

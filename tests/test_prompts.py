@@ -1,11 +1,11 @@
 "Prompts against the obvious: typed tokens, and a T5 written out with loops over heads and positions"
 import math
 import pytest, torch
-from promptbench.batches import make_batch, Batch
-from promptbench.backbone import *
-from promptbench.forward import *
-from promptbench.prompts import *
-from promptbench.inits import *
+from promptbench.model.batch import make_batch, Batch
+from promptbench.model.backbone import *
+from promptbench.prompt.forward import *
+from promptbench.prompt.bank import *
+from promptbench.prompt.inits import *
 
 torch.set_num_threads(1)
 
@@ -110,13 +110,13 @@ def test_deep_gradients_are_those_of_the_slow_reference(toy):
     assert bool((bank.table_NPX.grad!=0).all())
 
 def test_the_written_out_sum_equals_the_fused_kernel(toy, monkeypatch):
-    import promptbench.attention as a
+    import promptbench.model.attention as a
     p = new_prompt('deep', toy, length=3); b = make_batch(PAIRS); want = forward(toy, b, p)
     monkeypatch.setattr(a, '_use_sdpa', lambda *_: False); torch.testing.assert_close(forward(toy, b, p), want, atol=1e-5, rtol=1e-5)
 
 def test_dropout_reaches_the_prompt_columns():
     from types import SimpleNamespace
-    from promptbench.attention import prompted_attention
+    from promptbench.model.attention import prompted_attention
     g = torch.Generator().manual_seed(0); q,k,v,pk,pv = (torch.randn(2,2,n,4, generator=g) for n in (3,5,5,2,2)); bias = torch.randn(1,2,3,5, generator=g)
     torch.manual_seed(3); out,_ = prompted_attention(SimpleNamespace(prompt_kv=(pk,pv)), q, k, v, None, scaling=1., dropout=.5, position_bias=bias)
     torch.manual_seed(3); keep = (torch.nn.functional.dropout(torch.ones(2,2,3,7), .5))

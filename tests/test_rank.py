@@ -1,12 +1,12 @@
 "Ranking against one full pass per choice"
 from types import SimpleNamespace
 import numpy as np, pytest, torch
-from promptbench.core import UserError, rng
-from promptbench.batches import make_batch
-from promptbench.backbone import *
-from promptbench.forward import *
-from promptbench.inits import new_prompt
-from promptbench.rank import rank
+from promptbench.base.core import UserError, rng
+from promptbench.model.batch import make_batch
+from promptbench.model.backbone import *
+from promptbench.prompt.forward import *
+from promptbench.prompt.inits import new_prompt
+from promptbench.measure.rank import rank
 
 torch.set_num_threads(1)
 WORDS = [f'w{i}' for i in range(60)]
@@ -49,7 +49,7 @@ def test_budget_and_company_change_nothing(toy):
 
 @pytest.mark.parametrize('rows', [1,4])
 def test_choices_in_one_row_or_apart(toy, monkeypatch, rows):
-    import promptbench.rank as r
+    import promptbench.measure.rank as r
     tasks = make_tasks(5); prompt = new_prompt('deep', toy, length=3, n=4); a = rank(toy, tasks, prompt)
     monkeypatch.setattr(r, 'ROW', rows)
     for x,y in zip(a, rank(toy, tasks, prompt)):
@@ -87,7 +87,7 @@ def test_refusals(toy):
 
 @pytest.mark.parametrize('kind', ['t5','llama'])
 def test_real_tasks_of_different_choice_counts(shared, kind):
-    from promptbench.suite import load_suite
+    from promptbench.data.suite import load_suite
     suite = load_suite(shared/'real'); picked = {}
     for t in suite.tasks():
         if t.dataset in {p.dataset for p in picked.values()}: continue
@@ -118,7 +118,7 @@ def test_a_source_is_read_once(toy):
 
 @pytest.mark.parametrize('row', [1,10**6])
 def test_out_of_memory_shrinks_the_batches_and_nothing_else(toy, monkeypatch, row):
-    import promptbench.rank as r
+    import promptbench.measure.rank as r
     monkeypatch.setattr(r, 'ROW', row); tasks = make_tasks(6)[:2]; want = rank(toy, tasks, token_budget=800); real,sizes,ticks = r.score_units,[],[]
     def small(backbone, work, units, prompt=None):
         sizes.append(len(units))

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
 import rendered_cell as small
-from promptbench import rendered as page
-from promptbench.core import UserError
-from promptbench.mixing import mix
-from promptbench.rendered import MixedPairs, cached, clear_cache, in_processes, rendered
-from promptbench.suite import Dataset, Suite
-from promptbench.templates import Template
+from promptbench.train import rendered as page
+from promptbench.base.core import UserError
+from promptbench.train.mixing import mix
+from promptbench.train.rendered import MixedPairs, cached, clear_cache, in_processes, rendered
+from promptbench.data.suite import Dataset, Suite
+from promptbench.data.templates import Template
 from test_pretrain import WORDS, cell, suite
 
 HERE = Path(__file__).parent
@@ -43,7 +43,7 @@ def test_everything_counts(tmp_path, backbone):
     "Another record, template, cut, split or tokenizer is another folder; another backbone with the same tokenizer is not"
     def one(record='red', text='say {{x}} ||| {{x}}', **how):
         return rendered(Suite('s', [Dataset('d','c','train', dict(train=[dict(x='blue')]*3+[dict(x=record)], extra=[dict(x='red')]*4), [Template('t', text)])]).tasks(), how.pop('b', backbone), folder=tmp_path, **how).key
-    from promptbench.backbone import random_backbone
+    from promptbench.model.backbone import random_backbone
     first = one(); assert one()==first==one(b=random_backbone(WORDS, seed=9))
     others = [one('green'), one(text='say {{x}} ||| no'), one(max_source=2), one(max_target=1), one(split='extra'), one(b=random_backbone(WORDS[:-1], seed=0)), one(b=replace(backbone, eos_source=False))]
     assert len({first,*others})==8
@@ -98,7 +98,7 @@ def test_a_killed_builder_leaves_nothing_that_counts(tmp_path):
     rendered(small.tasks(26), small.Stub(), folder=tmp_path); assert not hidden(tmp_path)
 
 def test_idle_workers_see_that_their_master_is_gone():
-    code = "import os\nfrom promptbench.rendered import in_processes\ng = in_processes(range(2), lambda n: os.getpid(), workers=2, name=str)\nprint(next(g)[1], next(g)[1], flush=True); os.kill(os.getpid(), 9)\n"
+    code = "import os\nfrom promptbench.train.rendered import in_processes\ng = in_processes(range(2), lambda n: os.getpid(), workers=2, name=str)\nprint(next(g)[1], next(g)[1], flush=True); os.kill(os.getpid(), 9)\n"
     r = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, timeout=60, env=dict(os.environ, PYTHONPATH=str(HERE.parent))); pids = [int(x) for x in r.stdout.split()]; until = time.time()+20
     while alive(pids) and time.time()<until: time.sleep(.05)
     assert pids and not alive(pids), r.stderr

@@ -3,7 +3,7 @@ import os, re
 from pathlib import Path
 import pytest
 import synth
-from promptbench import bootstrap as B, claims as C, page as W, plots as P, report as R
+from promptbench.stats import bootstrap as B; from promptbench.stats import claims as C; from promptbench.show import frame as W; from promptbench.show import plots as P; from promptbench.show import report as R
 
 ARGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 SMALL = [('nli','entail',3,3), ('nli','bank',2,2), ('completion','<b>scene',4,2)]

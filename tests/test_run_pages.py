@@ -1,11 +1,11 @@
 "The run pages one after another, each from the folder of the one before, on a backbone of seconds"
-from promptbench.rundir import gc, list_runs, read_json
-from promptbench.runs import execute
+from promptbench.engine.folder import gc, list_runs, read_json
+from promptbench.engine.pages import execute
 
 def test_pretrain_tune_evaluate_report(tmp_path):
-    from promptbench.backbone import random_backbone, save_backbone
-    from promptbench.ckpt import load_checkpoint
-    from promptbench.results import read_predictions, read_rows
+    from promptbench.model.backbone import random_backbone, save_backbone
+    from promptbench.prompt.checkpoint import load_checkpoint
+    from promptbench.stats.results import read_predictions, read_rows
     save_backbone(random_backbone(seed=1), tmp_path/'bb'); root = tmp_path/'runs'; small = dict(n_eval=4, precision='fp32')
     def go(page, **given): r = execute(page, given, root=root); assert (r.state, r.code)==('done', 0), r.message; return r
     a = go('pretrain', method='P-only', backbone=str(tmp_path/'bb'), examples=64, precision='fp32')

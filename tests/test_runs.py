@@ -2,9 +2,9 @@
 import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
-from promptbench.core import UserError
-from promptbench.rundir import begin, find_run, gc, list_runs, lock_of, needed_by, read_json, remove, run_state, set_card
-from promptbench.runs import EXITS, ask_to_stop, check_parameters, declared, execute, page, parameters, parse_value, run_key
+from promptbench.base.core import UserError
+from promptbench.engine.folder import begin, find_run, gc, list_runs, lock_of, needed_by, read_json, remove, run_state, set_card
+from promptbench.engine.pages import EXITS, ask_to_stop, check_parameters, declared, execute, page, parameters, parse_value, run_key
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ('lm_pretrain','pretrain','tune','evaluate','table1','report')
@@ -14,7 +14,7 @@ def toy(folder, work='print("steps", steps)', source='steps = 3  # how many\nlr 
     nb.metadata.kernelspec = dict(name=kernel, language='python', display_name=kernel); nbformat.write(nb, folder/f'{name}.ipynb'); return folder/f'{name}.ipynb'
 
 def cli(*args, wait=True, **env):
-    p = subprocess.Popen([sys.executable,'-m','promptbench.cli',*map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ|env, cwd=ROOT)
+    p = subprocess.Popen([sys.executable,'-m','promptbench.cli.main',*map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ|env, cwd=ROOT)
     if not wait: return p
     out,err = p.communicate(); return p.returncode,out,err
 
@@ -58,7 +58,7 @@ def test_the_key_is_page_code_parameters_and_version(tmp_path, monkeypatch):
     assert run_key(p, dict(lr=1))==run_key(p, dict(lr=1.)) and len({k, run_key(p, dict(steps=4)), run_key(p, dict(way='down'))})==3
     nb = nbformat.read(p, 4); nb.cells[0].source = '# Toy, better said'; nbformat.write(nb, p); assert run_key(p, {})==k
     nb.cells[-1].source += '\n1'; nbformat.write(nb, p); assert run_key(p, {})!=k
-    k = run_key(p, {}); monkeypatch.setattr('promptbench.runs.__version__', '9.9'); assert run_key(p, {})!=k
+    k = run_key(p, {}); monkeypatch.setattr('promptbench.engine.pages.__version__', '9.9'); assert run_key(p, {})!=k
 
 @pytest.mark.parametrize('name', PAGES)
 def test_every_page_declares_what_it_takes(name):
@@ -83,7 +83,7 @@ def test_wrong_calls_exit_with_2_and_leave_nothing(tmp_path):
 
 def test_help_tells_exit_codes_and_list_tells_parameters(tmp_path):
     from typer.testing import CliRunner
-    from promptbench.cli_runs import app
+    from promptbench.cli.runs import app
     text = re.sub(r'[\s│]+', ' ', CliRunner().invoke(app, ['run','--help']).stdout)
     for code in EXITS: assert f' {code} ' in text, code
     for option in ('--list','--help-parameters'):
@@ -93,7 +93,7 @@ def test_help_tells_exit_codes_and_list_tells_parameters(tmp_path):
 
 # --- one run ---------------------------------------------------------------------------------------------------------
 def test_a_run_is_computed_once(tmp_path):
-    p = toy(tmp_path, 'from promptbench.inside import note\nnote(out, config=dict(steps=steps), budget=dict(updates=steps)); print("worked")'); r = execute(p, dict(steps=5), root=tmp_path/'runs')
+    p = toy(tmp_path, 'from promptbench.engine.inside import note\nnote(out, config=dict(steps=steps), budget=dict(updates=steps)); print("worked")'); r = execute(p, dict(steps=5), root=tmp_path/'runs')
     assert (r.state, r.code, r.fresh, str(run_state(r.folder)))==('done', 0, True, 'done')
     card = read_json(r.folder/'card.json'); assert card['parameters']['steps']==5 and card['config']==dict(steps=5) and card['budget']==dict(updates=5) and card['hardware']['cores'] and card['versions']['python'] and card['attempts']==1
     assert 'worked' in (r.folder/'log.txt').read_text() and nbformat.read(r.folder/'page.ipynb', 4).cells[-1].outputs
@@ -117,7 +117,7 @@ def test_a_run_names_what_it_needs(tmp_path):
     with pytest.raises(UserError, match='to be done, it is absent'): execute(after, dict(a='run:toy-0'), root=tmp_path/'runs')
     with pytest.raises(UserError, match=f'needed by {r.key}'): remove(first.key, tmp_path/'runs')
 
-KILLED = 'from promptbench.inside import watched\nimport time, os\nfor r in watched(range(1200 if not os.path.exists(out+"/seen") else 3), 1200, "toy", every=.1): open(out+"/seen","w"); time.sleep(.1)'
+KILLED = 'from promptbench.engine.inside import watched\nimport time, os\nfor r in watched(range(1200 if not os.path.exists(out+"/seen") else 3), 1200, "toy", every=.1): open(out+"/seen","w"); time.sleep(.1)'
 
 def test_a_killed_run_leaves_no_kernel_and_goes_on(tmp_path):
     import psutil
@@ -152,7 +152,7 @@ def test_damaged_and_foreign_cards(tmp_path):
 
 def test_show_and_rm(tmp_path):
     from typer.testing import CliRunner
-    from promptbench.cli_runs import app
+    from promptbench.cli.runs import app
     make(tmp_path, 'base-1', 'done'); make(tmp_path, 'child-1', 'done', needs=['base-1']); (tmp_path/'base-1'/'big').write_bytes(b'0'*5000)
     do = lambda *a: CliRunner().invoke(app, ['runs',*a,'--root',str(tmp_path)])
     assert '5 KiB' in do('ls').stdout and 'needs base-1' in do('ls').stdout and 'needed by child-1' in do('show','base').stdout
@@ -160,5 +160,5 @@ def test_show_and_rm(tmp_path):
     assert 'made from it: child-1' in do('rm','base','--force').stdout and not (tmp_path/'base-1').exists()
 
 def test_launching_needs_no_torch():
-    code = "import sys, promptbench.runs, promptbench.rundir, promptbench.inside, promptbench.stop; print([m for m in ('torch','transformers','papermill','pandas') if m in sys.modules])"
+    code = "import sys, promptbench.engine.pages, promptbench.engine.folder, promptbench.engine.inside, promptbench.base.stop; print([m for m in ('torch','transformers','papermill','pandas') if m in sys.modules])"
     assert subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout.strip()=='[]'

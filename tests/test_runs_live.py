@@ -1,30 +1,30 @@
 "Run pages with real work: stopped by a signal and gone on with the same numbers; trackers"
 import importlib.util, signal, time
 import pytest
-from promptbench.core import UserError
-from promptbench.rundir import read_json, run_state
-from promptbench.runs import execute, run_key
+from promptbench.base.core import UserError
+from promptbench.engine.folder import read_json, run_state
+from promptbench.engine.pages import execute, run_key
 from test_runs import cli, toy
 
 def small(folder):
     "A backbone of seconds"
-    from promptbench.backbone import random_backbone, save_backbone
+    from promptbench.model.backbone import random_backbone, save_backbone
     save_backbone(random_backbone(seed=1), folder/'bb'); return dict(backbone=str(folder/'bb'), method='T+P', prompt='deep', examples=3200, precision='fp32', every=1000)
 
 def flat(given): return [x for k,v in given.items() for x in ('-p', k, str(v))]
 
 def whole(given):
     "The same pretraining without a page, a kernel or a signal"
-    from promptbench.backbone import load_backbone
-    from promptbench.inits import new_prompt
-    from promptbench.methods import method_config, run_method
-    from promptbench.suite import load_suite
+    from promptbench.model.backbone import load_backbone
+    from promptbench.prompt.inits import new_prompt
+    from promptbench.train.methods import method_config, run_method
+    from promptbench.data.suite import load_suite
     b = load_backbone(given['backbone'], precision='fp32'); config = method_config('T+P', 'deep', examples=given['examples']); p = new_prompt('deep', b, length=config.length, seed=0)
     list(run_method(b, p, load_suite('microworld', seed=0).tasks(role='train'), config)); return b,p
 
 def test_sigterm_writes_a_checkpoint_and_leaves_within_ten_seconds(tmp_path):
-    from promptbench.backbone import fingerprint
-    from promptbench.ckpt import last_step, load_checkpoint
+    from promptbench.model.backbone import fingerprint
+    from promptbench.prompt.checkpoint import last_step, load_checkpoint
     import torch
     given = small(tmp_path); key = run_key('pretrain', given); f = tmp_path/'runs'/key
     child = cli('run','pretrain',*flat(given),'--root',tmp_path/'runs','--quiet', wait=False); end = time.time()+120
@@ -37,7 +37,7 @@ def test_sigterm_writes_a_checkpoint_and_leaves_within_ten_seconds(tmp_path):
     b,prompt = whole(given); loaded = load_checkpoint(f/'checkpoints'/'final'); assert fingerprint(loaded[0])==fingerprint(b) and torch.equal(loaded[1].table, prompt.table), 'not the numbers of a run that nobody stopped'
     card = read_json(f/'card.json'); assert card['attempts']==2 and card['budget']['updates']==50 and card['budget']['examples']==3200 and not list((f/'checkpoints').glob('step-*'))
 
-TRACKED = 'from promptbench.inside import watched\nfor r in watched((dict(step=i, loss=1/(i+1), budget=dict(tokens=10*i)) for i in range(5)), 5, "toy"): pass'
+TRACKED = 'from promptbench.engine.inside import watched\nfor r in watched((dict(step=i, loss=1/(i+1), budget=dict(tokens=10*i)) for i in range(5)), 5, "toy"): pass'
 
 def test_rows_go_to_tensorboard_when_asked_and_only_then(tmp_path):
     EventAccumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator').EventAccumulator
@@ -52,8 +52,8 @@ def test_rows_go_to_tensorboard_when_asked_and_only_then(tmp_path):
         with pytest.raises(UserError, match='wandb, which is not installed; pip install wandb'): execute(p, {}, root=tmp_path/'x', track=('wandb',))
 
 def test_a_table_asked_to_stop_begins_nothing_more(tmp_path, monkeypatch):
-    from promptbench.stop import Stopped
-    from promptbench.table1 import Settings, run_jobs
+    from promptbench.base.stop import Stopped
+    from promptbench.studies.table1 import Settings, run_jobs
     monkeypatch.setenv('PROMPTBENCH_STOP', str(tmp_path/'stop')); (tmp_path/'stop').touch()
     with pytest.raises(Stopped, match='finished parts are kept'): list(run_jobs(Settings(scale='quick', methods=('none',), shots=(0,), precision='fp32'), tmp_path))
     assert not (tmp_path/'cells').exists()

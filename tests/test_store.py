@@ -2,10 +2,10 @@
 import json, os, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
-from promptbench import results as R, store as S
-from promptbench.core import UserError, data_dir, write_atomic
-from promptbench.query import query, results
-from promptbench.scores import arg_scores, groups_named, intervals, read_scores
+from promptbench.stats import results as R; from promptbench.stats import store as S
+from promptbench.base.core import UserError, data_dir, write_atomic
+from promptbench.stats.query import query, results
+from promptbench.stats.scores import arg_scores, groups_named, intervals, read_scores
 
 FAULTS = Path(__file__).parent/'faults'
 sys.path.insert(0, str(FAULTS)); import two_writers
@@ -192,7 +192,7 @@ def test_sql_errors_are_one_line_with_the_columns(store):
         assert word in str(e.value) and 'rows(suite, backbone' in str(e.value) and '\n' not in str(e.value)
 
 def test_none_of_it_needs_torch():
-    code = "import sys; from promptbench import store, query, scores; print([m for m in ('torch','duckdb','filelock') if m in sys.modules])"
+    code = "import sys; from promptbench.stats import store; from promptbench.stats import query; from promptbench.stats import scores; print([m for m in ('torch','duckdb','filelock') if m in sys.modules])"
     assert subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
 
 # --- ARG from a table ------------------------------------------------------------------------------------------------------

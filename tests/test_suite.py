@@ -2,9 +2,9 @@
 import gzip, json, subprocess, sys, threading, time
 from collections import Counter
 import pytest
-from promptbench.core import UserError
-from promptbench.suite import Dataset, Suite, describe, draw_shots, load_suite, shots_key, show
-from promptbench.templates import MAX_CHARS, Template, folder_suite, read_templates, write_templates
+from promptbench.base.core import UserError
+from promptbench.data.suite import Dataset, Suite, describe, draw_shots, load_suite, shots_key, show
+from promptbench.data.templates import MAX_CHARS, Template, folder_suite, read_templates, write_templates
 
 LIKE = Template('like', '{{text}} Good? ||| {{ answer_choices[label] }}', 'no ||| yes')
 FREE = Template('write', 'Write a review. ||| {{text}}')
@@ -147,7 +147,7 @@ def test_balanced_draws(films):
     assert Counter(e.gold for e in task.shots(40, 0, balanced=True))=={0:26, 1:14}   # a class that runs out gives way to the other
 
 def test_draws_are_the_same_in_another_process(films):
-    code = f"from promptbench.suite import load_suite; print([e.id for e in load_suite({str(films)!r}).task('films/like').shots(6, 1)])"
+    code = f"from promptbench.data.suite import load_suite; print([e.id for e in load_suite({str(films)!r}).task('films/like').shots(6, 1)])"
     out = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout.strip()
     assert out==str([e.id for e in load_suite(films).task('films/like').shots(6, 1)])
 

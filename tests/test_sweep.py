@@ -2,10 +2,10 @@
 import json, subprocess, sys, time
 from pathlib import Path
 import pytest
-from promptbench.core import UserError
-from promptbench.cli_sweep import plan_text
-from promptbench.rundir import list_runs, read_json
-from promptbench.sweep import estimate, expand
+from promptbench.base.core import UserError
+from promptbench.cli.sweep import plan_text
+from promptbench.engine.folder import list_runs, read_json
+from promptbench.engine.grid import estimate, expand
 from toy_sweep import complete, differences, table, write_page, write_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def test_a_failure_stops_only_what_needs_it_and_nothing_is_computed_twice(tmp_pa
     assert {k:(root/k/'card.json').stat().st_mtime_ns for k in before}==before and differences(table(root), want)==(0,0)
 
 def test_sweeps_need_no_torch():
-    code = "import sys, promptbench.cli_sweep, promptbench.executors, promptbench.harvest; print([m for m in ('torch','transformers','submitit','papermill') if m in sys.modules])"
+    code = "import sys, promptbench.cli.sweep, promptbench.engine.pools, promptbench.studies.collect; print([m for m in ('torch','transformers','submitit','papermill') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
 
 def test_the_example_is_a_table_in_small():

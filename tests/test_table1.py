@@ -2,13 +2,13 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd, psutil, pytest
-from promptbench.core import UserError
-from promptbench.table1 import Settings, finished, folder, gather, plan, run_all
+from promptbench.base.core import UserError
+from promptbench.studies.table1 import Settings, finished, folder, gather, plan, run_all
 
 SMALL = dict(scale='quick', methods=('none','T+P'), prompts=('shallow',), shots=(0,4), pretrain=dict(examples=512, batch_size=16), tune=dict(steps=4), n_eval=6, precision='fp32')
 SCRIPT = '''
 import sys
-from promptbench.table1 import Settings, run_all
+from promptbench.studies.table1 import Settings, run_all
 if __name__=='__main__': run_all(Settings(**eval(sys.argv[1])), sys.argv[2], quiet=True)
 '''
 
@@ -66,7 +66,7 @@ def test_a_failing_part_does_not_stop_the_rest(tmp_path):
     with pytest.raises(UserError, match='1 cells are not computed yet'): gather(s, tmp_path)
 
 def test_keys_change_with_what_matters():
-    from promptbench.table1 import key
+    from promptbench.studies.table1 import key
     from dataclasses import replace
     s = Settings(**SMALL); pre = next(j for j in plan(s) if j.shots is None); cell = [j for j in plan(s) if j.shots==4][0]
     assert key(s, pre)==key(replace(s, tune=dict(steps=9)), pre), 'tuning does not matter to pretraining'
@@ -77,14 +77,14 @@ def test_keys_change_with_what_matters():
     assert len({key(replace(s, init=dict(shallow=i)), cell) for i in ('normal','small')})==2
 
 def test_a_setting_for_one_kind_leaves_the_scale_to_the_other():
-    from promptbench.table1 import Job, _begin, tune_settings
+    from promptbench.studies.table1 import Job, _begin, tune_settings
     s = Settings(tune=dict(lr=dict(shallow=.5)), init=dict(shallow='zeros')); own = Settings()
     at = lambda s,kind: (tune_settings(s, Job(0,'none',kind,16)), _begin(s, kind))
     assert at(s,'deep')==at(own,'deep') and at(s,'shallow')==({**at(own,'shallow')[0], 'lr':.5}, 'zeros') and 'lr' in at(own,'deep')[0]
 
 def test_prompts_start_where_the_settings_say(tmp_path):
     "Tuned by a step too small to matter: zeros and noise score differently, the same start scores the same; and the paper's scale has the paper's"
-    from promptbench.table1 import _begin
+    from promptbench.studies.table1 import _begin
     assert _begin(Settings(scale='paper'), 'deep')=='paper' and _begin(Settings(), 'deep')=='small' and _begin(Settings(init='vocab'), 'shallow')=='vocab'
     scores = []
     for init in ('zeros','normal',dict(deep='normal')):

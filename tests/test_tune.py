@@ -1,14 +1,14 @@
 "A bank of tasks against the same tasks one by one, and a backbone that does not move"
 import itertools, warnings, pytest, torch
 from dataclasses import replace
-from promptbench.core import UserError
-from promptbench.backbone import fingerprint, random_backbone
-from promptbench.batches import encode_examples, make_batch
-from promptbench.fit import token_nll
-from promptbench.inits import new_prompt
-from promptbench.suite import Dataset, Example, Suite
-from promptbench.templates import Template
-from promptbench.tune import TuneConfig, pieces, tune
+from promptbench.base.core import UserError
+from promptbench.model.backbone import fingerprint, random_backbone
+from promptbench.model.batch import encode_examples, make_batch
+from promptbench.train.fit import token_nll
+from promptbench.prompt.inits import new_prompt
+from promptbench.data.suite import Dataset, Example, Suite
+from promptbench.data.templates import Template
+from promptbench.train.tune import TuneConfig, pieces, tune
 
 WORDS = [f'w{i}' for i in range(40)]
 CONFIG = TuneConfig(steps=20, lr=.01, length=5)
@@ -173,7 +173,7 @@ def test_a_folder_of_another_tuning_is_refused(backbone, tmp_path):
 # --- the step that a GPU records -------------------------------------------------------------------------------------
 def test_the_step_changes_everything_in_place(backbone, monkeypatch):
     "What a recorded graph needs: after a first pass, the same addresses and no look at a number"
-    import promptbench.tune as page
+    import promptbench.train.tune as page
     run = page.BankRun(backbone, new_prompt('shallow', backbone, length=5, n=3, seed=0), [backbone.pairs(t) for t in TASKS[:3]], CONFIG)
     places = lambda: [t.data_ptr() for t in (run.loss_N, run.bank.table, run.bank.table.grad, *[x for p in run.plan for x in (p.batch.src_BT, p.at_M, p.share_M)])]
     page.freeze(backbone); run.step(0); before = places(); run.step(1); run.step(2); assert places()==before
@@ -194,7 +194,7 @@ def test_a_graph_needs_a_gpu(backbone):
 def test_a_failed_recording_is_said_once_and_changes_nothing(backbone, monkeypatch):
     "Recording pretended: on this machine the attempt itself must fail, and the run goes on"
     if torch.cuda.is_available(): pytest.skip('there is a GPU: recording may succeed')
-    import promptbench.tune as page
+    import promptbench.train.tune as page
     plain,_ = bank_of(backbone, TASKS[:3]); start = page.BankRun.__init__
     def pretend(self, *args): start(self, *args); self.compiled = True
     monkeypatch.setattr(page.BankRun, '__init__', pretend); monkeypatch.setattr(torch.cuda, 'synchronize', lambda *_: None)

@@ -4,10 +4,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 import pytest
 import solver
-from promptbench.core import UserError, rng
+from promptbench.base.core import UserError, rng
 
-from promptbench.microworld import MAKE, about, build, draw, everyone, family
-from promptbench.suite import load_suite, render
+from promptbench.world.suite import MAKE, about, build, draw, everyone, family
+from promptbench.data.suite import load_suite, render
 
 TURNED = {'report/lying','uses/odd','return_visit/money'} # templates that ask whether something is wrong
 
@@ -101,7 +101,7 @@ def test_the_choices_alone_do_not_tell_the_answer(name):
 
 def test_an_artefact_is_found():
     "Endings drawn from any place of their story give themselves away"
-    from promptbench.facts import story, world as words_of_world
+    from promptbench.world.facts import story, world as words_of_world
     def leaky(i):
         r = rng('leak', i); s = story(r); a = s['steps'][3]; cs = [a, r.choice(words_of_world()['scripts'][(s['i']+1)%24][0][:3])]; r.shuffle(cs); return cs,a
     rs = [leaky(i) for i in range(N+TEST)]; assert chooser(rs[:N], rs[N:])>.7

@@ -15,9 +15,9 @@ out = ""'''
 WORK = '''import os, time, json
 from pathlib import Path
 import numpy as np, pandas as pd
-from promptbench.core import atomic_folder, seed_of
-from promptbench.inside import keep, note, watched
-from promptbench.stop import Stopped, stop_asked
+from promptbench.base.core import atomic_folder, seed_of
+from promptbench.engine.inside import keep, note, watched
+from promptbench.base.stop import Stopped, stop_asked
 GATE = Path(os.environ.get("TOY_GATE", "/nowhere")); name = f"{kind}_{method}_{shots}_{seed}"
 assert method != "bad", "this method always fails"
 def draw(*words): return np.random.default_rng(seed_of("toy", *words)).normal(size=(16, 4)).astype("float32")
@@ -38,7 +38,7 @@ def load():
 def finish(w): save_file(dict(w=w), Path(out)/"w.safetensors")
 '''
 TORCH = '''import torch, warnings
-from promptbench.ckpt import last_step, load_state, save_checkpoint, save_step
+from promptbench.prompt.checkpoint import last_step, load_state, save_checkpoint, save_step
 def save(i, w): save_step(Path(out)/"checkpoints", i, state=dict(step=i, w=torch.from_numpy(w.copy())))
 def load():
     at = last_step(Path(out)/"checkpoints")
@@ -86,7 +86,7 @@ class Sweep:
     def __init__(self, file, root, *args, gate=None, jobs:int=2, before=None):
         self.mark = f'{os.getpid()}-{time.monotonic_ns()}'; self.root = Path(root)
         env = dict(os.environ, TOY_MARK=self.mark, OMP_NUM_THREADS='1', PROMPTBENCH_QUIET='1', PYTHONUNBUFFERED='1')|(dict(TOY_GATE=str(gate)) if gate else {})
-        self.process = subprocess.Popen([sys.executable, '-m', 'promptbench.cli', 'sweep', *([str(file)] if file else []), '--root', str(root), '--jobs', str(jobs), '--no-report', *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=before)
+        self.process = subprocess.Popen([sys.executable, '-m', 'promptbench.cli.main', 'sweep', *([str(file)] if file else []), '--root', str(root), '--jobs', str(jobs), '--no-report', *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=before)
     def family(self)->list: # psutil.Process
         "Everything that still lives of this sweep, kernels included"
         out = []
@@ -139,7 +139,7 @@ class Gate:
 
 def table(root)->tuple[pd.DataFrame,pd.DataFrame]:
     "Rows and predictions of a sweep's store, sorted"
-    from promptbench.results import load
+    from promptbench.stats.results import load
     got = load(Path(root)/'store', ('rows','predictions')); return tuple(got[k].to_pandas().sort_values([c for c in ('method','prompt','shots','seed','dataset','template','metric','instance') if c in got[k].column_names]).reset_index(drop=True) for k in ('rows','predictions'))
 
 def differences(got, want)->tuple[int,int]: # lost, wrong

@@ -45,7 +45,7 @@ def peak_of(name, given=None):
 # --- what is trained on ----------------------------------------------------------------------------------------------
 def lengths(tokens):
     "Source and target token counts of examples of a multi-task mixture, about `tokens` in all"
-    from promptbench.core import rng
+    from promptbench.base.core import rng
     rows = json.loads((HERE/'lengths.json').read_text()); mean = sum((s+u)*n for s,u,n in rows)/sum(n for *_,n in rows)
     return rng('bench','gpu').choices([(s,u) for s,u,_ in rows], [n for *_,n in rows], k=max(16, int(tokens/mean)))
 
@@ -56,7 +56,7 @@ def ids_of(counts, vocab):
 
 def pieces_of(pairs, budget, many):
     "`many` packed rows of at most `budget` tokens, as pretraining cuts them; short and long ones, as they come"
-    from promptbench.batches import cut_rows, pack
+    from promptbench.model.batch import cut_rows, pack
     rows = cut_rows(pairs, budget, extra=PROMPT); step = max(1, len(rows)//many)
     return [pack([pairs[i] for i in row]) for row in rows[step//2::step][:many]]
 
@@ -67,14 +67,14 @@ def real(pieces):
 # --- models ----------------------------------------------------------------------------------------------------------
 def build(name, where):
     "A random model of the shape, drawn where it will live"
-    from promptbench.backbone import new_backbone, word_tokenizer
+    from promptbench.model.backbone import new_backbone, word_tokenizer
     s = SHAPES[name]
     with torch.device(where): return new_backbone(word_tokenizer([f'w{i}' for i in range(s['vocab']-13)]), dim=s['dim'], ff=s['ff'], layers=(s['layers'],)*2, heads=s['heads'], head_dim=s['head_dim'])
 
 class Master:
     "bf16 weights for the passes, fp32 masters for the update; gradients of all pieces are summed in fp32"
     def __init__(self, model, lr, more=()):
-        from promptbench.fit import Adafactor
+        from promptbench.train.fit import Adafactor
         self.low = [p for p in model.parameters() if p.requires_grad]; self.high = [torch.nn.Parameter(p.detach().float().clone()) for p in self.low]
         model.to(torch.bfloat16); self.opt = Adafactor([*self.high,*more], lr, clip=1.)   # `more`: fp32 tensors of their own, such as a prompt
         self.lead,self.params = 0,self.opt.params; self.hooks = [p.register_post_accumulate_grad_hook(self._keeper(h)) for p,h in zip(self.low, self.high)]
@@ -93,8 +93,8 @@ VARIANTS = [('master','fused',False), ('master','fused',True), ('master','groupe
 
 def ready(name, variant, where):
     "Backbone, prompt and optimiser of a variant"
-    from promptbench.fit import Adafactor
-    from promptbench.prompts import ShallowPrompt
+    from promptbench.train.fit import Adafactor
+    from promptbench.prompt.bank import ShallowPrompt
     weights,_,compiled = variant; b = build(name, where); b.model.requires_grad_(True); prompt = ShallowPrompt(torch.randn(1, PROMPT, b.dim, generator=torch.Generator().manual_seed(0))).to(where)
     if weights=='autocast': b.precision = 'bf16'; opt = Adafactor([*b.model.parameters(),*prompt.parameters()], 1e-4, clip=1.)
     else: opt = Master(b.model, 1e-4, prompt.parameters())
@@ -116,8 +116,8 @@ def timed(opt, out):
 def measure(name, variant, *, where, budget, many, updates, peak):
     "Median update of one variant: tokens a second, MFU, peak memory"
     from functools import partial
-    from promptbench.fit import fit, training
-    from promptbench.packed import target_nll
+    from promptbench.train.fit import fit, training
+    from promptbench.prompt.packed import target_nll
     gpu = where=='cuda'; s = SHAPES[name]
     if gpu: torch.cuda.reset_peak_memory_stats()
     b,prompt,opt = ready(name, variant, where)
@@ -141,7 +141,7 @@ def free():
 
 def surviving(name, variant, budget, until, **kw):
     "`measure`, with half the tokens for as long as memory runs out; what went wrong instead of an exception"
-    from promptbench.budget import out_of_memory
+    from promptbench.model.memory import out_of_memory
     while time.monotonic()<until:
         try: return measure(name, variant, budget=budget, **kw)
         except Exception as e:
@@ -185,7 +185,7 @@ def siblings(where, until, record):
 
 def write(found):
     "Keep the result file, but never lose a measurement to a self-test"
-    from promptbench.core import to_json, write_atomic
+    from promptbench.base.core import to_json, write_atomic
     old = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if found['status']==NOT_YET and old.get('status')=='measured': print(f'{RESULTS.name} holds a measurement of {old.get("hardware")}; kept it'); return
     write_atomic(RESULTS, to_json(_round(found))+'\n')

@@ -22,7 +22,7 @@ class Peak:
 
 def setting(name, n_tasks, shots):
     "Backbone, tasks with two choices each, ids, a starting prompt, and PEFT's largest batch in padded positions"
-    from promptbench.inits import new_prompt
+    from promptbench.prompt.inits import new_prompt
     backbone = model(name).to(device()); counts = lengths(n_tasks, shots); tasks = tasks_of(backbone, counts); pairs = [backbone.pairs(t) for t in tasks]
     start = new_prompt('shallow', backbone, length=4 if small() else 20, seed=0)
     widest = max(len(p)*(start.length+max(len(s) for s,_ in p)+max(len(t) for _,t in p)) for p in pairs)
@@ -34,7 +34,7 @@ def with_choices(tasks):
     return [[replace(e, choices=(e.target, t[(i+1)%len(t)].target), gold=0) for i,e in enumerate(t)] for t in tasks]
 
 def tune_ours(s):
-    from promptbench.tune import TuneConfig, tune
+    from promptbench.train.tune import TuneConfig, tune
     backbone,tasks,_,start,widest = s; list(tune(backbone, start, tasks, TuneConfig(steps=2, chunk_tokens=widest)))
 
 def tune_peft(s):
@@ -42,7 +42,7 @@ def tune_peft(s):
     p = Peft(backbone, pairs, start.table[0].detach()); p.round(); p.round()
 
 def rank_ours(s):
-    from promptbench.rank import rank
+    from promptbench.measure.rank import rank
     backbone,tasks,_,start,widest = s; rank(backbone, with_choices(tasks), start, token_budget=widest)
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def child(o):
     if not ours: # the untouched model replaces ours, so that only one is in memory
         s[0].model = plain_model(s[0])
         import peft  # its import is not what is measured
-    else: import promptbench.rank, promptbench.tune
+    else: import promptbench.measure.rank, promptbench.train.tune
     do = JOBS[o.job][0 if ours else 1]; b,tasks,pairs,start,_ = s; do((b, [tasks[0][:2]], [pairs[0][:2]], start, 100)) # libraries load what they need
     with Peak() as peak: do(s)
     print(json.dumps(dict(bytes=peak.bytes)))

@@ -24,11 +24,11 @@ MALLOC = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='131072', MALLOC_TRIM
 
 def setting(kind='shallow', dev='cpu'):
     "Model, prompt, settings, the draws of one meta-batch, and their ids with the query batch last"
-    from promptbench.backbone import load_backbone, new_backbone
-    from promptbench.core import rng
-    from promptbench.inits import new_prompt
-    from promptbench.meta import MetaConfig, task_batches
-    from promptbench.suite import load_suite
+    from promptbench.model.backbone import load_backbone, new_backbone
+    from promptbench.base.core import rng
+    from promptbench.prompt.inits import new_prompt
+    from promptbench.train.meta import MetaConfig, task_batches
+    from promptbench.data.suite import load_suite
     shape = dict(dim=32, layers=(1,1), heads=2) if '--small' in sys.argv else dict(dim=256, layers=(4,4), heads=4, ff=1024)
     b = new_backbone(load_backbone('tiny').tokenizer, **shape).to(dev); p = new_prompt(kind, b, length=LENGTH)
     c = MetaConfig(prompt=kind, length=LENGTH, tasks=TASKS, steps=STEPS, batch_size=BATCH, inner_lr=LR, dropout=0.)
@@ -37,25 +37,25 @@ def setting(kind='shallow', dev='cpu'):
     return b,p,c,draws,pairs
 
 # --- the sides -------------------------------------------------------------------------------------------------------
-def outer(b, p): from promptbench.fit import Adafactor; return Adafactor([*b.model.parameters(), *p.parameters()], LR, clip=1.)
+def outer(b, p): from promptbench.train.fit import Adafactor; return Adafactor([*b.model.parameters(), *p.parameters()], LR, clip=1.)
 def update(opt, grads):
     for x,g in zip(opt.params, grads): x.grad = g
     opt.step(); opt.zero_grad()
 
 def ours(b, p, c, draws, opt):
-    from promptbench.fit import token_nll
-    from promptbench.meta import _waves, direction
+    from promptbench.train.fit import token_nll
+    from promptbench.train.meta import _waves, direction
     (T,P),row,_ = direction(partial(token_nll, b), b.model.parameters(), p, _waves(b, draws, c, 0, PIECE)[0], c); update(opt, T+P)
     return row['loss']
 
 def our_loss(b, p, pairs):
-    from promptbench.batches import make_batch
-    from promptbench.fit import token_nll
+    from promptbench.model.batch import make_batch
+    from promptbench.train.fit import token_nll
     batch = make_batch(pairs).to(b.device); return token_nll(b, p)(batch).sum()/batch.tgt_mask_BU.sum()
 
 def plain_loss(model, table, pairs):
     "A shallow prompt before transformers' own T5"
-    from promptbench.batches import make_batch
+    from promptbench.model.batch import make_batch
     batch = make_batch(pairs).to(table.device); x = torch.cat([table.expand(len(batch),-1,-1), model.get_input_embeddings()(batch.src_BT)], 1)
     mask = torch.cat([torch.ones(x.shape[0], table.shape[1], dtype=torch.long, device=table.device), batch.src_mask_BT], 1)
     return model(inputs_embeds=x, attention_mask=mask, labels=batch.tgt_BU.masked_fill(batch.tgt_mask_BU==0, -100), use_cache=False).loss
@@ -97,8 +97,8 @@ def learn2learn(b, p, pairs, opt):
 
 def multitask(b, p, pairs, opt):
     "One step on as many examples as the query batches hold, cut as ours is"
-    from promptbench.fit import backward, token_nll
-    from promptbench.meta import _pieces
+    from promptbench.train.fit import backward, token_nll
+    from promptbench.train.meta import _pieces
     parts = _pieces([x[-BATCH:] for x in pairs], PIECE or 4096, b.device, 0); loss = backward(parts, token_nll(b, p)).item(); opt.step(); opt.zero_grad()
     return loss
 
@@ -110,7 +110,7 @@ def sides(kind, dev):
                same_forward=fresh(lambda m,q,opt: clones(m, q, pairs, opt, our_loss, lambda m: m.model.parameters())))
     if kind=='shallow':
         from tune import plain_model
-        from promptbench.fit import Adafactor
+        from promptbench.train.fit import Adafactor
         m,t = plain_model(b).train(),p.table.detach().clone().requires_grad_(); opt = Adafactor([*m.parameters(), t], LR, clip=1.)
         out['clones'] = lambda: clones(m, t, pairs, opt, plain_loss, lambda m: m.parameters())
     return out

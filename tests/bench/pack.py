@@ -24,8 +24,8 @@ MODELS = { # words, and options of random_backbone
 # --- lengths ---------------------------------------------------------------------------------------------------------
 def count(folder, each=50):
     "Source and target lengths of some training examples of every task, as [source, target, how often]"
-    from promptbench.core import UserError, rng
-    from promptbench.suite import load_suite, render
+    from promptbench.base.core import UserError, rng
+    from promptbench.data.suite import load_suite, render
     n = lambda text, most: 1+min(most, round(1.3*len(re.findall(r'\w+|[^\w\s]', text)))); found,left = Counter(),[]
     for t in load_suite(folder, templates='all').tasks('train'):
         order = list(range(t.size('train'))); rng('lengths', t.name).shuffle(order)
@@ -40,7 +40,7 @@ def write(folder):
 
 def examples(n, vocab):
     "Random ids in texts of real lengths"
-    from promptbench.core import rng
+    from promptbench.base.core import rng
     r = rng('pack'); rows = json.loads(FILE.read_text()); ids = lambda k: [r.randrange(20, vocab) for _ in range(k-1)]+[1]
     return [(ids(s),ids(u)) for s,u in r.choices([(s,u) for s,u,_ in rows], [c for *_,c in rows], k=n)]
 
@@ -60,7 +60,7 @@ def positions(runs, P): return sum(len(r)*(max(len(a) for a,_ in r)+P+max(len(b)
 
 def sides(pairs, tokens, P):
     "For every side its pieces, each a batch, and the share of positions that are real"
-    from promptbench.batches import cut_rows, make_batch, pack
+    from promptbench.model.batch import cut_rows, make_batch, pack
     real = sum(len(a)+P+len(b) for a,b in pairs)
     by = {k: cut_padded(sorted(pairs, key=f), tokens, P) for k,f in ORDERS.items()}; best = min(by, key=lambda k: positions(by[k], P))
     runs = dict(random=cut_padded(pairs, tokens, P), grouped=by[best])
@@ -73,9 +73,9 @@ def some(parts, n):
 
 # --- the step --------------------------------------------------------------------------------------------------------
 def measure(name, pairs, tokens, n, kind='shallow'):
-    from promptbench.backbone import load_backbone, random_backbone, unfreeze
-    from promptbench.fit import Adafactor, backward, token_nll
-    from promptbench.inits import new_prompt
+    from promptbench.model.backbone import load_backbone, random_backbone, unfreeze
+    from promptbench.train.fit import Adafactor, backward, token_nll
+    from promptbench.prompt.inits import new_prompt
     if name=='tiny': b = load_backbone('tiny')
     else: words,options = MODELS[name]; b = random_backbone([f'w{i}' for i in range(words-13)], **options)
     unfreeze(b); prompt = new_prompt(kind, b, length=20); opt = Adafactor([*b.model.parameters(), *prompt.parameters()], 1e-3, clip=1.); nll = token_nll(b, prompt)

@@ -49,8 +49,8 @@ def plain(backbone):
 
 def measure(backbone, model, choices, n, budget, times):
     "Seconds of ours, theirs and theirs sorted, and whether they decide alike"
-    from promptbench.core import rng
-    from promptbench.rank import rank
+    from promptbench.base.core import rng
+    from promptbench.measure.rank import rank
     es = examples(n, choices, rng('bench rank', choices), [f'w{i}' for i in range(1000)], 96 if n>30 else 24)
     ours = lambda: np.stack(rank(backbone, [es], token_budget=budget)[0].sum); theirs = lambda: per_choice(backbone, model, es, budget); ordered = lambda: per_choice(backbone, model, es, budget, True)
     a,b = ours(),theirs(); gap = float(np.abs(a-b).max()); top = np.sort(b, 1); close = top[:,-1]-top[:,-2]; other = a.argmax(1)!=b.argmax(1); alike = not other.any()
@@ -62,7 +62,7 @@ def measure(backbone, model, choices, n, budget, times):
 def main():
     p = parser(__doc__.split('\n')[0]); p.add_argument('--examples', type=int, default=None); p.add_argument('--budget', type=int, default=4096); p.add_argument('--more', action='store_true', help='also bfloat16 and a decoder-only model')
     o = p.parse_args(); torch.set_num_threads(o.threads or 2); n = o.examples or (24 if small() else 64)
-    from promptbench.backbone import random_backbone
+    from promptbench.model.backbone import random_backbone
     figures = {}
     for kind,precision in [('t5','fp32')]+[('t5','bf16'),('llama','fp32')]*bool(o.more):
         size = dict(dim=32, ff=64, layers=(2,2), heads=2, head_dim=16) if small() else SIZES[kind]

@@ -13,7 +13,7 @@ def shared(): return Path(os.environ.get('PROMPTBENCH_SHARED') or common.ROOT.pa
 # --- the input -------------------------------------------------------------------------------------------------------
 def tasks(per):
     "Up to `per` rows of every training dataset through all of its templates, in memory: the real ones where they are, else the microworld's"
-    from promptbench.suite import Dataset, Suite, load_suite
+    from promptbench.data.suite import Dataset, Suite, load_suite
     real = shared()/'real'; s = load_suite(real) if (real/'manifest.json').exists() else load_suite('microworld'); out = []
     for d in s.datasets:
         if d.role!='train': continue
@@ -47,9 +47,9 @@ def cpu():
     return sum(sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 def main():
-    from promptbench import batches
-    from promptbench.backbone import load_backbone
-    from promptbench.rendered import rendered
+    from promptbench.model import batch as batches
+    from promptbench.model.backbone import load_backbone
+    from promptbench.train.rendered import rendered
     per = 4 if common.small() else 300; suite,ts = tasks(per); b = load_backbone('tiny'); cells = [(t,i) for t in ts for i in range(t.size('train'))]
     sample = cells[::10] if common.small() else cells[::120]; done = dict(ours=0, theirs=0); spent = dict(ours=[], one=[], plain=[], theirs=[])
     def ours(workers=WORKERS, kind='ours'):
@@ -92,12 +92,12 @@ def write_records(path, n, block=2000):
 
 def million_child(folder, n):
     "What a run does with its data: render, tokenise, mix, batches from the whole of an epoch"
-    from promptbench.backbone import load_backbone
-    from promptbench.batches import make_batch
-    from promptbench.mixing import mix
-    from promptbench.rendered import MixedPairs, rendered
-    from promptbench.suite import Dataset, Suite
-    from promptbench.templates import Template
+    from promptbench.model.backbone import load_backbone
+    from promptbench.model.batch import make_batch
+    from promptbench.train.mixing import mix
+    from promptbench.train.rendered import MixedPairs, rendered
+    from promptbench.data.suite import Dataset, Suite
+    from promptbench.data.templates import Template
     write_records(Path(folder)/'records.arrow', n); b = load_backbone('tiny')
     t = Template('nli', '{{premise}} Question: {{hypothesis}} True or False? ||| {{ answer_choices[label] }}', 'False ||| True')
     ts = Suite('synthetic', [Dataset('million', 'nli', 'train', dict(train=lambda: ArrowRows(Path(folder)/'records.arrow')), [t])]).tasks()

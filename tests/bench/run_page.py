@@ -5,13 +5,13 @@ import os, tempfile, time
 from pathlib import Path
 from common import interleave, middle, options, repeats, report, small
 import nbformat
-from promptbench.rundir import read_json
-from promptbench.runs import execute, run_page
+from promptbench.engine.folder import read_json
+from promptbench.engine.pages import execute, run_page
 
 def page(folder):
     "A page that imports what real pages import, and does nothing"
-    cell = nbformat.v4.new_code_cell; heavy = '' if small() else '\nimport promptbench.tune, promptbench.evaluate'
-    nb = nbformat.v4.new_notebook(cells=[cell('number = 0  # tells runs apart\nout = ""', metadata=dict(tags=['parameters'])), cell(f'import time; began = time.time(); cpu = time.process_time(){heavy}'), cell('from promptbench.inside import note\nnote(out, own=time.time()-began, cpu=time.process_time()-cpu)')])
+    cell = nbformat.v4.new_code_cell; heavy = '' if small() else '\nimport promptbench.train.tune, promptbench.measure.evaluate'
+    nb = nbformat.v4.new_notebook(cells=[cell('number = 0  # tells runs apart\nout = ""', metadata=dict(tags=['parameters'])), cell(f'import time; began = time.time(); cpu = time.process_time(){heavy}'), cell('from promptbench.engine.inside import note\nnote(out, own=time.time()-began, cpu=time.process_time()-cpu)')])
     nb.metadata.kernelspec = dict(name='python3', language='python', display_name='python3'); nbformat.write(nb, folder/'page.ipynb'); return folder/'page.ipynb'
 
 def main():

@@ -19,15 +19,15 @@ def lengths(tasks, shots):
     d = json.loads((HERE/'tune_lengths.json').read_text()); return [v[:shots] for v in list(d.values())[::max(1, len(d)//tasks)][:tasks]]
 
 def model(name):
-    from promptbench.backbone import load_backbone, random_backbone
+    from promptbench.model.backbone import load_backbone, random_backbone
     if name=='tiny': return load_backbone('tiny')
     v,dim,ff,layers,heads,width = SHAPES[name]
     return random_backbone([f'w{i}' for i in range(v-13)], dim=dim, ff=ff, layers=layers, heads=heads, head_dim=width)
 
 def tasks_of(backbone, counts, seed=0):
     "Random words in texts of the given lengths; a target begins with one of four words"
-    from promptbench.core import rng
-    from promptbench.suite import Example
+    from promptbench.base.core import rng
+    from promptbench.data.suite import Example
     r = rng('bench', seed); words = [backbone.tokenizer.decode([i]) for i in range(20, 520)]
     text = lambda n: ' '.join(r.choice(words) for _ in range(n-1))
     return [[Example(f't{k}/train/{i}', text(s), text(max(2,t))) for i,(s,t) in enumerate(c)] for k,c in enumerate(counts)]
@@ -82,7 +82,7 @@ class Peft:
 # --- ours ------------------------------------------------------------------------------------------------------------
 def ours(backbone, start, tasks, precision='fp32', steps=100):
     "A tuning under way; `next` of it is one update of every task"
-    from promptbench.tune import TuneConfig, tune
+    from promptbench.train.tune import TuneConfig, tune
     backbone.precision = precision
     return tune(backbone, start, tasks, TuneConfig(steps=steps))
 
@@ -93,7 +93,7 @@ def rounds(tuning, n):
 # --- the measurement -------------------------------------------------------------------------------------------------
 def same_prompts(backbone, start, tasks, pairs, steps):
     "Largest difference between our prompts and PEFT's when PEFT's loop is given the paper's optimiser and clipping"
-    from promptbench.tune import TuneConfig, tune
+    from promptbench.train.tune import TuneConfig, tune
     backbone.precision = 'fp32'; t = tune(backbone, start, tasks, TuneConfig(steps=steps)); list(t)
     p = Peft(backbone, pairs, start.table[0].detach(), 'adafactor', clip=1.)
     for _ in range(steps): p.round()
@@ -102,9 +102,9 @@ def same_prompts(backbone, start, tasks, pairs, steps):
 
 def measure(name, n_tasks, shots, check_steps=3):
     "Everything about one model: the ratio in fp32, ours in bf16, and whether both sides learn the same prompts"
-    from promptbench.backbone import pick_precision
-    from promptbench.inits import new_prompt
-    from promptbench.linear import onednn_pays
+    from promptbench.model.backbone import pick_precision
+    from promptbench.prompt.inits import new_prompt
+    from promptbench.model.linear import onednn_pays
     backbone = model(name).to(device()); cuda = backbone.device.type=='cuda'; tasks = tasks_of(backbone, lengths(n_tasks, shots)); pairs = [backbone.pairs(t) for t in tasks]
     start = new_prompt('shallow', backbone, length=4 if small() else 20, seed=0); n = 10 if cuda else 1   # a GPU's rows of ours come in tens; PEFT's rounds are seconds each and all alike
     few = slice(0, max(1, n_tasks//8)); error,moved = same_prompts(backbone, start, tasks[few], pairs[few], check_steps)

@@ -4,8 +4,8 @@ Beside it: the records alone, and their text from a plain Jinja environment with
 import time
 from common import middle, options, repeats, report, small
 import jinja2
-from promptbench.microworld import build
-from promptbench.suite import render
+from promptbench.world.suite import build
+from promptbench.data.suite import render
 
 FEW = ('recall','kind_of_word') # they ask only a few dozen different things
 

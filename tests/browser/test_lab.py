@@ -4,9 +4,9 @@ Screenshots go to PROMPTBENCH_SCREENSHOTS if it is set. Skipped, with a message,
 import os, secrets, shutil, urllib.request
 from pathlib import Path
 import pytest
-from promptbench import cli_lab as L
-from promptbench.core import home
-from promptbench.page import find_browser
+from promptbench.cli import lab as L
+from promptbench.base.core import home
+from promptbench.show.frame import find_browser
 
 pytestmark = pytest.mark.browser
 ARGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()

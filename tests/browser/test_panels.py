@@ -2,7 +2,7 @@
 import os, re, secrets, shutil, signal, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
-from promptbench.page import find_browser
+from promptbench.show.frame import find_browser
 
 ROOT = Path(__file__).resolve().parents[2]
 ARGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
@@ -97,12 +97,12 @@ def picture(p, box, name):
 
 @pytest.fixture(scope='module')
 def world():
-    from promptbench.suite import load_suite
-    from promptbench.backbone import load_backbone
+    from promptbench.data.suite import load_suite
+    from promptbench.model.backbone import load_backbone
     return load_suite('microworld'),load_backbone('tiny')
 
 def test_playground(page, world):
-    from promptbench.playground import answers, record_of, seen
+    from promptbench.lab.playground import answers, record_of, seen
     suite,backbone = world; box = panel(page, 'Template playground'); task = suite.task('entail/does_it_mean'); t = task._template
     expected = lambda jinja=t.jinja, choices=t.answer_choices, i=0, rule='mean', **how: answers(backbone, seen(backbone, record_of(task, i), jinja, choices, **how), rule=rule, **how)
     said = lambda: [(r[0].lstrip('✓ '), r[1], r[3]) for r in cells(box)]
@@ -136,7 +136,7 @@ def test_monitor(page):
     box.get_by_role('button', name='Go on').click(); until(page, lambda: step()>held and state()=='running', 'the run to go on'); until(page, lambda: 'held-out ARG' in box.locator('.pb-caption').inner_text(), 'a held-out ARG')
     picture(page, box, 'monitor'); box.get_by_role('button', name='Stop').click(); until(page, lambda: state() in ('stopped','done'), 'the stop')
     place = re.search(r'checkpoint in (\S+)', box.inner_text())[1]; card = (Path(place)/'card.json').read_text(); assert 'updates' in card and (Path(place)/'prompt.safetensors').exists()
-    from promptbench.ckpt import load_checkpoint
+    from promptbench.prompt.checkpoint import load_checkpoint
     assert len(load_checkpoint(place)[1])==3
     assert problem(box)=='' and page.trouble==[]
 
@@ -150,8 +150,8 @@ def spot(page, box, n, trace, point):
     page.mouse.move(x-3, y-3); page.mouse.move(x, y); page.wait_for_timeout(300); page.mouse.down(); page.mouse.up()
 
 def test_inspector(page, world):
-    from promptbench.ckpt import load_checkpoint
-    from promptbench.inspecting import attention_mass, deep_norms, nearest_words
+    from promptbench.prompt.checkpoint import load_checkpoint
+    from promptbench.prompt.neighbours import attention_mass, deep_norms, nearest_words
     suite,backbone = world; tasks = suite.tasks('eval', limit=1); box = panel(page, 'Prompt inspector'); bank = load_checkpoint(kept(page, 'shallow'))[1]; deep = load_checkpoint(kept(page, 'deep'))[1]
     words = lambda measure='cosine', **how: [', '.join(f'{w} {v:.2f}' for w,v in ws) for ws in nearest_words(backbone, bank, **how)[measure]]
     said = lambda: [r[-1] for r in cells(box)]; shown = lambda: drawn(box)['data'][0]['z'] if drawn(box)['data'] else None
@@ -167,8 +167,8 @@ def test_inspector(page, world):
     until(page, lambda: near(shown(), grid(0, 1, deep)), 'its attention'); picture(page, box, 'inspector_deep'); assert problem(box)=='' and page.trouble==[]
 
 def test_explorer(page, world):
-    from promptbench.explorer import Texts, explored, wrong
-    from promptbench.query import results
+    from promptbench.lab.explorer import Texts, explored, wrong
+    from promptbench.stats.query import results
     store = kept(page, 'results'); rows,ps = results(store).reset_index(drop=True),results(store, table='predictions'); box = panel(page, 'Results explorer')
     points = lambda: sorted(round(y, 4) for t in drawn(box)['data'] if not t['name'].startswith('mean of') for y in t['y']); expected = lambda **how: sorted(round(float(v), 4) for v in explored(rows, **how).y)
     until(page, lambda: points()==expected(), 'the points'); pick(box, 'y axis', 'gain over chance'); until(page, lambda: points()==expected(y='gain over chance'), 'the other axis')
@@ -184,9 +184,9 @@ def test_explorer(page, world):
     box.locator('.widget-select-multiple', has_text='method').locator('select').select_option(label=['none']); until(page, lambda: problem(box)=='', 'the panel after an error'); assert page.trouble==[]
 
 def test_comparison(page):
-    from promptbench.comparison import cell_name, disagreements, paired, plot_paired
-    from promptbench.query import results
-    from promptbench.results import CELL
+    from promptbench.lab.comparison import cell_name, disagreements, paired, plot_paired
+    from promptbench.stats.query import results
+    from promptbench.stats.results import CELL
     ps = results(kept(page, 'results'), table='predictions'); cells_ = ps[CELL].drop_duplicates().to_dict('records'); box = panel(page, 'Method comparison'); title = lambda a, b: plot_paired(paired(ps, a, b), a, b).layout.title.text
     count = lambda: int(box.locator('.pb-count').inner_text().replace(',','') if box.locator('.pb-count').count() else -1); a,b,c = cells_[1],cells_[0],cells_[2]
     until(page, lambda: caption(box)==title(a, b) and count()==len(disagreements(ps, a, b)), 'the first comparison'); pick(box, 'second', cell_name(c)); until(page, lambda: caption(box)==title(a, c), 'another run'); assert title(a, c)!=title(a, b)

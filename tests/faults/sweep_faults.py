@@ -8,7 +8,7 @@ import argparse, contextlib, json, os, random, resource, shutil, signal, subproc
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from toy_sweep import Gate, Sweep, complete, differences, table, write_page, write_sweep
-from promptbench.rundir import read_json
+from promptbench.engine.folder import read_json
 
 class Place:
     "A sweep, its undisturbed table, and fresh folders to hurt it in"

@@ -7,9 +7,9 @@ Nothing that was acknowledged may be lost, nothing may be seen half, nothing twi
 import argparse, json, mmap, os, random, shutil, signal, sys, tempfile, time
 from pathlib import Path
 import pandas as pd
-from promptbench import results as R
-from promptbench.core import UserError
-from promptbench.store import append, compact
+from promptbench.stats import results as R
+from promptbench.base.core import UserError
+from promptbench.stats.store import append, compact
 
 TASKS,N = 3,4
 
