@@ -37,8 +37,12 @@ from .measure.evaluate import by_dataset, evaluate
 from .stats.query import results
 from .base.published import load_paper
 from .stats.claims import compare_to_paper, judge, load_claims
-_all_ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'describe', 'load_suite', 'show', 'Template', 'read_templates', 'write_templates', 'check_suite', 'Batch', 'Packed', 'pack', 'target_nll',
-    'encode_examples', 'make_batch', 'mtl_batches', 'Backbone', 'freeze', 'load_backbone', 'random_backbone', 'save_backbone', 'unfreeze', 'DeepPrompt', 'NoPrompt',
-    'ShallowPrompt', 'check_prompt', 'decode', 'encode', 'forward', 'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint', 'save_checkpoint',
-    'export_peft', 'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain', 'preset', 'TuneConfig', 'tune', 'read_predictions', 'read_rows',
-    'write_predictions', 'write_rows', 'arg', 'arg_table', 'relative_gain', 'bootstrap_arg', 'contrast', 'estimate', 'replicate', 'table1', 'rank', 'by_dataset', 'evaluate', 'results', 'load_paper', 'compare_to_paper', 'judge', 'load_claims']
+_all_ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'describe', 'load_suite', 'show', 'Template',
+         'read_templates', 'write_templates', 'check_suite', 'Batch', 'Packed', 'pack', 'target_nll',
+         'encode_examples', 'make_batch', 'mtl_batches', 'Backbone', 'freeze', 'load_backbone', 'random_backbone',
+         'save_backbone', 'unfreeze', 'DeepPrompt', 'NoPrompt', 'ShallowPrompt', 'check_prompt', 'decode', 'encode',
+         'forward', 'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint', 'save_checkpoint',
+         'export_peft', 'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain', 'preset',
+         'TuneConfig', 'tune', 'read_predictions', 'read_rows', 'write_predictions', 'write_rows', 'arg', 'arg_table',
+         'relative_gain', 'bootstrap_arg', 'contrast', 'estimate', 'replicate', 'table1', 'rank', 'by_dataset',
+         'evaluate', 'results', 'load_paper', 'compare_to_paper', 'judge', 'load_claims']

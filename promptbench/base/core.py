@@ -39,24 +39,31 @@ def rng(*parts)->random.Random:
 # %% ../../nbs/00_base/00_core.ipynb #227b6d75
 def _check_writable(folder:Path):
     try: folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError): raise UserError(f'{folder} must be a folder, but a file is in the way; choose another place') from None
-    except OSError as e: raise UserError(f'cannot create folder {folder} ({e.strerror}); choose a place you may write to') from None
-    if not os.access(folder, os.W_OK): raise UserError(f'folder {folder} is not writable; choose another place or change its permissions')
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f'{folder} must be a folder, but a file is in the way; choose another place') from None
+    except OSError as e:
+        raise UserError(f'cannot create folder {folder} ({e.strerror}); choose a place you may write to') from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f'folder {folder} is not writable; choose another place or change its permissions')
 
 def write_atomic(
     path, # Where the file shall be
     data # Text or bytes
 )->Path:
     "Write a file through a temporary neighbour and a rename: readers see the old file or the whole new one"
-    path = Path(path); _check_writable(path.parent)
+    path = Path(path)
+    _check_writable(path.parent)
     fd,tmp = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
     try:
         with os.fdopen(fd, 'wb') as f:
             f.write(data.encode() if isinstance(data,str) else data)
-            f.flush(); os.fsync(f.fileno())
-        os.chmod(tmp, 0o644); os.replace(tmp, path)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(tmp, 0o644)
+        os.replace(tmp, path)
     except BaseException:
-        Path(tmp).unlink(missing_ok=True); raise
+        Path(tmp).unlink(missing_ok=True)
+        raise
     return path
 
 # %% ../../nbs/00_base/00_core.ipynb #d099b31c
@@ -65,8 +72,10 @@ def atomic_folder(
     path # The folder that shall appear
 ):
     "Fill the yielded temporary folder; it takes the name `path` only if the block succeeds"
-    path = Path(path); _check_writable(path.parent)
-    tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent)); os.chmod(tmp, 0o755)
+    path = Path(path)
+    _check_writable(path.parent)
+    tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+    os.chmod(tmp, 0o755)
     try:
         yield tmp
         if path.exists(): shutil.rmtree(path)
@@ -80,7 +89,8 @@ def to_json(
     "Stable, readable JSON: sorted keys, so equal things have equal text"
     def plain(x):
         if dataclasses.is_dataclass(x): return dataclasses.asdict(x)
-        if isinstance(x, (Path,set,tuple)): return str(x) if isinstance(x,Path) else sorted(x) if isinstance(x,set) else list(x)
+        if isinstance(x, (Path,set,tuple)):
+            return str(x) if isinstance(x,Path) else sorted(x) if isinstance(x,set) else list(x)
         if hasattr(x, 'item'): return x.item()
         raise TypeError(f'{type(x).__name__} is not JSON')
     return json.dumps(o, default=plain, sort_keys=True, indent=1, ensure_ascii=False)
@@ -90,7 +100,8 @@ def config(
     d:dict # Its values, for instance from JSON
 ):
     "Build `cls` from a dict, refusing names it does not have"
-    names = [f.name for f in dataclasses.fields(cls)]; odd = sorted(set(d)-set(names))
+    names = [f.name for f in dataclasses.fields(cls)]
+    odd = sorted(set(d)-set(names))
     if odd: raise UserError(f'{cls.__name__} has no {odd}; it has {names}')
     return cls(**d)
 
@@ -105,8 +116,10 @@ def key_of(
 # %% ../../nbs/00_base/00_core.ipynb #e816d58b
 def home()->Path:
     "The folder that holds `data/` and `nbs/runs/`: `PROMPTBENCH_HOME`, or the checkout this package lies in"
-    here = Path(os.environ.get('PROMPTBENCH_HOME') or Path(importlib.util.find_spec('promptbench').origin).resolve().parents[1])
-    if not (here/'data').is_dir(): raise UserError(f'no data folder in {here}; set PROMPTBENCH_HOME to a checkout of promptbench')
+    here = Path(os.environ.get('PROMPTBENCH_HOME')
+                or Path(importlib.util.find_spec('promptbench').origin).resolve().parents[1])
+    if not (here/'data').is_dir():
+        raise UserError(f'no data folder in {here}; set PROMPTBENCH_HOME to a checkout of promptbench')
     return here
 
 def data_dir(*parts)->Path:

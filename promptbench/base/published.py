@@ -28,11 +28,19 @@ def load_paper(
     folder=None # Look there instead of in `data/paper`
 )->pd.DataFrame: # Typed columns; `attrs['what']` and `attrs['source']` say what it is and where it is from
     "A published table; `UserError` for an unknown name, a value that is not of its column's type, or a line without a source"
-    stems = {s:n for n,(s,_,_) in TABLES.items()}; name = stems.get(name, name); stem,what,types = TABLES[one_of('table', name, list(TABLES))]
-    path = Path(folder or data_dir('paper'))/f'{stem}.csv'; d = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=['']); lost = [c for c in (*types,'source') if c not in d.columns]
+    stems = {s:n for n,(s,_,_) in TABLES.items()}
+    name = stems.get(name, name)
+    stem,what,types = TABLES[one_of('table', name, list(TABLES))]
+    path = Path(folder or data_dir('paper'))/f'{stem}.csv'
+    d = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[''])
+    lost = [c for c in (*types,'source') if c not in d.columns]
     if lost: raise UserError(f'{path.name} must have the columns {lost}; restore the file')
-    if d.source.isna().any(): raise UserError(f'every line of {path.name} must name its source, line {int(d.source.isna().idxmax())+2} does not; add it')
+    if d.source.isna().any():
+        raise UserError(
+            f'every line of {path.name} must name its source, line {int(d.source.isna().idxmax())+2} does not; add it')
     for c,kind in types.items():
         try: d[c] = pd.to_numeric(d[c]).astype('Float64' if kind==_F else _I).astype(kind)
-        except (ValueError,TypeError) as e: raise UserError(f'column {c} of {path.name} must hold numbers: {e}; restore the file') from None
-    d.attrs.update(what=what, source='; '.join(d.source.unique())); return d
+        except (ValueError,TypeError) as e:
+            raise UserError(f'column {c} of {path.name} must hold numbers: {e}; restore the file') from None
+    d.attrs.update(what=what, source='; '.join(d.source.unique()))
+    return d

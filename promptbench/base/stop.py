@@ -22,7 +22,9 @@ def stop_asked()->bool:
 
 def stop_note(kept:bool)->str:
     "What a loop says when it stops"
-    return 'stopped as asked, after a checkpoint; the same call goes on from here' if kept else 'stopped as asked; no folder for checkpoints was given, so the same call begins anew'
+    return (
+        'stopped as asked, after a checkpoint; the same call goes on from here' if kept
+        else 'stopped as asked; no folder for checkpoints was given, so the same call begins anew')
 
 # %% ../../nbs/00_base/01_stop.ipynb #82af3dfe
 @contextlib.contextmanager
@@ -30,9 +32,13 @@ def stoppable(
     signals=(signal.SIGTERM, signal.SIGINT) # Whose first arrival asks to stop; the second does what it always did
 ):
     "Within the block these signals ask loops to stop at their next step, instead of ending the process"
-    if threading.current_thread() is not threading.main_thread(): yield; return
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {s:signal.getsignal(s) for s in signals}
-    def ask(number, frame): _flag.set(); signal.signal(number, before[number])
+    def ask(number, frame):
+        _flag.set()
+        signal.signal(number, before[number])
     for s in signals: signal.signal(s, ask)
     try: yield
     finally:

@@ -18,7 +18,8 @@ HOST = '127.0.0.1' # The only address the Lab ever listens on
 def _free(port:int)->bool:
     "Whether nobody on this machine listens on a port"
     with socket.socket() as s:
-        if sys.platform!='win32': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1) # a port just left by another Lab is free
+        if sys.platform!='win32':
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left by another Lab is free
         try: s.bind((HOST, port))
         except (OSError, OverflowError): return False
         return True
@@ -30,7 +31,9 @@ def free_port(
     "A port on this machine that nobody listens on"
     for port in range(first, min(first+tries, 65536)):
         if _free(port): return port
-    with socket.socket() as s: s.bind((HOST, 0)); return s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind((HOST, 0))
+        return s.getsockname()[1]
 
 def address(port:int, opens:str, token:str)->str:
     "Where a browser finds the Lab: the page below the root that it opens, and the token"
@@ -49,10 +52,15 @@ class LabPlan:
     ):
         self.root,self.opens,self.port = Path(root),opens,free_port() if port is None else port
         self.token = token or os.environ.get('JUPYTER_TOKEN') or secrets.token_hex(16)
-        self.args = [sys.executable,'-m','jupyterlab', *([] if browser else ['--no-browser']), *(['--allow-root'] if getattr(os, 'geteuid', lambda: 1)()==0 else []),
-            *options, f'--ServerApp.ip={HOST}', f'--ServerApp.port={self.port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={self.root}', f'--LabApp.default_url=/lab/tree/{opens}',
-            '--ServerApp.allow_remote_access=False', '--ServerApp.disable_check_xsrf=False', '--ServerApp.allow_unauthenticated_access=False', '--LabApp.extension_manager=readonly', '--ServerApp.log_level=WARN']
-        self.env = dict(OMP_NUM_THREADS='1')|os.environ|dict(JUPYTER_TOKEN=self.token, JUPYTER_PREFER_ENV_PATH='1', PYTHONUNBUFFERED='1')
+        self.args = [
+            sys.executable, '-m', 'jupyterlab', *([] if browser else ['--no-browser']),
+            *(['--allow-root'] if getattr(os, 'geteuid', lambda: 1)()==0 else []), *options, f'--ServerApp.ip={HOST}',
+            f'--ServerApp.port={self.port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={self.root}',
+            f'--LabApp.default_url=/lab/tree/{opens}', '--ServerApp.allow_remote_access=False',
+            '--ServerApp.disable_check_xsrf=False', '--ServerApp.allow_unauthenticated_access=False',
+            '--LabApp.extension_manager=readonly', '--ServerApp.log_level=WARN']
+        self.env = dict(OMP_NUM_THREADS='1')|os.environ|dict(
+            JUPYTER_TOKEN=self.token, JUPYTER_PREFER_ENV_PATH='1', PYTHONUNBUFFERED='1')
     @property
     def url(self)->str: return address(self.port, self.opens, self.token)
 
@@ -62,7 +70,8 @@ def answer(
     token:str|None=None # Sent along, if given
 )->int|None: # HTTP status; None while nobody answers
     "What the server says to a request for its list of files"
-    ask = urllib.request.Request(f'http://{HOST}:{port}/api/contents?content=0', headers=dict(Authorization=f'token {token}') if token else {})
+    ask = urllib.request.Request(
+        f'http://{HOST}:{port}/api/contents?content=0', headers=dict(Authorization=f'token {token}') if token else {})
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ask, timeout=5) as r: return r.status
     except urllib.error.HTTPError as e: return e.code
@@ -75,27 +84,44 @@ def start(
     log=None # Where its messages go; None: one of its own, shown if the start fails
 )->subprocess.Popen:
     "Start the server and return when it answers; `UserError` if it does not, or if it would let strangers in"
-    if importlib.util.find_spec('jupyterlab') is None: raise UserError("the Lab needs JupyterLab, which is not installed here; run: pip install 'promptbench[lab]'  (in a checkout: pip install -c constraints.txt -e '.[lab]', or simply: python run.py lab)")
-    if not _free(plan.port): raise UserError(f'port {plan.port} is taken by another program; leave --port out to get a free one')
-    quiet = tempfile.mkdtemp(prefix='promptbench-lab-'); _no_news(Path(quiet))
-    env = plan.env|dict(JUPYTER_CONFIG_PATH=os.pathsep.join(filter(None, [quiet, os.environ.get('JUPYTER_CONFIG_PATH')])))
-    with open(Path(quiet)/'log', 'wb') as own: p = subprocess.Popen(plan.args, env=env, stdin=subprocess.DEVNULL, stdout=log or own, stderr=log or own, start_new_session=True)
+    if importlib.util.find_spec('jupyterlab') is None:
+        raise UserError("the Lab needs JupyterLab, which is not installed here; run: pip install 'promptbench[lab]' "
+                        " (in a checkout: pip install -c constraints.txt -e '.[lab]', or simply: python run.py lab)")
+    if not _free(plan.port):
+        raise UserError(f'port {plan.port} is taken by another program; leave --port out to get a free one')
+    quiet = tempfile.mkdtemp(prefix='promptbench-lab-')
+    _no_news(Path(quiet))
+    env = plan.env|dict(
+        JUPYTER_CONFIG_PATH=os.pathsep.join(filter(None, [quiet, os.environ.get('JUPYTER_CONFIG_PATH')])))
+    with open(Path(quiet)/'log', 'wb') as own:
+        p = subprocess.Popen(plan.args, env=env, stdin=subprocess.DEVNULL, stdout=log or own, stderr=log or own,
+                             start_new_session=True)
     p.clean = quiet
     try:
         until = time.monotonic()+wait
         while answer(plan.port) is None:
-            if p.poll() is not None: raise UserError(f'JupyterLab did not start (exit code {p.returncode}): {_last(quiet)}')
-            if time.monotonic()>until: raise UserError(f'JupyterLab did not answer within {wait:.0f} seconds; is the machine very busy? Try again')
+            if p.poll() is not None:
+                raise UserError(f'JupyterLab did not start (exit code {p.returncode}): {_last(quiet)}')
+            if time.monotonic()>until:
+                raise UserError(
+                    f'JupyterLab did not answer within {wait:.0f} seconds; is the machine very busy? Try again')
             time.sleep(.2)
         _must_be_closed(plan)
-    except BaseException: stop(p); raise
+    except BaseException:
+        stop(p)
+        raise
     return p
 
 def _must_be_closed(plan:LabPlan):
     "Refuse to go on with a server that lets strangers in, or does not know our token"
     stranger,wrong,ours = answer(plan.port),answer(plan.port, 'x'+plan.token),answer(plan.port, plan.token)
-    if stranger!=403 or wrong!=403: raise UserError(f'the Lab must refuse callers without its token, but it answered {stranger} without and {wrong} with a wrong one; remove the empty token or password from your Jupyter configuration (jupyter --paths shows where it is)')
-    if ours!=200: raise UserError(f'the Lab must accept its token, but it answered {ours}; your Jupyter configuration sets another one (jupyter --paths shows where it is)')
+    if stranger!=403 or wrong!=403:
+        raise UserError(f'the Lab must refuse callers without its token, but it answered {stranger} without and '
+                        f'{wrong} with a wrong one; remove the empty token or password from your Jupyter '
+                        'configuration (jupyter --paths shows where it is)')
+    if ours!=200:
+        raise UserError(f'the Lab must accept its token, but it answered {ours}; your Jupyter configuration sets '
+                        'another one (jupyter --paths shows where it is)')
 
 def _last(folder)->str:
     "The last message of the server"
@@ -104,7 +130,9 @@ def _last(folder)->str:
 
 def _no_news(folder:Path):
     "A configuration that keeps JupyterLab's question about news from covering a student's first screen"
-    (folder/'labconfig').mkdir(); (folder/'labconfig'/'page_config.json').write_text(json.dumps(dict(disabledExtensions={'@jupyterlab/apputils-extension:announcements':True})))
+    (folder/'labconfig').mkdir()
+    (folder/'labconfig'/'page_config.json').write_text(
+        json.dumps(dict(disabledExtensions={'@jupyterlab/apputils-extension:announcements':True})))
 
 # %% ../../nbs/95_cli/05_lab.ipynb #27ed93d3
 def stop(p:subprocess.Popen):
@@ -112,7 +140,9 @@ def stop(p:subprocess.Popen):
     if p.poll() is None:
         p.terminate()
         try: p.wait(10)
-        except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL); p.wait()
+        except subprocess.TimeoutExpired:
+            os.killpg(p.pid, signal.SIGKILL)
+            p.wait()
     shutil.rmtree(getattr(p, 'clean', ''), ignore_errors=True)
 
 # %% ../../nbs/95_cli/05_lab.ipynb #ca8c2803
@@ -125,11 +155,16 @@ def hint(
     plan:LabPlan, remote:bool|None=None # Whether the terminal is on another machine; None: look at SSH_CONNECTION
 )->str:
     "What a person has to know, ending with how to reach the Lab through SSH"
-    ssh = os.environ.get('SSH_CONNECTION', '').split(); remote = bool(ssh) if remote is None else remote
+    ssh = os.environ.get('SSH_CONNECTION', '').split()
+    remote = bool(ssh) if remote is None else remote
     there = ssh[2] if len(ssh)>2 else socket.gethostname()
-    lines = [f'JupyterLab runs; open this address in a browser (the token in it is the key, keep it to yourself):\n\n    {plan.url}\n']
+    lines = [
+        f'JupyterLab runs; open this address in a browser (the token in it is the key, keep it to yourself):\n\n    {plan.url}\n']
     tunnel = f'    ssh -N -L {plan.port}:{HOST}:{plan.port} {_me()}@{there}'
-    lines.append((f'This machine is remote: first run, on the computer in front of you,\n\n{tunnel}\n' if remote else f'From another computer: run there\n\n{tunnel}\n')+'\nand open the same address there.')
+    lines.append(
+        (f'This machine is remote: first run, on the computer in front of you,\n\n{tunnel}\n' if remote
+         else f'From another computer: run there\n\n{tunnel}\n')
+        +'\nand open the same address there.')
     return '\n'.join([*lines, 'Ctrl-C here ends the Lab.'])
 
 # %% ../../nbs/95_cli/05_lab.ipynb #6786af7b
@@ -140,30 +175,42 @@ def first_page(
     root:Path # Folder the Lab shows
 )->str: # Path below the root
     "The notebook that is meant"
-    lessons = root/'nbs'/'lessons'; every = sorted(lessons.glob('*.ipynb'))
+    lessons = root/'nbs'/'lessons'
+    every = sorted(lessons.glob('*.ipynb'))
     if name is None: name = '00'
-    found = [Path(name).resolve()] if Path(name).is_file() else [p for p in every if p.stem==name or p.name==name or p.stem.split('_')[0].lstrip('0')==str(name).lstrip('0')]
-    if not found: raise UserError(f'a lesson must be one of {[p.stem for p in every]} or its number, or a notebook, got {name!r}')
-    if root not in found[0].parents: raise UserError(f'the Lab shows {root}, and {found[0]} is not below it; copy the notebook there, or give --root')
+    found = [Path(name).resolve()] if Path(name).is_file() else [
+        p for p in every if p.stem==name or p.name==name or p.stem.split('_')[0].lstrip('0')==str(name).lstrip('0')]
+    if not found:
+        raise UserError(f'a lesson must be one of {[p.stem for p in every]} or its number, or a notebook, got {name!r}')
+    if root not in found[0].parents:
+        raise UserError(
+            f'the Lab shows {root}, and {found[0]} is not below it; copy the notebook there, or give --root')
     return found[0].relative_to(root).as_posix()
 
 @app.command()
 def lab(
-    page:Annotated[Optional[str], typer.Argument(help='number or name of a lesson, or a notebook')]=None,
-    port:Annotated[Optional[int], typer.Option(help='port on this machine; by default a free one, 8888 first')]=None,
-    browser:Annotated[Optional[bool], typer.Option('--browser/--no-browser', help='open the browser of this machine; by default where there is a screen')]=None,
-    root:Annotated[Optional[Path], typer.Option(help='folder the Lab shows; by default the checkout')]=None,
-    verbose:Annotated[bool, typer.Option('--verbose', help="show the server's messages")]=False,
-):
+        page:Annotated[Optional[str], typer.Argument(help='number or name of a lesson, or a notebook')]=None,
+        port:Annotated[Optional[int], typer.Option(help='port on this machine; by default a free one, 8888 first')]=None,
+        browser:Annotated[
+            Optional[bool],
+            typer.Option(
+                '--browser/--no-browser', help='open the browser of this machine; by default where there is a screen')]=None,
+        root:Annotated[Optional[Path], typer.Option(help='folder the Lab shows; by default the checkout')]=None,
+        verbose:Annotated[bool, typer.Option('--verbose', help="show the server's messages")]=False,):
     """JupyterLab on the lessons, for this machine only and with a token.
 
     Examples: `promptbench lab` · `promptbench lab 5` · `promptbench lab --no-browser --port 9000`
     """
-    top = (root or home()).resolve(); opens = first_page(page, top)
+    top = (root or home()).resolve()
+    opens = first_page(page, top)
     if port is not None and not 0<port<65536: raise UserError(f'port must be from 1 to 65535, got {port}')
-    screen = not os.environ.get('SSH_CONNECTION') and (sys.platform in ('darwin','win32') or bool(os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')))
-    plan = LabPlan(top, opens, port=port, browser=screen if browser is None else browser); typer.echo('starting JupyterLab ...')
-    p = start(plan, log=sys.stderr if verbose else None); typer.echo('\n'+hint(plan)); sys.stdout.flush()
+    screen = not os.environ.get('SSH_CONNECTION') and (
+        sys.platform in ('darwin','win32') or bool(os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')))
+    plan = LabPlan(top, opens, port=port, browser=screen if browser is None else browser)
+    typer.echo('starting JupyterLab ...')
+    p = start(plan, log=sys.stderr if verbose else None)
+    typer.echo('\n'+hint(plan))
+    sys.stdout.flush()
     for name in ('SIGTERM','SIGHUP'): # a closed terminal ends the Lab too
         if hasattr(signal, name): signal.signal(getattr(signal, name), signal.default_int_handler)
     try: p.wait()

@@ -12,11 +12,17 @@ from typing import Annotated, Optional
 import typer
 from .. import __version__
 from ..base.core import UserError, key_of, to_json, write_atomic
-from . import lab as cli_lab; from promptbench.cli import results as cli_results; from promptbench.cli import runs as cli_runs; from promptbench.cli import suites as cli_suites; from promptbench.cli import sweep as cli_sweep
+from . import lab as cli_lab
+from . import results as cli_results
+from . import runs as cli_runs
+from . import suites as cli_suites
+from . import sweep as cli_sweep
 from .terminal import place_of, seed_list, values, writable
 
 # %% ../../nbs/95_cli/06_main.ipynb #3dd862db
-app = typer.Typer(help='A workbench for promptability: how well a language model can be steered by prompts.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode='markdown')
+app = typer.Typer(
+    help='A workbench for promptability: how well a language model can be steered by prompts.', no_args_is_help=True,
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode='markdown')
 
 @app.callback()
 def _root(): pass # keeps the names of commands even while there is only one
@@ -33,20 +39,26 @@ def _follow(path:Path, stop:threading.Event, quiet:bool):
         try: row = json.loads(path.read_text())
         except ValueError: continue
         if bar is None: bar = Bar('table1', row['done'], quiet)
-        if row!=seen: seen = row; bar.to(row['done'], row['job'] or 'nothing left to do')
+        if row!=seen:
+            seen = row
+            bar.to(row['done'], row['job'] or 'nothing left to do')
     if bar: bar.close()
 
 def _aside(fn, *args):
     "The value of `fn(*args)`, worked out in a forked child: what it loads is gone again when the long run begins"
     if 'torch' in sys.modules or not hasattr(os, 'fork'): return fn(*args)
-    r,w = os.pipe(); pid = os.fork()
+    r,w = os.pipe()
+    pid = os.fork()
     if not pid:
         code = 1
         try:
             try: out = dict(value=fn(*args))
             except UserError as e: out = dict(error=str(e))
-            os.write(w, json.dumps(out).encode()); code = 0
-        except BaseException: import traceback; traceback.print_exc()
+            os.write(w, json.dumps(out).encode())
+            code = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
         finally: os._exit(code)
     os.close(w)
     with os.fdopen(r) as f: text = f.read()
@@ -58,42 +70,64 @@ def _aside(fn, *args):
 def _prepare(given:dict, workers:int, out:str)->dict: # settings, done
     "Check everything that can be checked before a run, and whether `out` already holds exactly this table"
     from promptbench.studies.table1 import Settings, asdict, finished, plan, resolved
-    s = Settings(**given); _check(s, workers); settings = json.loads(json.dumps(asdict(s))); out = Path(out)
+    s = Settings(**given)
+    _check(s, workers)
+    settings = json.loads(json.dumps(asdict(s)))
+    out = Path(out)
     try: old = json.loads((out/'done.json').read_text())
     except (OSError, ValueError): old = None
     done = old==dict(settings=settings, version=__version__) and (out/'report.html').exists()
-    return dict(settings=settings, done=bool(done and all(finished(out, t, j) for t in [resolved(s, out)] for j in plan(t) if j.shots is not None)))
+    return dict(
+        settings=settings,
+        done=bool(
+            done and all(finished(out, t, j) for t in [resolved(s, out)] for j in plan(t) if j.shots is not None)))
 
 @app.command()
 def table1(
-    suite:Annotated[str, typer.Option(help='microworld, or a folder of datasets with templates')]='microworld',
-    backbone:Annotated[str, typer.Option(help='tiny, a folder, or a hub id')]='tiny',
-    methods:Annotated[str, typer.Option(help='none, T-only, P-only, T+P, FOMAML, Reptile')]='none,T-only,P-only,T+P,FOMAML,Reptile',
-    prompts:Annotated[str, typer.Option(help='shallow, deep')]='shallow,deep',
-    shots:Annotated[str, typer.Option(help='numbers of examples per task')]='0,16',
-    seeds:Annotated[str, typer.Option(help='how many (3), or which (7,8)')]='1',
-    scale:Annotated[str, typer.Option(help='tiny, quick or paper')]='tiny',
-    quick:Annotated[bool, typer.Option('--quick', help='short for --scale quick: a try-out, about a minute on the microworld, some on your own long texts')]=False,
-    n_eval:Annotated[Optional[int], typer.Option(help='validation examples per task')]=None,
-    match:Annotated[str, typer.Option(help='equal for all pretraining: examples, updates or flops')]='examples',
-    precision:Annotated[str, typer.Option(help='auto, fp32 or bf16')]='auto',
-    workers:Annotated[int, typer.Option(help='processes, one thread each')]=2,
-    out:Annotated[Path, typer.Option(help='folder of the result; finished cells in it are kept')]=Path('runs/table1'),
-):
+        suite:Annotated[str, typer.Option(help='microworld, or a folder of datasets with templates')]='microworld',
+        backbone:Annotated[str, typer.Option(help='tiny, a folder, or a hub id')]='tiny',
+        methods:Annotated[
+            str, typer.Option(help='none, T-only, P-only, T+P, FOMAML, Reptile')]='none,T-only,P-only,T+P,FOMAML,Reptile',
+        prompts:Annotated[str, typer.Option(help='shallow, deep')]='shallow,deep',
+        shots:Annotated[str, typer.Option(help='numbers of examples per task')]='0,16',
+        seeds:Annotated[str, typer.Option(help='how many (3), or which (7,8)')]='1',
+        scale:Annotated[str, typer.Option(help='tiny, quick or paper')]='tiny',
+        quick:Annotated[
+            bool,
+            typer.Option(
+                '--quick', help='short for --scale quick: a try-out, about a minute on the microworld, some on your own long texts')]=False,
+        n_eval:Annotated[Optional[int], typer.Option(help='validation examples per task')]=None,
+        match:Annotated[str, typer.Option(help='equal for all pretraining: examples, updates or flops')]='examples',
+        precision:Annotated[str, typer.Option(help='auto, fp32 or bf16')]='auto',
+        workers:Annotated[int, typer.Option(help='processes, one thread each')]=2,
+        out:Annotated[
+            Path, typer.Option(help='folder of the result; finished cells in it are kept')]=Path('runs/table1'),):
     """Method × prompt × shots as ARG with intervals: the table of the promptability paper.
 
     Examples: `promptbench table1` · `promptbench table1 --quick --out /tmp/t` · `promptbench table1 --methods none,T+P --seeds 3`
     """
     from promptbench.engine.pages import run_page
-    given = dict(suite=place_of(suite), backbone=place_of(backbone), scale='quick' if quick else scale, methods=values('methods', methods), prompts=values('prompts', prompts), shots=values('shots', shots, int), seeds=seed_list(seeds), n_eval=n_eval, match=match, precision=precision)
-    out = Path(out).resolve(); state = _aside(_prepare, given, workers, str(out))
+    given = dict(
+        suite=place_of(suite), backbone=place_of(backbone), scale='quick' if quick else scale,
+        methods=values('methods', methods), prompts=values('prompts', prompts), shots=values('shots', shots, int),
+        seeds=seed_list(seeds), n_eval=n_eval, match=match, precision=precision)
+    out = Path(out).resolve()
+    state = _aside(_prepare, given, workers, str(out))
     if state['done']: return _end(out, 'nothing to compute: this table is finished')
-    writable(out); (out/'done.json').unlink(missing_ok=True)
-    quiet = os.environ.get('PROMPTBENCH_QUIET'); stop = threading.Event(); bar = threading.Thread(target=_follow, args=(out/'progress.json', stop, bool(quiet))); bar.start()
+    writable(out)
+    (out/'done.json').unlink(missing_ok=True)
+    quiet = os.environ.get('PROMPTBENCH_QUIET')
+    stop = threading.Event()
+    bar = threading.Thread(target=_follow, args=(out/'progress.json', stop, bool(quiet)))
+    bar.start()
     os.environ['PROMPTBENCH_QUIET'] = '1' # the page's own bar would draw over this one
-    try: run_page('table1', given|dict(out=str(out), workers=workers, command=' '.join(['promptbench', *sys.argv[1:]])), out=out/'table1.ipynb')
+    try:
+        run_page(
+            'table1', given|dict(out=str(out), workers=workers, command=' '.join(['promptbench', *sys.argv[1:]])), out=out/'table1.ipynb')
     finally:
-        stop.set(); bar.join(); os.environ.pop('PROMPTBENCH_QUIET')
+        stop.set()
+        bar.join()
+        os.environ.pop('PROMPTBENCH_QUIET')
         if quiet is not None: os.environ['PROMPTBENCH_QUIET'] = quiet
     write_atomic(out/'done.json', to_json(dict(settings=state['settings'], version=__version__)))
     _end(out, None)
@@ -104,35 +138,44 @@ def _check(s, workers:int):
     from promptbench.studies.table1 import _source, at_scale, suite_of
     if workers<1: raise UserError(f'workers must be 1 or more, got {workers}')
     tasks = suite_of(s, s.seeds[0]).tasks(role=s.role, limit=at_scale(s, 'templates'))
-    if not tasks: raise UserError(f"suite {s.suite} must have datasets with the role {s.role!r}, it has none; name them in its manifest")
+    if not tasks:
+        raise UserError(
+            f"suite {s.suite} must have datasets with the role {s.role!r}, it has none; name them in its manifest")
     for t in tasks:
         for k in s.shots: t.shots(k, s.seeds[0])
-    if any(m!='none' for m in s.methods) and not suite_of(s, s.seeds[0]).tasks(role='train'): raise UserError(f"suite {s.suite} has no datasets with the role 'train' to pretrain on; add some, or ask for --methods none")
+    if any(m!='none' for m in s.methods) and not suite_of(s, s.seeds[0]).tasks(role='train'):
+        raise UserError(
+            f"suite {s.suite} has no datasets with the role 'train' to pretrain on; add some, or ask for --methods none")
     _source(s.backbone, s.precision)
 
 def _end(out:Path, note):
     "Print the table and where everything is"
     import pandas as pd
-    t = pd.read_csv(out/'table1.csv'); cell = [f'{a:.1f}'+('*' if s else '')+f' [{l:.1f}, {h:.1f}]' for a,l,h,s in zip(t.arg, t.lo, t.hi, t.star)]
-    wide = t.assign(cell=cell, column=t.prompt+' '+t.shots.astype(str)).pivot(index='method', columns='column', values='cell').reindex(index=t.method.unique(), columns=(t.prompt+' '+t.shots.astype(str)).unique())
+    t = pd.read_csv(out/'table1.csv')
+    cell = [f'{a:.1f}'+('*' if s else '')+f' [{l:.1f}, {h:.1f}]' for a,l,h,s in zip(t.arg, t.lo, t.hi, t.star)]
+    wide = (
+        t.assign(cell=cell, column=t.prompt+' '+t.shots.astype(str)).pivot(index='method', columns='column', values='cell').reindex(index=t.method.unique(), columns=(t.prompt+' '+t.shots.astype(str)).unique()))
     if note: typer.echo(note)
-    typer.echo('\nARG in points over chance, 95 % interval (* no prompt in this cell)\n'+wide.fillna('').to_string()+'\n')
+    typer.echo(
+        '\nARG in points over chance, 95 % interval (* no prompt in this cell)\n'+wide.fillna('').to_string()+'\n')
     typer.echo(f'report: {out/"report.html"}')
 
 # %% ../../nbs/95_cli/06_main.ipynb #aee057fe
 @app.command()
 def evaluate(
-    suite:Annotated[str, typer.Option(help='microworld, or a folder of datasets with templates')]='microworld',
-    backbone:Annotated[str, typer.Option(help='tiny, a folder, or a hub id')]='tiny',
-    checkpoint:Annotated[Optional[Path], typer.Option(help='a checkpoint of pretraining: its backbone and prompt instead of --backbone')]=None,
-    role:Annotated[str, typer.Option(help='which datasets: eval, dev or train')]='eval',
-    n_eval:Annotated[Optional[int], typer.Option(help='validation examples per task')]=None,
-    quick:Annotated[bool, typer.Option('--quick', help='16 examples and one template per dataset')]=False,
-    seed:Annotated[int, typer.Option(help='draw of the microworld')]=0,
-    rule:Annotated[str, typer.Option(help='score of a choice: mean log-probability per token, or sum')]='mean',
-    out:Annotated[Optional[Path], typer.Option(help='folder for rows.parquet and predictions.parquet')]=None,
-    store:Annotated[Optional[Path], typer.Option(help='store to append the results to, beside those of other runs')]=None,
-):
+        suite:Annotated[str, typer.Option(help='microworld, or a folder of datasets with templates')]='microworld',
+        backbone:Annotated[str, typer.Option(help='tiny, a folder, or a hub id')]='tiny',
+        checkpoint:Annotated[
+            Optional[Path],
+            typer.Option(help='a checkpoint of pretraining: its backbone and prompt instead of --backbone')]=None,
+        role:Annotated[str, typer.Option(help='which datasets: eval, dev or train')]='eval',
+        n_eval:Annotated[Optional[int], typer.Option(help='validation examples per task')]=None,
+        quick:Annotated[bool, typer.Option('--quick', help='16 examples and one template per dataset')]=False,
+        seed:Annotated[int, typer.Option(help='draw of the microworld')]=0,
+        rule:Annotated[str, typer.Option(help='score of a choice: mean log-probability per token, or sum')]='mean',
+        out:Annotated[Optional[Path], typer.Option(help='folder for rows.parquet and predictions.parquet')]=None,
+        store:Annotated[
+            Optional[Path], typer.Option(help='store to append the results to, beside those of other runs')]=None,):
     """0-shot accuracy of every dataset of a suite, beside chance and the commonest answer.
 
     Examples: `promptbench evaluate` · `promptbench evaluate --quick --store runs/store` · `promptbench evaluate --suite my_data --backbone google/t5-large-lm-adapt`
@@ -145,15 +188,22 @@ def evaluate(
     for f in (out, store):
         if f is not None: writable(f)
     s = load_suite(suite, seed=seed) if suite=='microworld' else load_suite(suite)
-    b,prompt,name = (load_backbone(backbone, precision='auto'),None,'none') if checkpoint is None else (*load_checkpoint(checkpoint, precision='auto')[:2],checkpoint.name)
+    b,prompt,name = (load_backbone(backbone, precision='auto'),None,'none') if checkpoint is None else (
+        *load_checkpoint(checkpoint, precision='auto')[:2],checkpoint.name)
     tasks = [t for t in s.tasks(role=role, limit=1 if quick else None) if t.ranked]
-    rows,predictions = measure(b, tasks, suite=s, prompt=prompt, method=name, seed=seed, n=n_eval or (16 if quick else None), rule=rule, show='ranking',
-                               run='evaluate-'+key_of(suite, backbone, str(checkpoint), role, n_eval, quick, seed, rule, __version__))
+    rows,predictions = measure(
+        b, tasks, suite=s, prompt=prompt, method=name, seed=seed, n=n_eval or (16 if quick else None), rule=rule,
+        show='ranking',
+        run='evaluate-'+key_of(suite, backbone, str(checkpoint), role, n_eval, quick, seed, rule, __version__))
     typer.echo(by_dataset(rows).round(3).to_string(index=False))
-    if out is not None: write_rows(out/'rows.parquet', rows); write_predictions(out/'predictions.parquet', predictions); typer.echo(f'written to {out}')
+    if out is not None:
+        write_rows(out/'rows.parquet', rows)
+        write_predictions(out/'predictions.parquet', predictions)
+        typer.echo(f'written to {out}')
     if store is not None:
         from promptbench.stats.store import append
-        new = append(store, rows, predictions); typer.echo(f'appended to {store}' if new else f'{store} holds these results already')
+        new = append(store, rows, predictions)
+        typer.echo(f'appended to {store}' if new else f'{store} holds these results already')
 
 # %% ../../nbs/95_cli/06_main.ipynb #97e88730
 def health()->list[tuple[str,bool,str]]: # what, fine?, detail
@@ -162,23 +212,33 @@ def health()->list[tuple[str,bool,str]]: # what, fine?, detail
     from promptbench.base.core import data_dir, home
     from promptbench.model.backbone import bf16_pays
     v = lambda n: md.version(n)
-    tiny = data_dir('backbones','tiny','model.safetensors'); chrome = next(filter(None, map(shutil.which, ('chromium','google-chrome','chrome'))), None)
-    free = shutil.disk_usage(home()).free/2**30; gpu = torch.cuda.is_available()
-    return [('python', sys.version_info>=(3,11), platform.python_version()), ('torch', True, v('torch')), ('transformers', int(v('transformers').split('.')[0])>=5, v('transformers')),
-            ('GPU', gpu, torch.cuda.get_device_name(0) if gpu else 'none: everything runs on the CPU'), ('bfloat16', bf16_pays(), 'faster than fp32 on this CPU' if bf16_pays() else 'not faster here: fp32 is used'),
-            ('cores, memory', True, f'{os.cpu_count()} cores, {psutil.virtual_memory().available/2**30:.1f} GiB free'), ('tiny backbone', tiny.exists(), str(tiny.parent)),
-            ('hub', *_hub()), ('Chromium', chrome is not None, chrome or 'none: browser tests are skipped'), ('disk', free>2, f'{free:.0f} GiB free')]
+    tiny = data_dir('backbones','tiny','model.safetensors')
+    chrome = next(filter(None, map(shutil.which, ('chromium','google-chrome','chrome'))), None)
+    free = shutil.disk_usage(home()).free/2**30
+    gpu = torch.cuda.is_available()
+    return [
+        ('python', sys.version_info>=(3,11), platform.python_version()), ('torch', True, v('torch')),
+        ('transformers', int(v('transformers').split('.')[0])>=5, v('transformers')),
+        ('GPU', gpu, torch.cuda.get_device_name(0) if gpu else 'none: everything runs on the CPU'),
+        ('bfloat16', bf16_pays(), 'faster than fp32 on this CPU' if bf16_pays() else 'not faster here: fp32 is used'),
+        ('cores, memory', True, f'{os.cpu_count()} cores, {psutil.virtual_memory().available/2**30:.1f} GiB free'),
+        ('tiny backbone', tiny.exists(), str(tiny.parent)), ('hub', *_hub()),
+        ('Chromium', chrome is not None, chrome or 'none: browser tests are skipped'),
+        ('disk', free>2, f'{free:.0f} GiB free')]
 
 def _hub()->tuple[bool,str]:
     import urllib.request
     if os.environ.get('HF_HUB_OFFLINE'): return False,'switched off by HF_HUB_OFFLINE: only embedded and cached models'
-    try: urllib.request.urlopen('https://huggingface.co', timeout=3); return True,'reachable'
+    try:
+        urllib.request.urlopen('https://huggingface.co', timeout=3)
+        return True,'reachable'
     except Exception as e: return False,f'not reachable ({type(e).__name__}): only embedded and cached models'
 
 @app.command()
 def doctor():
     "What works on this machine: Python, torch, GPU, hub, browser, disk."
-    needed = {'python','transformers','tiny backbone','disk'}; bad = []
+    needed = {'python','transformers','tiny backbone','disk'}
+    bad = []
     for what,fine,detail in health():
         typer.echo(f"{'ok  ' if fine else 'BAD ' if what in needed else '--  '}{what:14} {detail}")
         if not fine and what in needed: bad.append(what)
@@ -188,7 +248,11 @@ def doctor():
 def main():
     "The console script: a user's mistake is one line and exit code 2"
     try: app()
-    except UserError as e: print(f'promptbench: {e}', file=sys.stderr); sys.exit(2)
-    except KeyboardInterrupt: print('promptbench: stopped; the same command goes on from here', file=sys.stderr); sys.exit(130)
+    except UserError as e:
+        print(f'promptbench: {e}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print('promptbench: stopped; the same command goes on from here', file=sys.stderr)
+        sys.exit(130)
 
 if __name__=='__main__' and __spec__: main() # as `python -m promptbench.cli.main`, not in a notebook

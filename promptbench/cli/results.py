@@ -16,34 +16,49 @@ app = typer.Typer()
 
 @app.command()
 def results(
-    source:Annotated[str, typer.Argument(help='folder, store, file or pattern (in quotes) of results')]='runs/**',
-    sql:Annotated[Optional[str], typer.Option(help='query over `rows` and `predictions`; without it, an overview of the cells')]=None,
-    where:Annotated[Optional[str], typer.Option(help='only a condition, on --table')]=None,
-    table:Annotated[str, typer.Option(help='rows or predictions')]='rows',
-    all_runs:Annotated[bool, typer.Option('--all-runs', help='keep runs that contradict each other, told apart by `run`')]=False,
-    to:Annotated[Optional[Path], typer.Option(help='write the answer to this .csv or .parquet file')]=None,
-):
+        source:Annotated[str, typer.Argument(help='folder, store, file or pattern (in quotes) of results')]='runs/**',
+        sql:Annotated[
+            Optional[str],
+            typer.Option(help='query over `rows` and `predictions`; without it, an overview of the cells')]=None,
+        where:Annotated[Optional[str], typer.Option(help='only a condition, on --table')]=None,
+        table:Annotated[str, typer.Option(help='rows or predictions')]='rows',
+        all_runs:Annotated[
+            bool, typer.Option('--all-runs', help='keep runs that contradict each other, told apart by `run`')]=False,
+        to:Annotated[Optional[Path], typer.Option(help='write the answer to this .csv or .parquet file')]=None,):
     """What was measured, asked in SQL (DuckDB).
 
     Examples: `promptbench results` · `promptbench results "runs/**" --sql "select method, avg(value) from rows group by method"` · `promptbench results runs/store --where "shots=16" --to rows.csv`
     """
     from promptbench.stats.query import OVERVIEW, results as ask, save
-    df = ask(source, table=table, where=where, sql=OVERVIEW if sql is None and where is None and table=='rows' and to is None else sql, all_runs=all_runs)
+    df = ask(
+        source, table=table, where=where,
+        sql=OVERVIEW if sql is None and where is None and table=='rows' and to is None else sql, all_runs=all_runs)
     print_table(df) if to is None else typer.echo(f'{len(df)} lines written to {save(df, to)}')
 
 @app.command()
 def arg(
-    file:Annotated[str, typer.Argument(help='CSV or Parquet file with one line per dataset and template; or folder, store, pattern of results')],
-    by:Annotated[str, typer.Option(help='whose gains are averaged: macro9 (as the paper computed), datasets or templates')]='macro9',
-    baseline:Annotated[str, typer.Option(help='chance, majority, a run, or a cell such as method=none,shots=0')]='chance',
-    groups:Annotated[str, typer.Option(help='datasets that macro9 pools: p3 (rounds of ANLI), none, suite (as the suite named in the file says), or a suite')]='p3',
-    columns:Annotated[Optional[str], typer.Option(help='theirs for ours, as template=name,value=acc_*')]=None,
-    where:Annotated[Optional[str], typer.Option(help='SQL condition on the lines of the file')]=None,
-):
+        file:Annotated[
+            str,
+            typer.Argument(
+                help='CSV or Parquet file with one line per dataset and template; or folder, store, pattern of results')],
+        by:Annotated[
+            str,
+            typer.Option(help='whose gains are averaged: macro9 (as the paper computed), datasets or templates')]='macro9',
+        baseline:Annotated[
+            str, typer.Option(help='chance, majority, a run, or a cell such as method=none,shots=0')]='chance',
+        groups:Annotated[
+            str,
+            typer.Option(
+                help='datasets that macro9 pools: p3 (rounds of ANLI), none, suite (as the suite named in the file says), or a suite')]='p3',
+        columns:Annotated[Optional[str], typer.Option(help='theirs for ours, as template=name,value=acc_*')]=None,
+        where:Annotated[Optional[str], typer.Option(help='SQL condition on the lines of the file')]=None,):
     """Average relative gain (ARG) of every cell, or of every score column, of a table.
 
     Examples: `promptbench arg runs/table1 --by datasets` · `promptbench arg scores.csv --columns template=name,value=accuracy --baseline majority` · `promptbench arg runs/store --baseline method=none,prompt=none,shots=0`
     """
     from promptbench.stats.scores import arg_scores, groups_named, intervals, read_scores
-    scores = read_scores(file, columns, where=where); named = groups_named(groups, scores)
-    print_table(intervals(arg_scores(scores, by=by, baseline=baseline, groups=named), file, scores, by=by, baseline=baseline, groups=named).round(2))
+    scores = read_scores(file, columns, where=where)
+    named = groups_named(groups, scores)
+    print_table(
+        intervals(arg_scores(scores, by=by, baseline=baseline, groups=named), file, scores, by=by, baseline=baseline,
+                  groups=named).round(2))

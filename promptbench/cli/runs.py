@@ -25,30 +25,38 @@ def given_parameters(
     for item in p:
         name,eq,text = item.partition('=')
         if not eq:
-            if not rest: raise UserError(f'a parameter must look like `-p name value` or `-p name=value`, got {item!r} and no value')
+            if not rest:
+                raise UserError(
+                    f'a parameter must look like `-p name value` or `-p name=value`, got {item!r} and no value')
             text = rest.pop(0)
         if name not in known: check_parameters(path, {name:text})
         out[name] = parse_value(known[name], text)
     if rest: raise UserError(f'{rest[0]!r} belongs to no option; a parameter is given as `-p name value`')
-    check_parameters(path, out); return out
+    check_parameters(path, out)
+    return out
 
 def _list(path):
     "Every parameter of a page, its default and what the page says about it"
     from promptbench.engine.pages import declared
     for n,d in declared(path).items(): typer.echo(f'  {n:12} {d.default!r:24} {d.note}')
 
-@app.command(epilog='Exit codes: 0 done, now or before · 1 a cell of the page failed · 2 the call was wrong and nothing ran · 3 the kernel died or memory ran out · 75 another process is at this run · 130 stopped by Ctrl-C, 143 stopped by SIGTERM: a checkpoint was written where the page keeps any, and the same command goes on.')
+@app.command(
+    epilog='Exit codes: 0 done, now or before · 1 a cell of the page failed · 2 the call was wrong and nothing ran · 3 the kernel died or memory ran out · 75 another process is at this run · 130 stopped by Ctrl-C, 143 stopped by SIGTERM: a checkpoint was written where the page keeps any, and the same command goes on.')
 def run(
-    page:Annotated[str, typer.Argument(help='a page of nbs/runs, or the path of a notebook')],
-    rest:Annotated[Optional[list[str]], typer.Argument(hidden=True)]=None,
-    p:Annotated[Optional[list[str]], typer.Option('-p', help='a parameter: `-p name value` or `-p name=value`; run:KEY as a value is the folder of a finished run')]=None,
-    list_:Annotated[bool, typer.Option('--list', '--help-parameters', help='print the parameters of the page and end')]=False,
-    root:Annotated[Path, typer.Option(help='where run folders are')]=Path('runs'),
-    track:Annotated[Optional[str], typer.Option(help='also send rows to: tensorboard, wandb, trackio (comma-separated)')]=None,
-    again:Annotated[bool, typer.Option('--again', help='compute although this run is done')]=False,
-    quiet:Annotated[bool, typer.Option('--quiet', help='do not show what the page prints; log.txt has it')]=False,
-    out:Annotated[Optional[Path], typer.Option(help='only execute the page into this file; no run folder')]=None,
-):
+        page:Annotated[str, typer.Argument(help='a page of nbs/runs, or the path of a notebook')],
+        rest:Annotated[Optional[list[str]], typer.Argument(hidden=True)]=None,
+        p:Annotated[
+            Optional[list[str]],
+            typer.Option(
+                '-p', help='a parameter: `-p name value` or `-p name=value`; run:KEY as a value is the folder of a finished run')]=None,
+        list_:Annotated[
+            bool, typer.Option('--list', '--help-parameters', help='print the parameters of the page and end')]=False,
+        root:Annotated[Path, typer.Option(help='where run folders are')]=Path('runs'),
+        track:Annotated[
+            Optional[str], typer.Option(help='also send rows to: tensorboard, wandb, trackio (comma-separated)')]=None,
+        again:Annotated[bool, typer.Option('--again', help='compute although this run is done')]=False,
+        quiet:Annotated[bool, typer.Option('--quiet', help='do not show what the page prints; log.txt has it')]=False,
+        out:Annotated[Optional[Path], typer.Option(help='only execute the page into this file; no run folder')]=None,):
     """Execute a run page with checked parameters, once: a finished run is not computed again, an interrupted one goes on.
 
     Examples: `promptbench run pretrain -p method P-only -p seed 1` · `promptbench run tune -p checkpoint run:pretrain-0a1b` · `promptbench run table1 --list`
@@ -57,8 +65,10 @@ def run(
     path = runs.page(page)
     if list_: return _list(path)
     given = given_parameters(path, p or [], rest or [])
-    if out is not None: return typer.echo(f'executed page: {runs.run_page(page, given, out=out, log=None if quiet else sys.stderr)}')
-    done = runs.execute(page, given, root=root, track=tuple(filter(None, (track or '').split(','))), log=None if quiet else sys.stderr, again=again)
+    if out is not None:
+        return typer.echo(f'executed page: {runs.run_page(page, given, out=out, log=None if quiet else sys.stderr)}')
+    done = runs.execute(page, given, root=root, track=tuple(filter(None, (track or '').split(','))),
+                        log=None if quiet else sys.stderr, again=again)
     if done.message: typer.echo(f'promptbench: {done.message}\n(log: {done.folder/"log.txt"})', err=True)
     typer.echo(f'{done.state}{"" if done.fresh else " before"}: {done.folder}')
     raise typer.Exit(done.code)
@@ -75,7 +85,9 @@ def size_text(n:float)->str:
         n /= 1024
     return f'{n:.1f} GiB'
 
-def _state_text(r)->str: return r['state']+(f' {r["step"]}/{r["total"] or "?"}' if r['state'] in ('running','resumable') and r['step'] else '')+(f', {r["eta"]:.0f} s left' if r['eta'] is not None else '')
+def _state_text(r)->str:
+    return r['state']+(f' {r["step"]}/{r["total"] or "?"}' if r['state'] in ('running','resumable')
+                       and r['step'] else '')+(f', {r["eta"]:.0f} s left' if r['eta'] is not None else '')
 
 @folders.command('ls')
 def ls(root:ROOT=Path('runs')):
@@ -84,8 +96,12 @@ def ls(root:ROOT=Path('runs')):
     Examples: `promptbench runs ls` · `promptbench runs ls --root /data/runs`
     """
     from promptbench.engine.folder import list_runs
-    rows = list_runs(root); wide = max([len(r['key']) for r in rows], default=3)
-    for r in rows: typer.echo(f'{r["key"]:{wide}}  {_state_text(r):24} {size_text(r["size"]):>9}  {r["started"][:16]:16}  {r["spent"]:6.0f} s'+(f'  needs {", ".join(r["needs"])}' if r['needs'] else ''))
+    rows = list_runs(root)
+    wide = max([len(r['key']) for r in rows], default=3)
+    for r in rows:
+        typer.echo(
+            f'{r["key"]:{wide}}  {_state_text(r):24} {size_text(r["size"]):>9}  {r["started"][:16]:16}  {r["spent"]:6.0f} s'
+            +(f'  needs {", ".join(r["needs"])}' if r['needs'] else ''))
     typer.echo(f'{len(rows)} runs, {size_text(sum(r["size"] for r in rows))} in {root}')
 
 @folders.command('show')
@@ -96,8 +112,12 @@ def show(key:Annotated[str, typer.Argument(help='a key, or its beginning')], roo
     """
     from promptbench.engine.folder import find_run, list_runs, needed_by, read_json, size_of
     from promptbench.base.core import to_json
-    r = find_run(key, root); typer.echo(to_json(read_json(r['folder']/'card.json'))); users = needed_by(list_runs(root, sizes=False)).get(r['key'], [])
-    for f in sorted(r['folder'].iterdir()): typer.echo(f'{size_text(size_of(f) if f.is_dir() else f.stat().st_size):>9}  {f.name}{"/" if f.is_dir() else ""}')
+    r = find_run(key, root)
+    typer.echo(to_json(read_json(r['folder']/'card.json')))
+    users = needed_by(list_runs(root, sizes=False)).get(r['key'], [])
+    for f in sorted(r['folder'].iterdir()):
+        typer.echo(
+            f'{size_text(size_of(f) if f.is_dir() else f.stat().st_size):>9}  {f.name}{"/" if f.is_dir() else ""}')
     typer.echo(f'{_state_text(r)}; needed by {", ".join(users) or "no other run"}: {r["folder"]}')
 
 @folders.command('rm')
@@ -110,18 +130,27 @@ def rm(keys:Annotated[list[str], typer.Argument(help='keys, or their beginnings'
     """
     from promptbench.engine.folder import find_run, list_runs, needed_by, remove
     for k in keys:
-        r = find_run(k, root); users = needed_by(list_runs(root, sizes=False)).get(r['key'], [])
-        if dry_run: typer.echo(f'would remove {r["key"]}{", needed by "+", ".join(users) if users else ""}'); continue
-        remove(r['key'], root, force=force); typer.echo(f'removed {r["key"]}{"; these were made from it: "+", ".join(users) if users else ""}')
+        r = find_run(k, root)
+        users = needed_by(list_runs(root, sizes=False)).get(r['key'], [])
+        if dry_run:
+            typer.echo(f'would remove {r["key"]}{", needed by "+", ".join(users) if users else ""}')
+            continue
+        remove(r['key'], root, force=force)
+        typer.echo(f'removed {r["key"]}{"; these were made from it: "+", ".join(users) if users else ""}')
 
 @folders.command('gc')
-def collect(root:ROOT=Path('runs'), older:Annotated[Optional[float], typer.Option(help='days: also finished and unfinished runs that began so long ago')]=None,
-       dry_run:Annotated[bool, typer.Option('--dry-run', help='only say what would go')]=False):
+def collect(root:ROOT=Path('runs'),
+                older:Annotated[Optional[float],
+                                typer.Option(help='days: also finished and unfinished runs that began so long ago')]=None,
+                dry_run:Annotated[bool, typer.Option('--dry-run', help='only say what would go')]=False):
     """Remove leftovers of killed processes, step checkpoints of finished runs, and failed runs; what a later run needs stays and is named.
 
     Examples: `promptbench runs gc --dry-run` · `promptbench runs gc --older 30`
     """
     from promptbench.engine.folder import gc
     rows = gc(root, older=older, dry_run=dry_run)
-    for r in rows: typer.echo(f'{("would go" if dry_run else "gone") if r["gone"] else "stays":8} {size_text(r["size"]):>9}  {r["what"]}: {r["why"]}')
-    typer.echo(f'{size_text(sum(r["size"] for r in rows if r["gone"]))} {"would be " if dry_run else ""}freed in {root}')
+    for r in rows:
+        typer.echo(
+            f'{("would go" if dry_run else "gone") if r["gone"] else "stays":8} {size_text(r["size"]):>9}  {r["what"]}: {r["why"]}')
+    typer.echo(
+        f'{size_text(sum(r["size"] for r in rows if r["gone"]))} {"would be " if dry_run else ""}freed in {root}')

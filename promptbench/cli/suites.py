@@ -14,7 +14,8 @@ from ..base.core import UserError
 
 # %% ../../nbs/95_cli/01_suites.ipynb #8b6239d9
 app = typer.Typer()
-suites_app = typer.Typer(help='Which suites there are, and what is wrong with one.', invoke_without_command=True, rich_markup_mode='markdown')
+suites_app = typer.Typer(help='Which suites there are, and what is wrong with one.', invoke_without_command=True,
+                         rich_markup_mode='markdown')
 app.add_typer(suites_app, name='suites')
 
 def found_suites(
@@ -23,10 +24,14 @@ def found_suites(
     "Folders here that `load_suite` reads: this one, or those in it"
     from promptbench.data.files import record_files
     def holds(p):
-        try: return any((p/f).is_file() for f in ('suite.yaml','manifest.json')) or any(q.is_dir() and not q.name.startswith('.') and {'train','validation'}&set(dict(record_files(q))) for q in p.glob('*/*'))
+        try:
+            return any((p/f).is_file() for f in ('suite.yaml','manifest.json')) or any(
+                q.is_dir() and not q.name.startswith('.') and {'train','validation'}&set(dict(record_files(q)))
+                for q in p.glob('*/*'))
         except PermissionError: return False
     folder = Path(folder)
-    return [folder] if holds(folder) else [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith('.') and holds(p)]
+    return [folder] if holds(folder) else [
+        p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith('.') and holds(p)]
 
 @suites_app.callback()
 def suites(
@@ -42,7 +47,9 @@ def suites(
     from promptbench.data.suite import SUITES
     for name,where in SUITES.items():
         module,fn = where.split(':')
-        try: said = (getattr(importlib.import_module(module), fn).__doc__ or '').strip().splitlines()[0].split('; `UserError`')[0]
+        try:
+            said = (getattr(importlib.import_module(module), fn).__doc__
+                    or '').strip().splitlines()[0].split('; `UserError`')[0]
         except ImportError as e: said = f'needs {e.name}'
         typer.echo(f'{name:24} {said}')
     if not folder.is_dir(): raise UserError(f'--in must be a folder, got {str(folder)!r}; check the path')
@@ -53,11 +60,12 @@ def suites(
 # %% ../../nbs/95_cli/01_suites.ipynb #a92b544b
 @suites_app.command()
 def check(
-    path:Annotated[Path, typer.Argument(help='the folder of a suite')],
-    templates:Annotated[Optional[str], typer.Option(help='original: those that state the own task of the dataset, or all')]=None,
-    rows:Annotated[Optional[int], typer.Option('-n', '--rows', help='at most so many rows of each split, evenly spread')]=None,
-    notes:Annotated[bool, typer.Option('--notes', help='print notes too, not only errors and warnings')]=False,
-):
+        path:Annotated[Path, typer.Argument(help='the folder of a suite')],
+        templates:Annotated[
+            Optional[str], typer.Option(help='original: those that state the own task of the dataset, or all')]=None,
+        rows:Annotated[
+            Optional[int], typer.Option('-n', '--rows', help='at most so many rows of each split, evenly spread')]=None,
+        notes:Annotated[bool, typer.Option('--notes', help='print notes too, not only errors and warnings')]=False,):
     """Read every row through every template and print one line per problem; exit code 1 if there is an error.
 
     Examples: `promptbench suites check my_data` · `promptbench suites check my_data --rows 200 --notes`
@@ -65,18 +73,25 @@ def check(
     from collections import Counter
     from promptbench.data.checks import LEVELS, check_suite
     if rows is not None and rows<1: raise UserError(f'rows must be 1 or more, got {rows}')
-    n = Counter(); bar = _bar()
+    n = Counter()
+    bar = _bar()
     for p in check_suite(path, templates=templates, take=rows, each=bar):
         n[p.level] += 1
         if notes or p.level!='note': bar.write(str(p))
-    bar.close(); typer.echo(f'{path}: '+', '.join(f'{n[l]} {l}{"s"*(n[l]!=1)}' for l in LEVELS)+('' if notes or not n['note'] else ' (--notes prints them)'))
+    bar.close()
+    typer.echo(
+        f'{path}: '+', '.join(f'{n[l]} {l}{"s"*(n[l]!=1)}' for l in LEVELS)+('' if notes or not n['note'] else ' (--notes prints them)'))
     if n['error']: raise typer.Exit(1)
 
 def _bar():
     "A bar over datasets; `write` prints a line above it"
     from tqdm import tqdm
-    bar = tqdm(total=None, desc='datasets', disable=bool(os.environ.get('PROMPTBENCH_QUIET')) or not sys.stderr.isatty(), file=sys.stderr, leave=False)
-    def tick(i, of): bar.total = of; bar.update(1)
+    bar = tqdm(
+        total=None, desc='datasets', disable=bool(os.environ.get('PROMPTBENCH_QUIET')) or not sys.stderr.isatty(),
+        file=sys.stderr, leave=False)
+    def tick(i, of):
+        bar.total = of
+        bar.update(1)
     tick.write,tick.close = lambda s: tqdm.write(s, file=sys.stdout),bar.close
     return tick
 
@@ -99,7 +114,8 @@ def show(
     if task is None: return typer.echo(pd.DataFrame(describe(s)).round(3).fillna('').to_string(index=False))
     from promptbench.data.checks import token_counter
     count = token_counter(tokenizer)
-    for t in ([s.task(task)] if '/' in task else s.tasks(dataset=task)): typer.echo(portrait(s, t, count, n, split)+'\n')
+    for t in ([s.task(task)] if '/' in task else s.tasks(dataset=task)):
+        typer.echo(portrait(s, t, count, n, split)+'\n')
 
 def portrait(
     suite, task,
@@ -110,9 +126,14 @@ def portrait(
     "A task as text: counts, baselines, lengths, and examples"
     from promptbench.data.checks import lengths, truncation
     from promptbench.data.suite import show as picture
-    split = split or ('validation' if 'validation' in task._data.records else 'train'); c = task.counts(split); head,_,rest = picture(task, n, split).partition('\n')
+    split = split or ('validation' if 'validation' in task._data.records else 'train')
+    c = task.counts(split)
+    head,_,rest = picture(task, n, split).partition('\n')
     lines = [head, f"{split}: {c['rows']:,} rows, {c['used']:,} used, {c['skipped']:,} skipped"]
-    if task.ranked and split=='validation': lines.append(f'baselines: guessing {task.chance:.1%}, commonest answer {task.majority:.1%}')
+    if task.ranked and split=='validation':
+        lines.append(f'baselines: guessing {task.chance:.1%}, commonest answer {task.majority:.1%}')
     r = truncation(lengths(suite, count, tasks=[task], n=200, split=split)).iloc[0]
-    lines.append(f'tokens, first {r.examples}: source {r["mean"]:.0f} on average, {r.longest} at most, {r.cut:.1%} cut at 768; {"choices" if task.ranked else "target"} up to {r.target}, {r.target_cut:.1%} cut at 192')
+    lines.append(
+        f'tokens, first {r.examples}: source {r["mean"]:.0f} on average, {r.longest} at most, {r.cut:.1%} cut at '
+        f'768; {"choices" if task.ranked else "target"} up to {r.target}, {r.target_cut:.1%} cut at 192')
     return '\n'.join(lines)+'\n'+rest

@@ -22,12 +22,22 @@ def plan_text(
     runs:list, root, *, jobs:int=2, most:int=40 # From `expand`; folder of runs; runs at a time; lines
 )->str:
     "What a sweep would compute, what is there already, and about how long it takes"
-    took = estimate(runs, root); done = {r.key for r in runs if is_done(r, root)}; todo = [r for r in runs if r.key not in done]; out = [f'{"step":12}{"runs":>6}{"done":>6}{"to do":>6}  time']
+    took = estimate(runs, root)
+    done = {r.key for r in runs if is_done(r, root)}
+    todo = [r for r in runs if r.key not in done]
+    out = [f'{"step":12}{"runs":>6}{"done":>6}{"to do":>6}  time']
     for step in dict.fromkeys(r.step for r in runs):
-        mine = [r for r in runs if r.step==step]; left = [r for r in mine if r.key not in done]; known = [took[r.key] for r in left if took[r.key] is not None]
-        out.append(f'{step:12}{len(mine):6}{len(mine)-len(left):6}{len(left):6}  '+('' if not left else 'no earlier run' if not known else f'{clock(sum(known))} of work by earlier runs'))
+        mine = [r for r in runs if r.step==step]
+        left = [r for r in mine if r.key not in done]
+        known = [took[r.key] for r in left if took[r.key] is not None]
+        out.append(
+            f'{step:12}{len(mine):6}{len(mine)-len(left):6}{len(left):6}  '
+            +('' if not left else 'no earlier run' if not known else f'{clock(sum(known))} of work by earlier runs'))
     known = [took[r.key] for r in todo if took[r.key] is not None]
-    out.append(f'{len(runs)} runs, {len(done)} done, {len(todo)} to do'+(f'; about {clock(sum(known)/min(jobs, len(todo)))} with --jobs {jobs}' if known else '')+(f', without {len(todo)-len(known)} that have no earlier run' if known and len(known)<len(todo) else ''))
+    out.append(
+        f'{len(runs)} runs, {len(done)} done, {len(todo)} to do'
+        +(f'; about {clock(sum(known)/min(jobs, len(todo)))} with --jobs {jobs}' if known else '')
+        +(f', without {len(todo)-len(known)} that have no earlier run' if known and len(known)<len(todo) else ''))
     out += [f'  would run {r}' for r in todo[:most]]+([f'  … and {len(todo)-most} more'] if len(todo)>most else [])
     return '\n'.join(out)
 
@@ -43,20 +53,26 @@ def _executor(name:str, root:Path, jobs:int, options:list[str]):
     "The executor that was asked for"
     import ast
     from promptbench.engine.pools import Cluster, LocalPool
-    one_of('executor', name, ('local','slurm','submitit','debug')); given = {}
+    one_of('executor', name, ('local','slurm','submitit','debug'))
+    given = {}
     for item in options:
         k,eq,v = item.partition('=')
         if not eq: raise UserError(f'an option of the cluster must look like name=value, got {item!r}')
         try: given[k] = ast.literal_eval(v)
         except (ValueError, SyntaxError): given[k] = v
-    if name=='local' and given: raise UserError(f'--option is for clusters; the local executor takes only --jobs, got {options[0]!r}')
-    return LocalPool(root, jobs=jobs) if name=='local' else Cluster(root, kind={'submitit':'local'}.get(name, name), **given)
+    if name=='local' and given:
+        raise UserError(f'--option is for clusters; the local executor takes only --jobs, got {options[0]!r}')
+    return LocalPool(root, jobs=jobs) if name=='local' else Cluster(
+        root, kind={'submitit':'local'}.get(name, name), **given)
 
 @contextlib.contextmanager
 def _asking(stop):
     "While it lasts, Ctrl-C and SIGTERM ask `stop` instead of ending this process"
     def ask(number, frame):
-        stop.ask(); print('promptbench: stopping; running jobs write a checkpoint (again: kill them)' if stop.level==1 else 'promptbench: killing', file=sys.stderr)
+        stop.ask()
+        print(
+            'promptbench: stopping; running jobs write a checkpoint (again: kill them)' if stop.level==1 else 'promptbench: killing',
+            file=sys.stderr)
     before = {s:signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield
     finally:
@@ -67,27 +83,39 @@ app = typer.Typer()
 
 @app.command()
 def sweep(
-    file:Annotated[Optional[Path], typer.Argument(help='YAML file: axes, seeds, include, exclude, set, steps')]=None,
-    dry_run:Annotated[bool, typer.Option('--dry-run', help='only say what would run, what is done, and about how long it takes')]=False,
-    resume:Annotated[bool, typer.Option('--resume', help='go on with the last sweep in ROOT; with FILE every call goes on anyway')]=False,
-    jobs:Annotated[int, typer.Option(help='runs at a time on this machine; cores are shared among them')]=2,
-    executor:Annotated[str, typer.Option(help='local, slurm, submitit (its local stand-in for a cluster) or debug')]='local',
-    option:Annotated[Optional[list[str]], typer.Option(help='for the cluster, as name=value: timeout_min, slurm_partition, mem_gb, ...')]=None,
-    root:Annotated[Path, typer.Option(help='folder of all runs')]=Path('runs'),
-    store:Annotated[Optional[Path], typer.Option(help='store the rows go to; ROOT/store if not given')]=None,
-    report:Annotated[bool, typer.Option(help='write a report over the store at the end')]=True,
-):
+        file:Annotated[Optional[Path], typer.Argument(help='YAML file: axes, seeds, include, exclude, set, steps')]=None,
+        dry_run:Annotated[
+            bool,
+            typer.Option('--dry-run', help='only say what would run, what is done, and about how long it takes')]=False,
+        resume:Annotated[
+            bool,
+            typer.Option('--resume', help='go on with the last sweep in ROOT; with FILE every call goes on anyway')]=False,
+        jobs:Annotated[int, typer.Option(help='runs at a time on this machine; cores are shared among them')]=2,
+        executor:Annotated[
+            str, typer.Option(help='local, slurm, submitit (its local stand-in for a cluster) or debug')]='local',
+        option:Annotated[
+            Optional[list[str]],
+            typer.Option(help='for the cluster, as name=value: timeout_min, slurm_partition, mem_gb, ...')]=None,
+        root:Annotated[Path, typer.Option(help='folder of all runs')]=Path('runs'),
+        store:Annotated[Optional[Path], typer.Option(help='store the rows go to; ROOT/store if not given')]=None,
+        report:Annotated[bool, typer.Option(help='write a report over the store at the end')]=True,):
     """A grid of runs, each computed once; finished ones are kept, failed ones tried again, broken ones continued.
 
     Exit code: 0 all done · 1 some runs failed or were skipped · 2 the call was wrong, nothing ran · 130 stopped by Ctrl-C.
 
     Examples: `promptbench sweep grid.yaml --dry-run` · `promptbench sweep grid.yaml --jobs 4` · `promptbench sweep --resume` · `promptbench sweep grid.yaml --executor slurm --option timeout_min=120`
     """
-    root = root.expanduser().absolute(); spec = _spec(file, resume, root); runs = expand(spec)
+    root = root.expanduser().absolute()
+    spec = _spec(file, resume, root)
+    runs = expand(spec)
     if jobs<1: raise UserError(f'jobs must be 1 or more, got {jobs}')
     if dry_run: return typer.echo(plan_text(runs, root, jobs=jobs))
-    place = root/'sweeps'/spec['name']; store = (store or root/'store').expanduser().absolute(); writable(place); writable(store)
-    write_atomic(place/'sweep.json', to_json(spec)); code = _run(runs, root, spec['name'], _executor(executor, root, jobs, option or []), jobs, store)
+    place = root/'sweeps'/spec['name']
+    store = (store or root/'store').expanduser().absolute()
+    writable(place)
+    writable(store)
+    write_atomic(place/'sweep.json', to_json(spec))
+    code = _run(runs, root, spec['name'], _executor(executor, root, jobs, option or []), jobs, store)
     if report and code!=130: _report(runs, root, store, place)
     if code: raise typer.Exit(code)
 
@@ -95,17 +123,27 @@ def _run(runs, root:Path, name:str, executor, jobs:int, store:Path)->int: # exit
     "Run, harvest, and say what became of it"
     from promptbench.engine.pools import Stop, run_sweep
     from promptbench.studies.collect import harvest
-    stop = Stop(); began = time.monotonic(); threads = max(1, (os.cpu_count() or 1)//jobs)
-    with _asking(stop): now = follow(run_sweep(runs, root, executor, threads=threads, stop=stop), runs, root, title=name, say=typer.echo, live=False if os.environ.get('PROMPTBENCH_QUIET') else None)
-    new = harvest(runs, root, store); fresh = sum(bool(n.get('fresh')) for n in now.values()); c = Counter(n['state'] for n in now.values())
-    typer.echo(f'{name}: {counts(now)} ({fresh} computed now, {c["done"]-fresh} before) in {clock(time.monotonic()-began)}; rows of {len(new)} runs are new in {store}')
+    stop = Stop()
+    began = time.monotonic()
+    threads = max(1, (os.cpu_count() or 1)//jobs)
+    with _asking(stop):
+        now = follow(run_sweep(runs, root, executor, threads=threads, stop=stop), runs, root, title=name,
+                     say=typer.echo, live=False if os.environ.get('PROMPTBENCH_QUIET') else None)
+    new = harvest(runs, root, store)
+    fresh = sum(bool(n.get('fresh')) for n in now.values())
+    c = Counter(n['state'] for n in now.values())
+    typer.echo(f'{name}: {counts(now)} ({fresh} computed now, {c["done"]-fresh} before) in '
+               f'{clock(time.monotonic()-began)}; rows of {len(new)} runs are new in {store}')
     for r in runs:
         if now[r.key]['state']=='failed': typer.echo(f'failed: {r}: {now[r.key]["note"]}\n  {root/r.key}', err=True)
     if c['skipped']: typer.echo(f'{c["skipped"]} runs were skipped because what they need failed', err=True)
-    if stop.level: typer.echo('stopped; the same command goes on from here', err=True); return 130
+    if stop.level:
+        typer.echo('stopped; the same command goes on from here', err=True)
+        return 130
     return 1 if c['failed'] or c['skipped'] else 0
 
 def _report(runs, root, store, place):
     "Write the report, if any run measured something"
     from promptbench.studies.collect import sweep_report
-    for path in sweep_report(runs, root, store, place, command=' '.join(['promptbench', *sys.argv[1:]])): typer.echo(f'report: {path}')
+    for path in sweep_report(runs, root, store, place, command=' '.join(['promptbench', *sys.argv[1:]])):
+        typer.echo(f'report: {path}')

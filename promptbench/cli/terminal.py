@@ -14,14 +14,16 @@ from ..base.core import UserError, embedded, write_atomic
 def values(what:str, text:str, kind=str)->list:
     "A comma-separated list; `UserError` if an item is not of the kind"
     try: out = [kind(x.strip()) for x in text.split(',') if x.strip()]
-    except ValueError: raise UserError(f'{what} must be a comma-separated list of {kind.__name__}s, got {text!r}') from None
+    except ValueError:
+        raise UserError(f'{what} must be a comma-separated list of {kind.__name__}s, got {text!r}') from None
     if not out: raise UserError(f'{what} must not be empty')
     return out
 
 def seed_list(text:str)->list[int]:
     "`3` means three seeds 0, 1, 2; `7,8` means those; `7,` means seed 7"
     got = values('seeds', text, int)
-    if min(got)<0 or (',' not in text and got[0]<1): raise UserError(f'seeds must be a number of seeds (3) or a list (7,8), got {text!r}')
+    if min(got)<0 or (',' not in text and got[0]<1):
+        raise UserError(f'seeds must be a number of seeds (3) or a list (7,8), got {text!r}')
     return got if ',' in text else list(range(got[0]))
 
 # %% ../../nbs/95_cli/00_terminal.ipynb #5dac27e1
@@ -29,8 +31,10 @@ def place_of(name:str)->str:
     "A path becomes absolute, because the page may run elsewhere; names that promptbench knows stay, whatever lies in this folder"
     from promptbench.data.suite import SUITES
     kind,colon,rest = name.partition(':')
-    if colon and kind in SUITES and Path(rest).expanduser().exists(): return f'{kind}:{Path(rest).expanduser().resolve()}'
-    return name if name in SUITES or embedded(name) else str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+    if colon and kind in SUITES and Path(rest).expanduser().exists():
+        return f'{kind}:{Path(rest).expanduser().resolve()}'
+    return name if name in SUITES or embedded(name) else str(
+        Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
 
 def writable(out:Path):
     "Refuse a folder that cannot be written before any work is done"
@@ -38,5 +42,6 @@ def writable(out:Path):
 
 def print_table(df, most:int=100):
     "A table on the terminal"
-    typer.echo(df.head(most).round(4).to_string(index=False, max_colwidth=48) if len(df) else f'nothing fits; the columns are {", ".join(df.columns)}')
+    typer.echo(df.head(most).round(4).to_string(index=False, max_colwidth=48) if len(df)
+               else f'nothing fits; the columns are {", ".join(df.columns)}')
     if len(df)>most: typer.echo(f'… {len(df)-most} more lines; --to FILE.csv keeps all')

@@ -24,9 +24,16 @@ LEVELS = ('error','warning','note')   # stops a run, or makes its numbers wrong;
 @dataclass(frozen=True)
 class Problem:
     "What is wrong, where, and what to do about it"
-    level:str; file:str; what:str; todo:str; row:int|None=None; field:str|None=None; count:int=1
+    level:str
+    file:str
+    what:str
+    todo:str
+    row:int|None=None
+    field:str|None=None
+    count:int=1
     def __str__(self):
-        where = self.file+('' if self.row is None else f', row {self.row}')+('' if self.field is None else f', field {self.field!r}')
+        where = self.file+('' if self.row is None else f', row {self.row}')+(
+            '' if self.field is None else f', field {self.field!r}')
         return f'{self.level}: {where}: {self.what}; {self.todo}'
 
 def _problem(e:UserError, level:str='error', file='')->Problem:
@@ -40,7 +47,9 @@ def _within(text:str, part:str)->bool:
     at = text.find(part) if part else -1
     while at>=0:
         end = at+len(part)
-        if not (at and text[at-1].isalnum() and part[0].isalnum()) and not (end<len(text) and text[end].isalnum() and part[-1].isalnum()): return True
+        if not (at and text[at-1].isalnum() and part[0].isalnum()) and not (
+                end<len(text) and text[end].isalnum() and part[-1].isalnum()):
+            return True
         at = text.find(part, at+1)
     return False
 
@@ -56,7 +65,9 @@ def _shares(examples)->dict[str,float]:
     "In how many sources the target stands, in how many all choices, and how often one of the other choices does"
     seen = Counter()
     for source,target,choices in examples:
-        text,others = source.lower(),[c for c in choices or () if c!=target]; held = [_within(text, c.lower()) for c in others]; mine = _within(text, target.lower())
+        text,others = source.lower(),[c for c in choices or () if c!=target]
+        held = [_within(text, c.lower()) for c in others]
+        mine = _within(text, target.lower())
         seen.update(target=mine, all=bool(choices) and mine and all(held), other=sum(held)/len(held) if held else 0)
     return {k: seen[k]/max(1,len(examples)) for k in ('target','all','other')}
 
@@ -75,45 +86,74 @@ def lint(
     *, bad:Callable|None=None # Called with (row, error) when a rendering fails; None: such a row becomes a problem here
 )->list[Problem]:
     "What is wrong with a template, judged by its rows"
-    name,out,kinds,kept,failed = f'template {template.name!r}',[],{},[],[]; rows = list(rows)
+    name,out,kinds,kept,failed = f'template {template.name!r}',[],{},[],[]
+    rows = list(rows)
     for n,r in rows:
         if len(failed)>=GIVE_UP==len(failed)+len(kinds)+len(kept): break
         try: parts = template.parts(r)
         except UserError as e:
             failed.append(n)
-            (bad or (lambda n,e: out.append(Problem('error', str(file), *_cause(template, e)[:2], n, _cause(template, e)[2]))))(n, e)
+            (bad
+             or (
+                 lambda n,e: out.append(
+                     Problem('error', str(file), *_cause(template, e)[:2], n, _cause(template, e)[2]))))(n, e)
             continue
         kind = _kind(*parts)
         if kind: kinds.setdefault(kind, []).append(n)
         if kind in (None, 'repeated', 'empty choice'): kept.append(parts)
     for kind,ns in kinds.items():
-        level,what,todo = SAY[kind]; out.append(Problem(level, str(file), f'{name} '+what.format(n=len(ns), all=len(rows)), todo, ns[0], count=len(ns)))
-    if rows and not kept and len(failed)<min(len(rows), GIVE_UP): out.append(Problem('error', str(file), f'{name} gives no example from any of {len(rows)} rows', 'leave it out, or give it rows that it fits'))
+        level,what,todo = SAY[kind]
+        out.append(
+            Problem(level, str(file), f'{name} '+what.format(n=len(ns), all=len(rows)), todo, ns[0], count=len(ns)))
+    if rows and not kept and len(failed)<min(len(rows), GIVE_UP):
+        out.append(
+            Problem('error', str(file), f'{name} gives no example from any of {len(rows)} rows',
+                    'leave it out, or give it rows that it fits'))
     return out+_one_place(kept, file, name)+_leaks(template, _spread(kept, 200), file, name)
 
 def _cause(template, e)->tuple[str,str,str|None]: # what, what to do, field
     "A failed rendering without the template's name, so that the same mistake in a row is told once for all templates"
-    text = str(e).removeprefix(f'template {template.name!r}').lstrip(': '); what,_,todo = text.rpartition('; '); found = re.search(r"field '([^']+)' is|: '([^']+)' is undefined", text)
-    return what or text, todo or 'mend the record or the template', next((g for g in found.groups() if g), None) if found else None
+    text = str(e).removeprefix(f'template {template.name!r}').lstrip(': ')
+    what,_,todo = text.rpartition('; ')
+    found = re.search(r"field '([^']+)' is|: '([^']+)' is undefined", text)
+    return what or text, todo or 'mend the record or the template', next(
+        (g for g in found.groups() if g), None) if found else None
 
 def _one_place(examples, file, name)->list[Problem]:
     "Targets that always stand at the same place among the choices"
     places = {c.index(t) for _,t,c in examples if c and len(c)>1}
     if len(examples)<20 or len(places)!=1: return []
-    return [Problem('warning', str(file), f'{name}: the target is choice {min(places)+1} in all of {len(examples)} rows', 'mix the order of the choices, or the labels: the place alone gives the answer where the source lists them')]
+    return [
+        Problem(
+            'warning', str(file), f'{name}: the target is choice {min(places)+1} in all of {len(examples)} rows',
+            'mix the order of the choices, or the labels: the place alone gives the answer where the source lists them')]
 
 def _leaks(template, examples, file, name)->list[Problem]:
     "Sources that give the target away, and what the metadata say about choices in the prompt"
     if len(examples)<5: return []
-    s,out,ranked = _shares(examples),[],examples[0][2] is not None; says = template.metadata.get('choices_in_prompt'); of = f'{len(examples)} rows'
+    s,out,ranked = _shares(examples),[],examples[0][2] is not None
+    says = template.metadata.get('choices_in_prompt')
+    of = f'{len(examples)} rows'
     if ranked and s['target']-s['other']>.5 and s['all']<.5:
-        out.append(Problem('warning', str(file), f'{name}: the source holds the target in {s["target"]:.0%} of {of}, but other choices in {s["other"]:.0%}', 'right where the answer is read from a passage, a leak where it is not; a source that lists all choices would be fine'))
+        out.append(
+            Problem(
+                'warning', str(file),
+                f'{name}: the source holds the target in {s["target"]:.0%} of {of}, but other choices in {s["other"]:.0%}',
+                'right where the answer is read from a passage, a leak where it is not; a source that lists all choices would be fine'))
     if not ranked and s['target']>.9:
-        out.append(Problem('note', str(file), f'{name}: the source holds the whole target in {s["target"]:.0%} of {of}', 'right for answers that are copied from a text; otherwise take it out'))
+        out.append(
+            Problem('note', str(file), f'{name}: the source holds the whole target in {s["target"]:.0%} of {of}',
+                    'right for answers that are copied from a text; otherwise take it out'))
     if ranked and says is True and s['all']<.5:
-        out.append(Problem('note', str(file), f'{name} says choices_in_prompt: true, but all choices stand in {s["all"]:.0%} of {of}', 'correct the metadata'))
+        out.append(
+            Problem('note', str(file),
+                    f'{name} says choices_in_prompt: true, but all choices stand in {s["all"]:.0%} of {of}',
+                    'correct the metadata'))
     if ranked and says is False and s['all']>.95:
-        out.append(Problem('note', str(file), f'{name} says choices_in_prompt: false, but all choices stand in {s["all"]:.0%} of {of}', 'correct the metadata'))
+        out.append(
+            Problem('note', str(file),
+                    f'{name} says choices_in_prompt: false, but all choices stand in {s["all"]:.0%} of {of}',
+                    'correct the metadata'))
     return out
 
 # %% ../../nbs/10_data/06_checks.ipynb #bb535f77
@@ -125,9 +165,15 @@ def lint_file(
     out,seen = [],{}
     for t in templates:
         same = seen.setdefault((' '.join(t.jinja.split()), ' '.join((t.answer_choices or '').split())), t.name)
-        if same!=t.name: out.append(Problem('warning', str(file), f'template {t.name!r} is the same as {same!r}', 'remove one; it counts twice in every average'))
+        if same!=t.name:
+            out.append(
+                Problem(
+                    'warning', str(file), f'template {t.name!r} is the same as {same!r}', 'remove one; it counts twice in every average'))
         twice = sorted(c for c,n in Counter(t.fixed or ()).items() if n>1 or not c)
-        if twice: out.append(Problem('warning', str(file), f'template {t.name!r} has the choices {twice} twice or empty', 'make them different; no method can tell them apart'))
+        if twice:
+            out.append(Problem(
+                           'warning', str(file), f'template {t.name!r} has the choices {twice} twice or empty',
+                           'make them different; no method can tell them apart'))
     return out
 
 # %% ../../nbs/10_data/06_checks.ipynb #390f4b2c
@@ -143,39 +189,73 @@ def _rows(records:dict, files:dict)->Iterator[Problem]:
     for split,rows in records.items():
         again,shared,empty,kinds = [],[],{},{}
         for n,r in rows:
-            key = json.dumps({k:v for k,v in r.items() if k not in ('id','idx','uid')}, sort_keys=True, default=str); first = seen.setdefault(key, split)
+            key = json.dumps({k:v for k,v in r.items() if k not in ('id','idx','uid')}, sort_keys=True, default=str)
+            first = seen.setdefault(key, split)
             if first!=split: shared.append(n)
             elif key in kinds: again.append(n)
             kinds[key] = 1
             for k,v in r.items():
                 if v is None or v!=v: empty.setdefault(k, []).append(n)
-        if again: yield Problem('warning', str(files[split]), f'{len(again)} of {len(rows)} rows are copies of earlier ones', 'remove them', again[0], count=len(again))
-        if shared: yield Problem('warning', str(files[split]), f'{len(shared)} of {len(rows)} rows stand in another split too', 'remove them from one; methods are trained on what judges them', shared[0], count=len(shared))
-        for k,ns in empty.items(): yield Problem('warning' if len(ns)<len(rows) else 'note', str(files[split]), f'it is null or NaN in {len(ns)} of {len(rows)} rows', 'fill it; a template prints None or nan', ns[0], k, len(ns))
+        if again:
+            yield Problem(
+                'warning', str(files[split]), f'{len(again)} of {len(rows)} rows are copies of earlier ones',
+                'remove them', again[0], count=len(again))
+        if shared:
+            yield Problem(
+                'warning', str(files[split]), f'{len(shared)} of {len(rows)} rows stand in another split too',
+                'remove them from one; methods are trained on what judges them', shared[0], count=len(shared))
+        for k,ns in empty.items():
+            yield Problem('warning' if len(ns)<len(rows) else 'note', str(files[split]),
+                          f'it is null or NaN in {len(ns)} of {len(rows)} rows',
+                          'fill it; a template prints None or nan', ns[0], k, len(ns))
 
 def _through(templates, records:dict, files:dict, role:str)->Iterator[Problem]:
     "Every row through every template; a mistake that several templates meet in the same rows is told once"
     for split,rows in records.items():
         met,alike = {},{}
         for t in templates:
-            if split!='train' and role in ('eval','dev') and t.answer_choices is None: yield Problem('error', str(files[split]), f'template {t.name!r} has no answer choices to rank', 'add them, or give the dataset the role train'); continue
-            for p in lint(t, rows, files[split], bad=lambda n,e: met.setdefault(_cause(t, e), {}).setdefault(n, []).append(t.name)): alike.setdefault(replace(p, what=p.what.replace(f'template {t.name!r}', '', 1)), []).append(p)
-        yield from (ps[0] if len(ps)==1 else replace(ps[0], what=f'{ps[0].what} (and {len(ps)-1} more template{"s"*(len(ps)>2)})') for ps in alike.values())
+            if split!='train' and role in ('eval','dev') and t.answer_choices is None:
+                yield Problem(
+                    'error', str(files[split]), f'template {t.name!r} has no answer choices to rank',
+                    'add them, or give the dataset the role train')
+                continue
+            for p in lint(t, rows, files[split],
+                              bad=lambda n,e: met.setdefault(_cause(t, e), {}).setdefault(n, []).append(t.name)):
+                alike.setdefault(replace(p, what=p.what.replace(f'template {t.name!r}', '', 1)), []).append(p)
+        yield from (ps[0] if len(ps)==1
+                    else replace(ps[0], what=f'{ps[0].what} (and {len(ps)-1} more template{"s"*(len(ps)>2)})')
+                    for ps in alike.values())
         for (what,todo,field),at in met.items():
-            names = sorted({x for v in at.values() for x in v}); many = f' ({len(at)} rows)' if len(at)>1 else ''
-            yield Problem('error', str(files[split]), f'{what}{many}, in '+(f'template {names[0]!r}' if len(names)==1 else f'{len(names)} templates'), todo, min(at), field, len(at))
+            names = sorted({x for v in at.values() for x in v})
+            many = f' ({len(at)} rows)' if len(at)>1 else ''
+            yield Problem(
+                'error', str(files[split]),
+                f'{what}{many}, in '+(f'template {names[0]!r}' if len(names)==1 else f'{len(names)} templates'), todo,
+                min(at), field, len(at))
 
 def _dataset(folder:Path, p:Path, role:str, name:str, which:str, take:int|None)->Iterator[Problem]:
     flaws = []
-    try: files = split_files(p); ts = _templates_of(folder, p, name, which, role, flaws.append)
-    except UserError as e: yield _problem(e, file=p); return
-    yield from map(_problem, flaws); yield from lint_file(ts, p)
-    if not ts: yield Problem('error', str(p), 'no template of it can be used', 'mend templates.yaml'); return
-    records,problems = _read(files, take); yield from problems
+    try:
+        files = split_files(p)
+        ts = _templates_of(folder, p, name, which, role, flaws.append)
+    except UserError as e:
+        yield _problem(e, file=p)
+        return
+    yield from map(_problem, flaws)
+    yield from lint_file(ts, p)
+    if not ts:
+        yield Problem('error', str(p), 'no template of it can be used', 'mend templates.yaml')
+        return
+    records,problems = _read(files, take)
+    yield from problems
     for s in ('train','validation'):
-        if s not in files: yield Problem('note', str(p), f'it has no {s} split', 'shots are drawn from it' if s=='train' else 'methods are judged on it')
-    if role in ('eval','dev') and 0<len(records.get('train', ()))<16: yield Problem('note', str(p), f'it has {len(records["train"])} training rows', 'ask for fewer shots than that')
-    yield from _rows(records, files); yield from _through(ts, records, files, role)
+        if s not in files:
+            yield Problem(
+                'note', str(p), f'it has no {s} split', 'shots are drawn from it' if s=='train' else 'methods are judged on it')
+    if role in ('eval','dev') and 0<len(records.get('train', ()))<16:
+        yield Problem('note', str(p), f'it has {len(records["train"])} training rows', 'ask for fewer shots than that')
+    yield from _rows(records, files)
+    yield from _through(ts, records, files, role)
 
 def check_suite(
     folder, # As for `load_suite`
@@ -187,11 +267,16 @@ def check_suite(
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise UserError(f'{folder} must be the folder of a suite; check the path')
     try: plan,todo,notes = folder_layout(folder)
-    except UserError as e: yield _problem(e, file=folder); return
+    except UserError as e:
+        yield _problem(e, file=folder)
+        return
     which = one_of('templates', templates or plan.templates, ['original','all'])
-    for n in notes: yield Problem('note', str(folder), n.removeprefix(f'{folder} ').rpartition('; ')[0], n.rpartition('; ')[2])
+    for n in notes:
+        yield Problem('note', str(folder), n.removeprefix(f'{folder} ').rpartition('; ')[0], n.rpartition('; ')[2])
     for role in ('train','eval'):
-        if not any(r==role for _,r,_ in todo): yield Problem('note', str(folder), f'no dataset has the role {role}', 'fine if you do not '+('pretrain on it' if role=='train' else 'judge methods by it'))
+        if not any(r==role for _,r,_ in todo):
+            yield Problem('note', str(folder), f'no dataset has the role {role}',
+                          'fine if you do not '+('pretrain on it' if role=='train' else 'judge methods by it'))
     for i,(p,role,name) in enumerate(todo):
         yield from _dataset(folder, p, role, name, which, take)
         if each: each(i+1, len(todo))
@@ -204,10 +289,14 @@ def token_counter(
     place = embedded(name) or Path(name).expanduser()
     if (place/'tokenizer.json').is_file():
         from tokenizers import Tokenizer
-        t = Tokenizer.from_file(str(place/'tokenizer.json')); t.no_truncation(); return lambda texts: [len(e.ids) for e in t.encode_batch_fast(list(texts), add_special_tokens=False)]
+        t = Tokenizer.from_file(str(place/'tokenizer.json'))
+        t.no_truncation()
+        return lambda texts: [len(e.ids) for e in t.encode_batch_fast(list(texts), add_special_tokens=False)]
     from transformers import AutoTokenizer
     try: t = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as e: raise UserError(f'a tokenizer must be tiny, a folder or a hub id, got {name!r} ({str(e).splitlines()[0]:.120}); check the name') from None
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f'a tokenizer must be tiny, a folder or a hub id, got {name!r} ({str(e).splitlines()[0]:.120}); check the name') from None
     return lambda texts: [len(x) for x in t(list(texts), add_special_tokens=False, verbose=False)['input_ids']]
 
 def lengths(
@@ -220,10 +309,14 @@ def lengths(
     "Lengths of sources and targets"
     out = []
     for t in suite.tasks() if tasks is None else tasks:
-        s = split or ('validation' if 'validation' in t._data.records else 'train'); es = list(itertools.islice(render(t, s), n))
-        source,target = count([e.source for e in es]),count([x for e in es for x in (e.choices or (e.target,))]); at = 0
+        s = split or ('validation' if 'validation' in t._data.records else 'train')
+        es = list(itertools.islice(render(t, s), n))
+        source,target = count([e.source for e in es]),count([x for e in es for x in (e.choices or (e.target,))])
+        at = 0
         for e,a in zip(es, source):
-            k = len(e.choices or (e.target,)); out.append((t.cluster, t.dataset, t.template, t.role, a, max(target[at:at+k]))); at += k
+            k = len(e.choices or (e.target,))
+            out.append((t.cluster, t.dataset, t.template, t.role, a, max(target[at:at+k])))
+            at += k
     return pd.DataFrame(out, columns=['cluster','dataset','template','role','source','target'])
 
 def truncation(
@@ -231,5 +324,7 @@ def truncation(
     *, max_source:int=768, max_target:int=192
 )->pd.DataFrame: # One row per template: examples, mean, longest, cut (share of sources), target, target_cut
     "How long the texts of every template are, and how many are cut"
-    g = table.assign(cut=table.source>max_source, target_cut=table.target>max_target).groupby(['cluster','dataset','template'], sort=False)
-    return g.agg(examples=('source','size'), mean=('source','mean'), longest=('source','max'), cut=('cut','mean'), target=('target','max'), target_cut=('target_cut','mean')).reset_index()
+    g = table.assign(cut=table.source>max_source,
+                     target_cut=table.target>max_target).groupby(['cluster','dataset','template'], sort=False)
+    return g.agg(examples=('source','size'), mean=('source','mean'), longest=('source','max'), cut=('cut','mean'),
+                 target=('target','max'), target_cut=('target_cut','mean')).reset_index()

@@ -18,7 +18,8 @@ class Flaw(UserError):
     def __init__(self, file, what:str, todo:str, row=None, field:str|None=None):
         self.file,self.what,self.todo,self.row,self.field = str(file),what,todo,row,field
         unit = 'line' if '.json' in self.file or self.file.endswith('.yaml') else 'row'
-        super().__init__(f"{file}{'' if row is None else f', {unit} {row}'}{'' if field is None else f', field {field!r}'}: {what}; {todo}")
+        super().__init__(
+            f"{file}{'' if row is None else f', {unit} {row}'}{'' if field is None else f', field {field!r}'}: {what}; {todo}")
 
 def halt(flaw:Flaw):
     "What to do about a flaw, if nothing else is asked: raise it"
@@ -28,14 +29,18 @@ MAX_LINE,MAX_FIELD = 64*2**20, 10_000_000   # bytes of one line; characters of o
 
 # %% ../../nbs/10_data/00_files.ipynb #8f659abf
 _BOMS = {b'\xff\xfe': 'UTF-16', b'\xfe\xff': 'UTF-16'}
-_MAGIC = {b'\x1f\x8b': 'gzip; give it the ending .gz', b'PK': 'a zip file; unpack it', b'PAR1': 'Parquet; give it the ending .parquet', b'ARROW1': 'Arrow; write it as Parquet'}
+_MAGIC = {b'\x1f\x8b': 'gzip; give it the ending .gz', b'PK': 'a zip file; unpack it',
+          b'PAR1': 'Parquet; give it the ending .parquet', b'ARROW1': 'Arrow; write it as Parquet'}
 
 def _decode(data:bytes, path, row:int, whole:bool=False)->str:
     "Text of a line, or of a `whole` file"
     try: return data.decode('utf8')
     except UnicodeDecodeError as e:
         at = row+data.count(b'\n', 0, e.start) if whole else row
-        raise Flaw(path, f'it is not UTF-8: byte 0x{data[e.start]:02x} at place {e.start-data.rfind(bytes([10]), 0, e.start)-1}', 'save the file as UTF-8 (it may be Latin-1 or Windows-1252)', at) from None
+        raise Flaw(
+            path,
+            f'it is not UTF-8: byte 0x{data[e.start]:02x} at place {e.start-data.rfind(bytes([10]), 0, e.start)-1}',
+            'save the file as UTF-8 (it may be Latin-1 or Windows-1252)', at) from None
 
 def _head(data:bytes, path)->bytes:
     "The beginning of a file without its byte order mark"
@@ -44,7 +49,8 @@ def _head(data:bytes, path)->bytes:
     for mark,name in _MAGIC.items():
         if data.startswith(mark): raise Flaw(path, f'it is {name.split(";")[0]}', name.split('; ')[1], 1)
     data = data.removeprefix(b'\xef\xbb\xbf')
-    if data.startswith(b'\xef\xbb\xbf'): raise Flaw(path, 'it begins with two byte order marks', 'save it as UTF-8 without any', 1)
+    if data.startswith(b'\xef\xbb\xbf'):
+        raise Flaw(path, 'it begins with two byte order marks', 'save it as UTF-8 without any', 1)
     return data
 
 def _lines(path:Path)->Iterator[tuple[int,bytes]]:
@@ -55,27 +61,36 @@ def _lines(path:Path)->Iterator[tuple[int,bytes]]:
             for n in itertools.count(1):
                 line = f.readline(MAX_LINE+1)
                 if not line: return
-                if len(line)>MAX_LINE: raise Flaw(path, f'it is longer than {MAX_LINE>>20} MB', 'write one record per line', n)
+                if len(line)>MAX_LINE:
+                    raise Flaw(path, f'it is longer than {MAX_LINE>>20} MB', 'write one record per line', n)
                 yield n,line
     except (OSError, EOFError, zlib.error) as e:
-        raise Flaw(path, f'cannot read on after line {max(n-1,0)}: {e}', 'fetch or write the file again; it may have been cut short, or be no gzip in spite of its name') from None
+        raise Flaw(
+            path, f'cannot read on after line {max(n-1,0)}: {e}',
+            'fetch or write the file again; it may have been cut short, or be no gzip in spite of its name') from None
 
 # %% ../../nbs/10_data/00_files.ipynb #cae7215e
 def _object(line:str, path, n:int)->dict:
     try: r = json.loads(line)
-    except ValueError as e: raise Flaw(path, f'it must be a JSON object, but {e}', 'mend or remove that line', n) from None
+    except ValueError as e:
+        raise Flaw(path, f'it must be a JSON object, but {e}', 'mend or remove that line', n) from None
     except RecursionError: raise Flaw(path, 'its JSON is nested too deeply', 'flatten the record', n) from None
-    if not isinstance(r, dict): raise Flaw(path, f'it must be a JSON object, got {type(r).__name__}', 'write the fields as {"name": value}', n)
+    if not isinstance(r, dict):
+        raise Flaw(path, f'it must be a JSON object, got {type(r).__name__}', 'write the fields as {"name": value}', n)
     if not r: raise Flaw(path, 'it is a record without fields', 'remove that line', n)
     if len(line)>MAX_FIELD: _long(r, path, n)
     if '\\ud' in line or '\\uD' in line:
         try: json.dumps(r, ensure_ascii=False).encode()
-        except UnicodeEncodeError: raise Flaw(path, 'it has half a character (a lone surrogate)', 'write the text again from its source, or remove the line', n) from None
+        except UnicodeEncodeError:
+            raise Flaw(path, 'it has half a character (a lone surrogate)',
+                       'write the text again from its source, or remove the line', n) from None
     return r
 
 def _long(r:dict, path, n):
     for k,v in r.items():
-        if isinstance(v, str) and len(v)>MAX_FIELD: raise Flaw(path, f'it has {len(v):,} characters, more than {MAX_FIELD:,}', 'cut the text; models read a few thousand characters of it', n, k)
+        if isinstance(v, str) and len(v)>MAX_FIELD:
+            raise Flaw(path, f'it has {len(v):,} characters, more than {MAX_FIELD:,}',
+                       'cut the text; models read a few thousand characters of it', n, k)
 
 def _jsonl(path:Path, bad:Callable)->Iterator[tuple[int,dict]]:
     try:
@@ -88,18 +103,23 @@ def _jsonl(path:Path, bad:Callable)->Iterator[tuple[int,dict]]:
     except Flaw as f: bad(f)
 
 # %% ../../nbs/10_data/00_files.ipynb #63d389f1
-_NUMBER = re.compile(r'-?(0|[1-9]\d{0,17})'); _REAL = re.compile(r'-?(0|[1-9]\d*)\.\d+([eE][+-]?\d+)?')
+_NUMBER = re.compile(r'-?(0|[1-9]\d{0,17})')
+_REAL = re.compile(r'-?(0|[1-9]\d*)\.\d+([eE][+-]?\d+)?')
 
 def _column(values:list[str])->list:
     "Whole numbers and decimals as such where the whole column is; all else stays text, so that `007` keeps its zeros"
     full = [v for v in values if v!='']
-    kind = int if full and all(map(_NUMBER.fullmatch, full)) else float if full and all(_NUMBER.fullmatch(v) or _REAL.fullmatch(v) for v in full) else None
+    kind = int if full and all(map(_NUMBER.fullmatch, full)) else float if full and all(
+        _NUMBER.fullmatch(v) or _REAL.fullmatch(v) for v in full) else None
     return values if kind is None else [None if v=='' else kind(v) for v in values]
 
 def _header(text:str, path)->list[str]:
     try: names = next(csv.reader(io.StringIO(text)))
-    except (StopIteration, csv.Error) as e: raise Flaw(path, f'it must begin with a row of field names, but {e or "it is empty"}', 'add the names', 1) from None
-    if len(names)==1 and re.search('[;\t]', names[0]): raise Flaw(path, 'its fields are divided by semicolons or tabs', 'save it with commas', 1)
+    except (StopIteration, csv.Error) as e:
+        raise Flaw(
+            path, f'it must begin with a row of field names, but {e or "it is empty"}', 'add the names', 1) from None
+    if len(names)==1 and re.search('[;\t]', names[0]):
+        raise Flaw(path, 'its fields are divided by semicolons or tabs', 'save it with commas', 1)
     if '' in names: raise Flaw(path, f'field {names.index("")+1} has no name', 'name every column in the first row', 1)
     twice = sorted({n for n in names if names.count(n)>1})
     if twice: raise Flaw(path, f'the field names {twice} come twice', 'rename one of each', 1)
@@ -108,19 +128,35 @@ def _header(text:str, path)->list[str]:
 def _csv(path:Path, bad:Callable)->list[tuple[int,dict]]:
     import pyarrow as pa, pyarrow.csv as pc
     try:
-        text = _decode(_head(path.read_bytes(), path), path, 1, True); names,odd = _header(text, path),[]
-        def wrong(row): odd.append((row.number, row.actual_columns)); return 'skip'
-        table = pc.read_csv(io.BytesIO(text.encode()), read_options=pc.ReadOptions(use_threads=False, block_size=max(1<<20, min(len(text)*4+1, 1<<30))), parse_options=pc.ParseOptions(newlines_in_values=True, invalid_row_handler=wrong),
-                            convert_options=pc.ConvertOptions(column_types={n: pa.string() for n in names}, strings_can_be_null=False))
-    except Flaw as f: bad(f); return []
-    except (OSError, pa.ArrowInvalid) as e: bad(Flaw(path, f'it must be CSV, but {e}', 'look for a quotation mark that is not closed')); return []
-    for n,got in odd: bad(Flaw(path, f'it has {got} fields, the header has {len(names)}', 'put texts with commas in quotation marks', n))
-    gone = {n for n,_ in odd}; rows = [dict(zip(names, r)) for r in zip(*(_column(table[n].to_pylist()) for n in names))]
+        text = _decode(_head(path.read_bytes(), path), path, 1, True)
+        names,odd = _header(text, path),[]
+        def wrong(row):
+            odd.append((row.number, row.actual_columns))
+            return 'skip'
+        table = pc.read_csv(
+            io.BytesIO(text.encode()),
+            read_options=pc.ReadOptions(use_threads=False, block_size=max(1<<20, min(len(text)*4+1, 1<<30))),
+            parse_options=pc.ParseOptions(newlines_in_values=True, invalid_row_handler=wrong),
+            convert_options=pc.ConvertOptions(
+                column_types={n: pa.string() for n in names}, strings_can_be_null=False))
+    except Flaw as f:
+        bad(f)
+        return []
+    except (OSError, pa.ArrowInvalid) as e:
+        bad(Flaw(path, f'it must be CSV, but {e}', 'look for a quotation mark that is not closed'))
+        return []
+    for n,got in odd:
+        bad(Flaw(path, f'it has {got} fields, the header has {len(names)}',
+                 'put texts with commas in quotation marks', n))
+    gone = {n for n,_ in odd}
+    rows = [dict(zip(names, r)) for r in zip(*(_column(table[n].to_pylist()) for n in names))]
     return [(n,r) for n,r in zip((n for n in itertools.count(2) if n not in gone), rows) if _fits(r, path, n, bad)]
 
 def _fits(r:dict, path, n, bad)->bool:
     try: _long(r, path, n)
-    except Flaw as f: bad(f); return False
+    except Flaw as f:
+        bad(f)
+        return False
     return True
 
 # %% ../../nbs/10_data/00_files.ipynb #cf1fb117
@@ -138,21 +174,34 @@ def _plain(table, path, bad:Callable):
     import pyarrow as pa, pyarrow.types as pt
     table = table.drop_columns([n for n in table.column_names if n.startswith('__index_level')])
     for i,f in enumerate(table.schema):
-        to = f.type.value_type if pt.is_dictionary(f.type) else pa.string() if pt.is_temporal(f.type) else pa.float64() if pt.is_decimal(f.type) else None
-        if pt.is_binary(f.type) or pt.is_large_binary(f.type): raise Flaw(path, 'it holds bytes', 'write it as text, or leave the column out', field=f.name)
+        to = (
+            f.type.value_type if pt.is_dictionary(f.type) else pa.string() if pt.is_temporal(f.type) else pa.float64()
+            if pt.is_decimal(f.type) else None)
+        if pt.is_binary(f.type) or pt.is_large_binary(f.type):
+            raise Flaw(path, 'it holds bytes', 'write it as text, or leave the column out', field=f.name)
         if to is not None: table = table.set_column(i, f.name, table[f.name].cast(to))
     return table.combine_chunks()
 
 def _parquet(path:Path, bad:Callable)->list|Table:
     import pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq, pyarrow.types as pt
     try: table = _plain(pq.read_table(path, use_threads=False), path, bad)
-    except Flaw as f: bad(f); return []
-    except (OSError, pa.ArrowException) as e: bad(Flaw(path, f'cannot read it as Parquet: {str(e).strip():.200}', 'fetch or write the file again')); return []
+    except Flaw as f:
+        bad(f)
+        return []
+    except (OSError, pa.ArrowException) as e:
+        bad(Flaw(path, f'cannot read it as Parquet: {str(e).strip():.200}', 'fetch or write the file again'))
+        return []
     keep = None
     for f in table.schema:
-        if not (pt.is_string(f.type) or pt.is_large_string(f.type)) or (pc.max(pc.utf8_length(table[f.name])).as_py() or 0)<=MAX_FIELD: continue
-        long = pc.fill_null(pc.greater(pc.utf8_length(table[f.name]), MAX_FIELD), False); keep = pc.invert(long) if keep is None else pc.and_(keep, pc.invert(long))
-        for i in pc.indices_nonzero(long).to_pylist(): bad(Flaw(path, f'it has more than {MAX_FIELD:,} characters', 'cut the text; models read a few thousand characters of it', i+1, f.name))
+        if not (pt.is_string(f.type) or pt.is_large_string(f.type)) or (
+                pc.max(pc.utf8_length(table[f.name])).as_py() or 0)<=MAX_FIELD:
+            continue
+        long = pc.fill_null(pc.greater(pc.utf8_length(table[f.name]), MAX_FIELD), False)
+        keep = pc.invert(long) if keep is None else pc.and_(keep, pc.invert(long))
+        for i in pc.indices_nonzero(long).to_pylist():
+            bad(Flaw(
+                    path, f'it has more than {MAX_FIELD:,} characters',
+                    'cut the text; models read a few thousand characters of it', i+1, f.name))
     return Table(table if keep is None else table.filter(keep))
 
 # %% ../../nbs/10_data/00_files.ipynb #93d9abb2
@@ -169,10 +218,15 @@ def numbered(
     bad:Callable=halt # Called with every `Flaw`; raises it by default
 )->Iterator[tuple[int,dict]]: # row as an editor counts it, record
     "Records with their rows; a file without any is a flaw too"
-    path = Path(path); e = ending(path)
+    path = Path(path)
+    e = ending(path)
     if e is None: raise UserError(f'{path} must end with one of {list(ENDINGS)}; write it as one of these')
-    told,some = [],False; note = lambda f: (told.append(f), bad(f))
-    for pair in _csv(path, note) if e=='.csv' else enumerate(_parquet(path, note), 1) if e=='.parquet' else _jsonl(path, note): some = True; yield pair
+    told,some = [],False
+    note = lambda f: (told.append(f), bad(f))
+    for pair in _csv(path, note) if e=='.csv' else enumerate(
+            _parquet(path, note), 1) if e=='.parquet' else _jsonl(path, note):
+        some = True
+        yield pair
     if not some and not told: bad(Flaw(path, 'there are no records in it', 'fill it, or remove it'))
 
 def read_records(
@@ -181,7 +235,8 @@ def read_records(
 )->list|Table: # A sequence of dicts
     "All records of a file"
     if ending(path)!='.parquet': return [r for _,r in numbered(path, bad)]
-    flaws = []; got = _parquet(Path(path), lambda f: (flaws.append(f), bad(f)))
+    flaws = []
+    got = _parquet(Path(path), lambda f: (flaws.append(f), bad(f)))
     if not len(got) and not flaws: bad(Flaw(path, 'there are no records in it', 'fill it, or remove it'))
     return got
 
@@ -196,12 +251,17 @@ def record_files(
 )->list[tuple[str,Path]]: # split, file
     "The files of records in a folder, sorted"
     folder = Path(folder)
-    return [(f.name.removesuffix(ending(f)), f) for f in sorted(folder.iterdir()) if f.is_file() and ending(f) and not f.name.startswith('.')] if folder.is_dir() else []
+    return [(f.name.removesuffix(ending(f)), f)
+            for f in sorted(folder.iterdir())
+            if f.is_file() and ending(f) and not f.name.startswith('.')] if folder.is_dir() else []
 
 def split_files(
     folder # A dataset's folder
 )->dict[str,Path]: # split -> file
     "The files of records in a folder by split; `UserError` if a split has two"
-    found = record_files(folder); out,files = dict(found),[f for _,f in found]
-    if len(out)<len(files): raise UserError(f'{folder} must have one file per split, it has {[f.name for f in files]}; remove all but one of each')
+    found = record_files(folder)
+    out,files = dict(found),[f for _,f in found]
+    if len(out)<len(files):
+        raise UserError(
+            f'{folder} must have one file per split, it has {[f.name for f in files]}; remove all but one of each')
     return out

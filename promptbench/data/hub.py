@@ -25,15 +25,23 @@ def group_choices(
     *, partial:bool=False # Whether examples at the end may lack choices: those are left out
 )->tuple: # number of every example, its first place in the order, one past its last, the order of rows
     "Which rows make up an example; `UserError` if choices are missing, twice, or not exactly one is right"
-    order = np.lexsort((idx[:,1], idx[:,0])); n = idx[order,0]; first = np.flatnonzero(np.r_[True, n[1:]!=n[:-1]]) if len(n) else np.zeros(0, int)
-    last = np.r_[first[1:], len(n)] if len(n) else first; size = last-first
-    place = np.arange(len(n))-np.repeat(first, size); odd = np.logical_or.reduceat(idx[order,1]!=place, first) if len(n) else size>0
+    order = np.lexsort((idx[:,1], idx[:,0]))
+    n = idx[order,0]
+    first = np.flatnonzero(np.r_[True, n[1:]!=n[:-1]]) if len(n) else np.zeros(0, int)
+    last = np.r_[first[1:], len(n)] if len(n) else first
+    size = last-first
+    place = np.arange(len(n))-np.repeat(first, size)
+    odd = np.logical_or.reduceat(idx[order,1]!=place, first) if len(n) else size>0
     hits = np.add.reduceat(right[order].astype(int), first) if len(n) else size
-    if partial: keep = (size==size.max(initial=0))&~odd&(hits==1); return n[first][keep],first[keep],last[keep],order
+    if partial:
+        keep = (size==size.max(initial=0))&~odd&(hits==1)
+        return n[first][keep],first[keep],last[keep],order
     for bad,what in ((odd,'one row for each choice, numbered from 0'), (hits!=1,'exactly one right choice')):
         if bad.any():
-            e = int(np.flatnonzero(bad)[0]); got = [(int(idx[r,1]),bool(right[r])) for r in order[first[e]:last[e]]]
-            raise UserError(f'every example of {where} must have {what}, but {int(bad.sum())} have not: example {n[first[e]]} has (choice, right) {got}; fetch it again')
+            e = int(np.flatnonzero(bad)[0])
+            got = [(int(idx[r,1]),bool(right[r])) for r in order[first[e]:last[e]]]
+            raise UserError(f'every example of {where} must have {what}, but {int(bad.sum())} have not: example '
+                            f'{n[first[e]]} has (choice, right) {got}; fetch it again')
     return n[first],first,last,order
 
 # %% ../../nbs/10_data/08_hub.ipynb #51a1f34d
@@ -42,24 +50,34 @@ _IDS = ('inputs','targets','is_correct')
 
 class _Rows:
     "The rows of a template's split as the workbench reads them: text only, and a name for each instance"
-    def __init__(self, table, mark:str, pick=None): self._ids,self._text,self._mark,self._pick = table.keep(_IDS),table.keep(_TEXT),mark,pick
+    def __init__(self, table, mark:str, pick=None):
+        self._ids,self._text,self._mark,self._pick = table.keep(_IDS),table.keep(_TEXT),mark,pick
     def __len__(self)->int: return len(self._text) if self._pick is None else len(self._pick)
     def _at(self, i)->int: return i if self._pick is None else int(self._pick[i])
-    def __getitem__(self, i): return [self[j] for j in range(*i.indices(len(self)))] if isinstance(i, slice) else self._text[self._at(i)]
+    def __getitem__(self, i):
+        return [self[j] for j in range(*i.indices(len(self)))] if isinstance(i, slice) else self._text[self._at(i)]
     def ids(self, i)->dict: return self._ids[self._at(i)]
     def id_of(self, i)->str: return f'{self._mark}/{self._at(i)}'
     @property
-    def fingerprint(self)->str: return key_of(self._ids.fingerprint, self._mark, None if self._pick is None else len(self._pick), n=24) # of the rows, without reading them
+    # of the rows, without reading them
+    def fingerprint(self)->str:
+        return key_of(self._ids.fingerprint, self._mark, None if self._pick is None else len(self._pick), n=24)
 
 class _Choices(_Rows):
     "The same where an example is several rows, one per choice"
     def __init__(self, table, mark:str, where:str, partial:bool=False):
-        super().__init__(table, mark); self._n,self._first,self._last,self._order = group_choices(table.column('idx'), table.column('is_correct'), where, partial=partial)
+        super().__init__(table, mark)
+        self._n,self._first,self._last,self._order = group_choices(
+            table.column('idx'), table.column('is_correct'), where, partial=partial)
     def __len__(self)->int: return len(self._n)
     def _of(self, table, i, one)->dict:
         rows = [table[int(j)] for j in self._order[self._first[i]:self._last[i]]]
         return {k:rows[0][k] if k==one else [r[k] for r in rows] for k in rows[0] if k!='answer_choices'}
-    def __getitem__(self, i): return [self[j] for j in range(*i.indices(len(self)))] if isinstance(i, slice) else self._of(self._text, i, 'inputs_pretokenized')
+    def __getitem__(self, i):
+        return [
+            self[j]
+            for j
+            in range(*i.indices(len(self)))] if isinstance(i, slice) else self._of(self._text, i, 'inputs_pretokenized')
     def ids(self, i)->dict: return self._of(self._ids, i, 'inputs')
     def id_of(self, i)->str: return f'{self._mark}/{self._n[i]}' if self._mark else str(self._n[i])
 
@@ -73,9 +91,12 @@ class Ready:
         "What the row holds"
         source,target = row['inputs_pretokenized'].strip(),row['targets_pretokenized']
         if isinstance(target, list):
-            if list(row['is_correct']).count(True)!=1: raise UserError(f'template {self.name!r} must have exactly one right choice, got is_correct {row["is_correct"]}; fetch it again')
+            if list(row['is_correct']).count(True)!=1:
+                raise UserError(
+                    f'template {self.name!r} must have exactly one right choice, got is_correct {row["is_correct"]}; fetch it again')
             choices,gold = tuple(t.strip() for t in target),list(row['is_correct']).index(True)
-        elif self.answer_choices is None: return (source, target.strip(), None, None) if source and target.strip() else None
+        elif self.answer_choices is None:
+            return (source, target.strip(), None, None) if source and target.strip() else None
         else:
             choices = tuple(c.strip() for c in row.get('answer_choices') or ())
             if target.strip() not in choices: return None
@@ -92,7 +113,9 @@ def cut_ids(
     end:int=1 # Id of `</s>`
 )->tuple: # ids of the source, ids of every target
     "Shipped ids, cut and closed"
-    one_of('eos', eos, EOS); many = bool(row['targets']) and isinstance(row['targets'][0], (list,tuple)); targets = row['targets'] if many else [row['targets']]
+    one_of('eos', eos, EOS)
+    many = bool(row['targets']) and isinstance(row['targets'][0], (list,tuple))
+    targets = row['targets'] if many else [row['targets']]
     open_ = [list(t[:-1] if len(t) and t[-1]==end else t) for t in targets]
     return list(row['inputs'][:max_source])+[end]*(eos=='both'),[t[:max_target]+[end] for t in open_]
 
@@ -101,7 +124,8 @@ def p3_ids(
     split:str # 'train' or 'validation'
 ): # Iterator of (source ids, [target ids of every choice])
     "The examples of a task in T5's ids, as P3 ships them and the suite's `facts` say"
-    rows = task._data.records[split]; how = {k:suite.facts[k] for k in ('eos','max_source','max_target')}
+    rows = task._data.records[split]
+    how = {k:suite.facts[k] for k in ('eos','max_source','max_target')}
     return (cut_ids(rows.ids(i), **how) for i in range(len(rows)))
 
 # %% ../../nbs/10_data/08_hub.ipynb #c5aee7f2
@@ -114,22 +138,30 @@ def p3_table(
     "A split of one template of P3 from the hub: its Parquet copy, or the file that was released"
     try: return load_rows('parquet', data_files={split:converted(REPO, template, split)}, split=split, first=first)
     except UserError as e:
-        if not (isinstance(e.__cause__, FileNotFoundError) or 'valid data file' in str(e.__cause__)): raise   # no such Parquet; a hub out of reach is another matter
+        if not (isinstance(e.__cause__, FileNotFoundError) or 'valid data file' in str(e.__cause__)):
+            raise  # no such Parquet; a hub out of reach is another matter
     from huggingface_hub import hf_hub_download
     from promptbench.data.tables import SINGLE, _REMEDY, _tried
     name = f'data/{template}/{split}.tfrecord-00000-of-00001'
-    return TFRecords([_tried(f'fetch {name} of {REPO}', lambda: hf_hub_download(REPO, name, repo_type='dataset', revision=revision), _REMEDY)], single=SINGLE)
+    return TFRecords(
+        [
+            _tried(
+                f'fetch {name} of {REPO}', lambda: hf_hub_download(REPO, name, repo_type='dataset', revision=revision), _REMEDY)],
+        single=SINGLE)
 
 def _hub_splits(entry, **how)->dict:
     "Splits of a template as the index lists them; wiki_bio calls one `val`"
     names = dict(train='train', validation='val' if entry.dataset=='wiki_bio' else 'validation')
-    return {s:functools.partial(p3_table, entry.template, n, **how) for s,n in names.items() if pd.notna(getattr(entry, s))}
+    return {s:functools.partial(p3_table, entry.template, n, **how)
+            for s,n in names.items()
+            if pd.notna(getattr(entry, s))}
 
 def _copy_splits(root:Path, entry)->dict:
     "Splits of a template in a copy; StoryCloze has no train split, so its validation split gives the shots and test the questions"
     names = [entry.template, *[entry.template.removesuffix('_score_eval')]*(entry.dataset=='story_cloze')]
     found = next((t for n in names for r in (root, root/'data') if (t := local_tables(r/n))), {})
-    if entry.dataset=='story_cloze' and 'train' not in found: return {a:found[b] for a,b in (('train','validation'),('validation','test')) if b in found}
+    if entry.dataset=='story_cloze' and 'train' not in found:
+        return {a:found[b] for a,b in (('train','validation'),('validation','test')) if b in found}
     held = next((s for s in ('validation','val','dev') if s in found), None)
     return {s:found[n] for s,n in (('train','train'),('validation',held)) if n in found}
 
@@ -137,7 +169,8 @@ def _copy_splits(root:Path, entry)->dict:
 @functools.cache
 def _sample(n:int, cap:int)->np.ndarray: # `cap` row numbers below `n`, sorted
     "The rows that stay under a cap: one shuffle with seed 3 for all, as in the paper's code"
-    order = list(range(n)); random.Random(3).shuffle(order)
+    order = list(range(n))
+    random.Random(3).shuffle(order)
     return np.sort(np.array(order[:cap], np.int32))
 
 def _opened(opener, entry, where:str, mark:str, cap:int|None, partial:bool):
@@ -148,19 +181,26 @@ def _opened(opener, entry, where:str, mark:str, cap:int|None, partial:bool):
 
 def _ready(entry, found:dict, partial:bool)->Ready:
     "The template with its splits, opened when they are needed"
-    mark = entry.template if entry.skips else ''; caps = dict(train=int(entry.cap) if entry.role=='train' and pd.notna(entry.cap) else None)
-    splits = {s:functools.cache(functools.partial(_opened, o, entry, f'{entry.template}/{s}', mark, caps.get(s), partial)) for s,o in found.items()}
+    mark = entry.template if entry.skips else ''
+    caps = dict(train=int(entry.cap) if entry.role=='train' and pd.notna(entry.cap) else None)
+    splits = {
+        s:functools.cache(functools.partial(_opened, o, entry, f'{entry.template}/{s}', mark, caps.get(s), partial))
+        for s,o in found.items()}
     return Ready(entry.template, entry.cluster, entry.role, splits)
 
 # %% ../../nbs/10_data/08_hub.ipynb #aebf123e
-_FIELDS = dict(InputStoryid='story_id', RandomFifthSentenceQuiz1='sentence_quiz1', RandomFifthSentenceQuiz2='sentence_quiz2', AnswerRightEnding='answer_right_ending') | {f'InputSentence{i}':f'input_sentence_{i}' for i in range(1,5)}
+_FIELDS = dict(
+    InputStoryid='story_id', RandomFifthSentenceQuiz1='sentence_quiz1', RandomFifthSentenceQuiz2='sentence_quiz2',
+    AnswerRightEnding='answer_right_ending') | {f'InputSentence{i}':f'input_sentence_{i}' for i in range(1,5)}
 
 def _stories(path)->list[dict]:
     "StoryCloze's CSV file with promptsource's names of fields"
     try:
         with open(path, encoding='utf8', newline='') as f: rows = list(csv.DictReader(f))
         return [{n:int(r[o]) if n=='answer_right_ending' else r[o] for o,n in _FIELDS.items()} for r in rows]
-    except (OSError, KeyError, ValueError, TypeError) as e: raise UserError(f'{path} must be a StoryCloze file of 2016 with the columns {list(_FIELDS)}, but {type(e).__name__}: {e}') from None
+    except (OSError, KeyError, ValueError, TypeError) as e:
+        raise UserError(
+            f'{path} must be a StoryCloze file of 2016 with the columns {list(_FIELDS)}, but {type(e).__name__}: {e}') from None
 
 def p3_name(
     *parts # Dataset, configuration and template in promptsource's words; empty ones are left out
@@ -172,11 +212,17 @@ def _story_cloze(folder, templates)->Dataset|None:
     "StoryCloze from its own files: shots from validation, questions from test"
     folder = folder or os.environ.get('STORY_CLOZE_DIR')
     if not folder: return None
-    files = {s:next(iter(sorted(Path(folder).expanduser().glob(f'*cloze_test_{k}*.csv'))), None) for s,k in (('train','val'),('validation','test'))}
-    if None in files.values(): raise UserError(f'{folder} must hold *cloze_test_val*.csv and *cloze_test_test*.csv of 2016, found {files}; ask the authors of StoryCloze for them')
+    files = {s:next(iter(sorted(Path(folder).expanduser().glob(f'*cloze_test_{k}*.csv'))), None)
+             for s,k in (('train','val'),('validation','test'))}
+    if None in files.values():
+        raise UserError(f'{folder} must hold *cloze_test_val*.csv and *cloze_test_test*.csv of 2016, found {files}; '
+                        'ask the authors of StoryCloze for them')
     want = {t.removesuffix('_score_eval'):t for t in p3_index().query("dataset=='story_cloze'").template}
-    ts = [Template(want[p3_name('story_cloze', '2016', t.name)], t.jinja, t.answer_choices, t.metadata) for t in read_templates(find_templates('story_cloze/2016', templates)) if p3_name('story_cloze', '2016', t.name) in want]
-    return Dataset('story_cloze', 'Sentence Completion', 'eval', {s:functools.partial(_stories, f) for s,f in files.items()}, ts)
+    ts = [Template(want[p3_name('story_cloze', '2016', t.name)], t.jinja, t.answer_choices, t.metadata)
+          for t in read_templates(find_templates('story_cloze/2016', templates))
+          if p3_name('story_cloze', '2016', t.name) in want]
+    return Dataset(
+        'story_cloze', 'Sentence Completion', 'eval', {s:functools.partial(_stories, f) for s,f in files.items()}, ts)
 
 def find_templates(
     name:str, # 'super_glue/rte'
@@ -184,17 +230,24 @@ def find_templates(
 )->Path:
     "The `templates.yaml` of a dataset"
     folder = folder or os.environ.get('PROMPTSOURCE_DIR')
-    if not folder: raise UserError(f'{name} needs its promptsource templates; give templates=FOLDER (a checkout of promptsource, or DATASET/CONFIG/templates.yaml) or set PROMPTSOURCE_DIR')
-    roots = [Path(folder).expanduser()/p for p in ('.', 'templates', 'promptsource/templates')]; path = next((r/name/'templates.yaml' for r in roots if (r/name/'templates.yaml').is_file()), None)
+    if not folder:
+        raise UserError(f'{name} needs its promptsource templates; give templates=FOLDER (a checkout of '
+                        'promptsource, or DATASET/CONFIG/templates.yaml) or set PROMPTSOURCE_DIR')
+    roots = [Path(folder).expanduser()/p for p in ('.', 'templates', 'promptsource/templates')]
+    path = next((r/name/'templates.yaml' for r in roots if (r/name/'templates.yaml').is_file()), None)
     if path: return path
-    have = sorted(str(p.parent.relative_to(r)) for r in roots for p in r.glob(f'{name.split("/")[0]}/**/templates.yaml'))
-    raise UserError(f'{folder} has no templates for {name}'+(f', but for {have}' if have else '; it must hold DATASET/CONFIG/templates.yaml as promptsource does'))
+    have = sorted(
+        str(p.parent.relative_to(r)) for r in roots for p in r.glob(f'{name.split("/")[0]}/**/templates.yaml'))
+    raise UserError(
+        f'{folder} has no templates for {name}'
+        +(f', but for {have}' if have else '; it must hold DATASET/CONFIG/templates.yaml as promptsource does'))
 
 # %% ../../nbs/10_data/08_hub.ipynb #32837d1a
 class P3Suite(Suite):
     "P3 with what is known about how it was read"
     def __init__(self, datasets, *, groups, facts:dict, missing:list):
-        super().__init__('p3', datasets, groups=groups); self.facts,self.missing = facts,missing
+        super().__init__('p3', datasets, groups=groups)
+        self.facts,self.missing = facts,missing
     def fingerprint(self)->str:
         "Short hash of which templates there are, from where, and how they are read; the rows are too many to hash"
         return key_of('p3', self.facts, [(d.name, d.role, [t.name for t in d.templates]) for d in self.datasets])
@@ -212,28 +265,49 @@ def p3_suite(
     revision:str|None=None # Of the hub's repository
 )->P3Suite:
     "The paper's mixture; `UserError` if a copy holds none of it"
-    one_of('eos', eos, EOS); index = p3_index(); index = index[index.role.isin([one_of('role', r, ('train','eval','dev')) for r in roles])]
+    one_of('eos', eos, EOS)
+    index = p3_index()
+    index = index[index.role.isin([one_of('role', r, ('train','eval','dev')) for r in roles])]
     limit = dict(per_template=500_000, none=None).get(one_of('cap', cap, ('per_template','t0','none')), None)
-    index = index.assign(cap=capped(index, 't0') if cap=='t0' else limit, skips=(index.train<index.groupby('name').train.transform('max')).fillna(False))
-    path = path or os.environ.get('P3_DIR'); root = Path(path).expanduser() if path else None
-    if root and not root.is_dir(): raise UserError(f'P3_DIR or path must be a folder with one folder per template, got {root}; check the place')
-    found = {e.template:_copy_splits(root, e) if root else _hub_splits(e, revision=revision, first=first) for e in index.itertuples()}
-    made = _assembled(index, found, first is not None, _story_cloze(story_cloze, templates) if 'eval' in roles else None)
+    index = index.assign(cap=capped(index, 't0') if cap=='t0' else limit,
+                         skips=(index.train<index.groupby('name').train.transform('max')).fillna(False))
+    path = path or os.environ.get('P3_DIR')
+    root = Path(path).expanduser() if path else None
+    if root and not root.is_dir():
+        raise UserError(f'P3_DIR or path must be a folder with one folder per template, got {root}; check the place')
+    found = {e.template:_copy_splits(root, e) if root else _hub_splits(e, revision=revision, first=first)
+             for e in index.itertuples()}
+    made = _assembled(
+        index, found, first is not None, _story_cloze(story_cloze, templates) if 'eval' in roles else None)
     lost = [t for t,s in found.items() if not s and not any(t==x.name for d in made for x in d.templates)]
-    if not made: raise UserError(f'{root} must hold P3 in folders named like {index.template.iloc[0]}, but none of {len(index)} is there; fetch them with save_p3, or leave path and P3_DIR away to read the hub')
-    if lost: warnings.warn(f'P3 without {len(lost)} of {len(index)} templates: {", ".join(lost[:5])}{" …" if len(lost)>5 else ""}'+('' if root else '; StoryCloze is licensed: give its CSV files as story_cloze='), stacklevel=2)
-    have = {d.name for d in made}; facts = dict(cap=cap, eos=eos, max_source=768, max_target=192, first=first, source=f'{REPO}@{revision or "main"}' if root is None else f'{root.name} {key_of({p.name:_size(p) for p in root.iterdir() if p.is_dir()})}')
-    return P3Suite(made, groups={d:'ANLI' for d in ('anli_r1','anli_r2','anli_r3') if d in have}, facts=facts, missing=lost)
+    if not made:
+        raise UserError(
+            f'{root} must hold P3 in folders named like {index.template.iloc[0]}, but none of {len(index)} is '
+            'there; fetch them with save_p3, or leave path and P3_DIR away to read the hub')
+    if lost:
+        warnings.warn(
+            f'P3 without {len(lost)} of {len(index)} templates: {", ".join(lost[:5])}{" …" if len(lost)>5 else ""}'
+            +('' if root else '; StoryCloze is licensed: give its CSV files as story_cloze='),
+            stacklevel=2)
+    have = {d.name for d in made}
+    facts = dict(cap=cap, eos=eos, max_source=768, max_target=192, first=first,
+                 source=f'{REPO}@{revision or "main"}' if root is None
+                 else f'{root.name} {key_of({p.name:_size(p) for p in root.iterdir() if p.is_dir()})}')
+    return P3Suite(
+        made, groups={d:'ANLI' for d in ('anli_r1','anli_r2','anli_r3') if d in have}, facts=facts, missing=lost)
 
 def _assembled(index, found:dict, partial:bool, cloze)->list[Dataset]:
     "The datasets, each with its templates and the rows of the fullest one"
     out = []
     for name,part in index.groupby('name', sort=False):
-        if name=='story_cloze' and cloze is not None: out.append(cloze); continue
+        if name=='story_cloze' and cloze is not None:
+            out.append(cloze)
+            continue
         ready = [(e,_ready(e, found[e.template], partial)) for e in part.itertuples() if found[e.template]]
         if not ready: continue
         full = max(ready, key=lambda x: -1 if pd.isna(x[0].train) else x[0].train)[1]
-        out.append(Dataset(name, ready[0][0].cluster, ready[0][0].role, full.data.records._splits, [t for _,t in ready]))
+        out.append(
+            Dataset(name, ready[0][0].cluster, ready[0][0].role, full.data.records._splits, [t for _,t in ready]))
     return out
 
 # %% ../../nbs/10_data/08_hub.ipynb #23101ced
@@ -246,20 +320,34 @@ def _hub_name(path:Path)->tuple[str,str]:
 def _splits(name, repo, config, path, split_names, alone, **how)->dict:
     "Split -> function that opens it, from a copy or the hub"
     if path:
-        root = Path(path).expanduser(); places = [root/name, root/repo/config, root/p3_name(repo, config), *[root]*alone]; found = next((t for p in places if (t := local_tables(p))), {})
-        if not found: raise UserError(f'{root} must hold {name} as save_to_disk or Parquet writes it, in one of {[str(p) for p in places]}; save it there, or leave path away')
-    else: found = {s:functools.partial(hub_table, repo, config, s, **how) for s in hub_splits(repo, config, revision=how['revision'])}
+        root = Path(path).expanduser()
+        places = [root/name, root/repo/config, root/p3_name(repo, config), *[root]*alone]
+        found = next((t for p in places if (t := local_tables(p))), {})
+        if not found:
+            raise UserError(f'{root} must hold {name} as save_to_disk or Parquet writes it, in one of '
+                            f'{[str(p) for p in places]}; save it there, or leave path away')
+    else:
+        found = {s:functools.partial(hub_table, repo, config, s, **how)
+                 for s in hub_splits(repo, config, revision=how['revision'])}
     odd = [s for s in (split_names or {}).values() if s not in found]
     if odd: raise UserError(f'{name} has the splits {list(found)}, not {odd}; mend splits=')
     return {s:found[n] for s,n in (split_names or dict.fromkeys(found)).items() for n in [n or s]}
 
 def _hub_dataset(name, templates, *, path, which, role, cluster, splits, repos, alone, **how)->Dataset:
-    file = find_templates(name, templates); repo,config = _hub_name(file); rows = _splits(name, (repos or {}).get(repo, repo), config, path, splits, alone, **how)
-    ts = read_templates(file); ts = [t for t in ts if t.metadata.get('original_task')] or ts if which=='original' else ts
-    known = p3_index(); known = known[(known.dataset==repo)&(known.config==config)]; choices = [t for t in ts if t.answer_choices is not None]
+    file = find_templates(name, templates)
+    repo,config = _hub_name(file)
+    rows = _splits(name, (repos or {}).get(repo, repo), config, path, splits, alone, **how)
+    ts = read_templates(file)
+    ts = [t for t in ts if t.metadata.get('original_task')] or ts if which=='original' else ts
+    known = p3_index()
+    known = known[(known.dataset==repo)&(known.config==config)]
+    choices = [t for t in ts if t.answer_choices is not None]
     role = role or (known.role.iloc[0] if len(known) else 'eval' if 'validation' in rows and choices else 'train')
-    if role in ('eval','dev') and not choices: raise UserError(f'no template of {name} has answer choices, so it cannot be judged by ranking; give role="train"')
-    return Dataset(dataset_name(repo, config), cluster or (known.cluster.iloc[0] if len(known) else repo), role, rows, choices if role in ('eval','dev') else ts)
+    if role in ('eval','dev') and not choices:
+        raise UserError(
+            f'no template of {name} has answer choices, so it cannot be judged by ranking; give role="train"')
+    return Dataset(dataset_name(repo, config), cluster or (known.cluster.iloc[0] if len(known) else repo), role, rows,
+                   choices if role in ('eval','dev') else ts)
 
 def hub_suite(
     names:str, # 'super_glue/rte', or several with commas, as promptsource calls them
@@ -274,9 +362,11 @@ def hub_suite(
     first:int|None=None # Only the first rows of every split, streamed
 )->Suite:
     "Datasets of the hub with promptsource's templates; `UserError` for missing templates, an unreachable hub or a wrong split"
-    one_of('which', which, ('original','all')); names = [n.strip().strip('/') for n in names.split(',') if n.strip()]
+    one_of('which', which, ('original','all'))
+    names = [n.strip().strip('/') for n in names.split(',') if n.strip()]
     if not names: raise UserError('hub: needs the name of a dataset, as in hub:super_glue/rte')
-    how = dict(path=path, which=which, role=role, cluster=cluster, splits=splits, repos=repos, revision=revision, first=first, alone=len(names)==1)
+    how = dict(path=path, which=which, role=role, cluster=cluster, splits=splits, repos=repos, revision=revision,
+               first=first, alone=len(names)==1)
     return Suite('hub:'+','.join(names), [_hub_dataset(n, templates, **how) for n in names])
 
 # %% ../../nbs/10_data/08_hub.ipynb #4017b9ea
@@ -288,11 +378,17 @@ def save_p3(
 )->list[str]: # Templates that were written
     "Fetch P3 template by template into folders that `p3_suite` and `datasets.load_from_disk` read; may be stopped and started again"
     from datasets import Dataset as HF
-    index = p3_index(); index = index[index.role!='dev'] if names is None else index[index.template.isin([one_of('template', n, list(index.template)) for n in names])]; done = []
+    index = p3_index()
+    index = index[index.role!='dev'] if names is None else index[
+        index.template.isin([one_of('template', n, list(index.template)) for n in names])]
+    done = []
     for e in index.itertuples():
-        place = Path(folder).expanduser()/e.template; found = _copy_splits(Path(path).expanduser(), e) if path else _hub_splits(e, revision=revision)
+        place = Path(folder).expanduser()/e.template
+        found = _copy_splits(Path(path).expanduser(), e) if path else _hub_splits(e, revision=revision)
         if place.exists() or not found: continue
         with atomic_folder(place) as tmp:
-            for s,o in found.items(): t = o(); (t._ds if isinstance(t, Table) else HF.from_list(t[:])).save_to_disk(str(tmp/s))
+            for s,o in found.items():
+                t = o()
+                (t._ds if isinstance(t, Table) else HF.from_list(t[:])).save_to_disk(str(tmp/s))
         done.append(e.template)
     return done

@@ -20,30 +20,40 @@ def closed_set(
     "The answers of a classification task"
     outputs = [[o.strip() for o in os] for os in outputs]
     if not outputs or any(len(os)!=1 for os in outputs): return None
-    count = Counter(os[0] for os in outputs); found,seen = [],0
+    count = Counter(os[0] for os in outputs)
+    found,seen = [],0
     for o,c in count.most_common():
         if seen>=cover*len(outputs): break
-        found.append(o); seen += c
+        found.append(o)
+        seen += c
     return sorted(found) if 2<=len(found)<=most and len(outputs)>=each*len(found) and all(found) else None
 
 # %% ../../nbs/10_data/09_natural.ipynb #02d36596
 class Instruction:
     "A task's definition as a template"
-    def __init__(self, definition:str, positives, labels): # `positives`: (input, output) pairs shown before the instance
-        self.name = f'definition+{len(positives)}' if positives else 'definition'; self.labels,self.metadata = labels,{}
+    # `positives`: (input, output) pairs shown before the instance
+    def __init__(self, definition:str, positives, labels):
+        self.name = f'definition+{len(positives)}' if positives else 'definition'
+        self.labels,self.metadata = labels,{}
         self._head = '\n\n'.join([definition.strip(), *(f'Input: {i}\nOutput: {o}' for i,o in positives)])
-        self.jinja = self._head+'\n\nInput: {{input}}\nOutput: ||| {{output[0]}}'; self.answer_choices = None if labels is None else ' ||| '.join(labels)
+        self.jinja = self._head+'\n\nInput: {{input}}\nOutput: ||| {{output[0]}}'
+        self.answer_choices = None if labels is None else ' ||| '.join(labels)
     def apply(self, row:dict)->tuple|None: # source, target, choices, gold; None if the instance is skipped
         "One instance"
         target = row['output'][0].strip() if row['output'] else ''
         if not target or (self.labels is not None and target not in self.labels): return None
         source = f"{self._head}\n\nInput: {row['input'].strip()}\nOutput:"
-        return source, target, None if self.labels is None else tuple(self.labels), None if self.labels is None else self.labels.index(target)
+        return (
+            source, target, None if self.labels is None else tuple(self.labels),
+            None if self.labels is None else self.labels.index(target))
 
 # %% ../../nbs/10_data/09_natural.ipynb #5b17e406
-TEST_CATEGORIES = ('Textual Entailment','Cause Effect Classification','Coreference Resolution','Dialogue Act Recognition','Answerability Classification','Word Analogy',
-                   'Overlap Extraction','Keyword Tagging','Question Rewriting','Title Generation','Data to Text','Grammar Error Correction')
-_NEAR = re.compile(r'anli|swag|story[ _-]?cloze|roc[ _-]?stor|copa|winogra|wsc|(?<![a-z])rte(?![a-z])|commitment|wic(?![a-z])')
+TEST_CATEGORIES = (
+    'Textual Entailment', 'Cause Effect Classification', 'Coreference Resolution', 'Dialogue Act Recognition',
+    'Answerability Classification', 'Word Analogy', 'Overlap Extraction', 'Keyword Tagging', 'Question Rewriting',
+    'Title Generation', 'Data to Text', 'Grammar Error Correction')
+_NEAR = re.compile(
+    r'anli|swag|story[ _-]?cloze|roc[ _-]?stor|copa|winogra|wsc|(?<![a-z])rte(?![a-z])|commitment|wic(?![a-z])')
 
 def near_eval(
     name:str, sources # Name of the task; names of the datasets it was made from
@@ -63,13 +73,20 @@ def _task(name:str, d:dict, split:str|None)->dict:
     "What is needed of a task, from either form of the files"
     get = lambda k: d.get(k, d.get(k.replace('_',' ').title(), d.get(k.capitalize())))
     definition,instances = ' '.join(_list(get('definition'))).strip(),get('instances')
-    if not definition or not isinstance(instances, list) or not all(isinstance(i, dict) and {'input','output'}<=set(i) for i in instances):
-        raise UserError(f'task {name} must have a definition and instances with input and output, it has {sorted(d)}; see the files of natural-instructions')
-    category = (_list(get('categories')) or ['other'])[0]; near = d['overlaps_eval_suite'] if 'overlaps_eval_suite' in d else near_eval(name, _list(get('source')))
+    if not definition or not isinstance(instances, list) or not all(
+            isinstance(i, dict) and {'input','output'}<=set(i) for i in instances):
+        raise UserError(f'task {name} must have a definition and instances with input and output, it has '
+                        f'{sorted(d)}; see the files of natural-instructions')
+    category = (_list(get('categories')) or ['other'])[0]
+    near = d['overlaps_eval_suite'] if 'overlaps_eval_suite' in d else near_eval(name, _list(get('source')))
     rows = [dict(input=i['input'], output=_list(i['output'])) for i in instances]
-    return dict(name=name, definition=definition, category=category, near=near, split=split or d.get('split') or ('test' if category in TEST_CATEGORIES else 'train'),
-                positives=[(p['input'],p['output']) for p in get('positive_examples') or []], languages={l for k in ('Input_language','Output_language','Instruction_language') for l in _list(d.get(k))},
-                labels=(d['labels'] and sorted(d['labels'])) if 'labels' in d else closed_set([r['output'] for r in rows]), rows=rows)
+    return dict(
+        name=name, definition=definition, category=category, near=near,
+        split=split or d.get('split') or ('test' if category in TEST_CATEGORIES else 'train'),
+        positives=[(p['input'],p['output']) for p in get('positive_examples') or []],
+        languages={l for k in ('Input_language','Output_language','Instruction_language') for l in _list(d.get(k))},
+        labels=(d['labels'] and sorted(d['labels'])) if 'labels' in d else closed_set([r['output'] for r in rows]),
+        rows=rows)
 
 @functools.lru_cache(2)
 def _parsed(path:Path, stamp)->dict: return json.loads(path.read_text(encoding='utf8'))
@@ -77,28 +94,43 @@ def _parsed(path:Path, stamp)->dict: return json.loads(path.read_text(encoding='
 def _read(path:Path)->dict:
     "A task's file; the last two are kept, since its splits are read one after the other"
     try: return _parsed(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError) as e: raise UserError(f'{path} must be a task of natural-instructions as JSON, but {e}; fetch the file again') from None
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f'{path} must be a task of natural-instructions as JSON, but {e}; fetch the file again') from None
 
 def _cut(n:int, cap:int|None)->dict: # split -> slice of n instances
     held = min(100, n//2)
     return dict(train=slice(held, None if cap is None else held+cap), validation=slice(0, held))
 
 def _rows(path:Path, split:str, cap)->list[dict]:
-    rows = _task(path.stem, _read(path), None)['rows']; return rows[_cut(len(rows), cap)[split]]
+    rows = _task(path.stem, _read(path), None)['rows']
+    return rows[_cut(len(rows), cap)[split]]
 
 def _from_lines(path, cap):
     "Tasks of a file with one task a line; their instances stay in memory"
     for i,d in enumerate(read_jsonl(path), 1):
-        t = _task(str(d.get('name') or d.get('id') or f'line{i}'), d, None); rows = t.pop('rows'); yield t,{s:rows[c] for s,c in _cut(len(rows), cap).items()}
+        t = _task(str(d.get('name') or d.get('id') or f'line{i}'), d, None)
+        rows = t.pop('rows')
+        yield t,{s:rows[c] for s,c in _cut(len(rows), cap).items()}
 
 def _from_files(folder, files, cap):
     "Tasks of a folder, each read once for its card; instances are read again when they are needed"
-    splits = {n:s for s in ('train','test') for f in [folder/'splits'/'default'/f'{s}_tasks.txt'] if f.is_file() for n in f.read_text(encoding='utf8').split()}
+    splits = {n:s
+              for s in ('train','test')
+              for f in [folder/'splits'/'default'/f'{s}_tasks.txt']
+              if f.is_file()
+              for n in f.read_text(encoding='utf8').split()}
     listed = [f for f in files if not splits or f.stem in splits]
-    if not listed: raise UserError(f'{folder} has {len(files)} tasks, but none of them is in splits/default; check that both are of one release')
-    if len(listed)<len(files): warnings.warn(f'{len(files)-len(listed)} of {len(files)} tasks are in neither of splits/default and are left out', stacklevel=3)
+    if not listed:
+        raise UserError(
+            f'{folder} has {len(files)} tasks, but none of them is in splits/default; check that both are of one release')
+    if len(listed)<len(files):
+        warnings.warn(
+            f'{len(files)-len(listed)} of {len(files)} tasks are in neither of splits/default and are left out', stacklevel=3)
     for f in progress(listed, desc='tasks', quiet=True if len(listed)<100 else None):
-        t = _task(f.stem, _read(f), splits.get(f.stem)); t.pop('rows'); yield t,{s:functools.partial(_rows, f, s, cap) for s in ('train','validation')}
+        t = _task(f.stem, _read(f), splits.get(f.stem))
+        t.pop('rows')
+        yield t,{s:functools.partial(_rows, f, s, cap) for s in ('train','validation')}
 
 def _tasks(path, cap):
     path = Path(path).expanduser()
@@ -107,7 +139,8 @@ def _tasks(path, cap):
     files = sorted((path/'tasks' if (path/'tasks').is_dir() else path).glob('task*.json')) if path.is_dir() else []
     if files: return _from_files(path, files, cap)
     if lines: return _from_lines(lines[0], cap)
-    raise UserError(f'ni: needs a checkout of natural-instructions (tasks/task*.json) or a file with one task a line (tasks.jsonl or .jsonl.gz), got {path}; check the path')
+    raise UserError('ni: needs a checkout of natural-instructions (tasks/task*.json) or a file with one task a '
+                    f'line (tasks.jsonl or .jsonl.gz), got {path}; check the path')
 
 # %% ../../nbs/10_data/09_natural.ipynb #cfbc1f13
 def natural_suite(
@@ -122,11 +155,16 @@ def natural_suite(
     ks = sorted({positives} if isinstance(positives, int) else set(positives))
     for k in ks: one_of('positives', k, [0,1,2])
     if cap is not None and cap<1: raise UserError(f'cap must be at least 1, got {cap}')
-    found = [(t,rows) for t,rows in _tasks(path, cap) if not (language and t['languages']-{language})]; judged = [judged] if isinstance(judged, str) else judged
+    found = [(t,rows) for t,rows in _tasks(path, cap) if not (language and t['languages']-{language})]
+    judged = [judged] if isinstance(judged, str) else judged
     if not found: raise UserError(f'no task in {path} is in {language} throughout; give another language, or None')
     for c in judged or (): one_of('category', c, sorted({t['category'] for t,_ in found}))
     sets = []
     for t,rows in found:
-        t['near'] &= not near; shown = sorted({min(k, len(t['positives'])) for k in ks}); slug = re.sub(r'\W+', '_', t['category'].lower()).strip('_')
-        sets.append(Dataset(t['name'], slug, _role(t, judged), rows, [Instruction(t['definition'], t['positives'][:k], t['labels']) for k in shown]))
+        t['near'] &= not near
+        shown = sorted({min(k, len(t['positives'])) for k in ks})
+        slug = re.sub(r'\W+', '_', t['category'].lower()).strip('_')
+        sets.append(
+            Dataset(t['name'], slug, _role(t, judged), rows,
+                    [Instruction(t['definition'], t['positives'][:k], t['labels']) for k in shown]))
     return Suite('ni:'+Path(path).name, sets)

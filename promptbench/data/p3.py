@@ -11,20 +11,24 @@ from ..base.core import UserError, one_of
 from ..base.published import load_paper
 
 # %% ../../nbs/10_data/07_p3.ipynb #70c1966c
-_SHORT = dict(anli='anli_', super_glue='', winogrande=None, hellaswag=None, story_cloze=None) # what stands before the configuration in names of eval datasets; None: no configuration
+# what stands before the configuration in names of eval datasets; None: no configuration
+_SHORT = dict(anli='anli_', super_glue='', winogrande=None, hellaswag=None, story_cloze=None)
 
 def dataset_name(
     dataset:str, # The hub's name (`super_glue`)
     config:str='' # and configuration (`rte`)
 )->str: # `rte`, `anli_r1`, `glue_mrpc`
     "What a dataset is called in suites, results and claims"
-    dataset,config = dataset.replace('/', '_'),(config or '').removesuffix('.fixed') if dataset=='super_glue' else config or ''
+    dataset,config = (
+        dataset.replace('/', '_'),(config or '').removesuffix('.fixed') if dataset=='super_glue' else config or '')
     head = _SHORT.get(dataset, f'{dataset}_')
     return dataset if head is None or not config else head+config
 
 def p3_index()->pd.DataFrame: # template, cluster, dataset, config, role, rows and examples of each split, choices, name
     "All templates of P3 that the paper uses: what they are called on the hub, and how large they are"
-    d = load_paper('p3_templates').drop(columns='source'); d['config'] = d.config.fillna(''); k = d.choices.fillna(1)
+    d = load_paper('p3_templates').drop(columns='source')
+    d['config'] = d.config.fillna('')
+    k = d.choices.fillna(1)
     for s in ('train','validation','test'): d[s] = d[f'{s}_rows']//k
     return d.assign(name=[dataset_name(a, b) for a,b in zip(d.dataset, d.config)])
 
@@ -37,7 +41,8 @@ def capped(
     cap:int=500_000 # Most examples of a template ('per_template') or of a dataset ('t0')
 )->pd.Series: # Training examples of each template in the mixture
     "Examples of each template after the cap"
-    one_of('cap rule', rule, CAPS); n = index.train
+    one_of('cap rule', rule, CAPS)
+    n = index.train
     if cap<1: raise UserError(f'cap must be at least 1, got {cap}')
     if rule=='none': return n
     if rule=='per_template': return n.clip(upper=cap)
@@ -53,7 +58,12 @@ def mixture(
     draw:int=128 # Examples a meta-learner takes from one template at a time; templates give whole draws only
 )->dict: # templates, eval_templates, configs, examples, steps, capped (templates above the cap), meta_steps (updates of `batch` draws of 128 tasks)
     "Statistics of the training mixture"
-    index = p3_index() if index is None else index; train = index[index.role=='train']; n = capped(train, rule, cap)
-    if len(train)==0 or n.isna().any(): raise UserError(f'a mixture needs training templates with known sizes, got {len(train)}, {int(n.isna().sum())} of them without; give an index with role and train')
-    return dict(templates=len(train), eval_templates=int((index.role=='eval').sum()), configs=len(train.drop_duplicates(['dataset','config'])), examples=int(n.sum()), steps=int(n.sum())//batch,
-                capped=int((train.train>n).sum()), meta_steps=int((n//draw).sum())//128)
+    index = p3_index() if index is None else index
+    train = index[index.role=='train']
+    n = capped(train, rule, cap)
+    if len(train)==0 or n.isna().any():
+        raise UserError(f'a mixture needs training templates with known sizes, got {len(train)}, '
+                        f'{int(n.isna().sum())} of them without; give an index with role and train')
+    return dict(templates=len(train), eval_templates=int((index.role=='eval').sum()),
+                configs=len(train.drop_duplicates(['dataset','config'])), examples=int(n.sum()),
+                steps=int(n.sum())//batch, capped=int((train.train>n).sum()), meta_steps=int((n//draw).sum())//128)

@@ -39,10 +39,16 @@ class Run:
         return x
     def _deep(self, todo:list, share:int):
         while todo:
-            x = todo.pop(); self.spend(4)
+            x = todo.pop()
+            self.spend(4)
             if isinstance(x, str): self.spend(len(x)>>share)
-            elif isinstance(x, dict): self.spend(4*len(x)); todo.extend(x); todo.extend(x.values())
-            elif isinstance(x, (list,tuple,set,frozenset)): self.spend(4*len(x)); todo.extend(x)
+            elif isinstance(x, dict):
+                self.spend(4*len(x))
+                todo.extend(x)
+                todo.extend(x.values())
+            elif isinstance(x, (list,tuple,set,frozenset)):
+                self.spend(4*len(x))
+                todo.extend(x)
     def choice(self, xs):
         "promptsource's random choice, the same for the same template and record"
         if self.rng is None: self.rng = rng('template', self.name, to_json(self.record))
@@ -52,13 +58,17 @@ _NOW = ContextVar('run')   # the rendering under way in this thread
 
 # %% ../../nbs/10_data/03_sandbox.ipynb #4befe744
 METHODS = {
-    str: frozenset('capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower isnumeric isspace istitle isupper join lower lstrip '
-                   'partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper'.split()),
-    dict: frozenset('copy get items keys update values'.split()), list: frozenset('append copy count index'.split()), tuple: frozenset(('count','index')), float: frozenset(('is_integer',)),
-}
-FILTERS = tuple('abs capitalize count d default dictsort first float groupby int items join last length list lower map max min reject rejectattr replace reverse '
+    str: frozenset(
+        'capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower isnumeric '
+        'isspace istitle isupper join lower lstrip '
+        'partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper'.split()),
+    dict: frozenset('copy get items keys update values'.split()), list: frozenset('append copy count index'.split()),
+    tuple: frozenset(('count','index')), float: frozenset(('is_integer',)),}
+FILTERS = tuple('abs capitalize count d default dictsort first float groupby int items join last length list lower '
+                'map max min reject rejectattr replace reverse '
                 'select selectattr sort string title trim truncate unique upper wordcount'.split())
-_CHEAP = ('count','d','default','first','float','int','last','length')   # these do not read what they are given, or only a number of it
+# these do not read what they are given, or only a number of it
+_CHEAP = ('count','d','default','first','float','int','last','length')
 
 def _settled(run, xs):
     "Iterators become lists, so that they can be weighed"
@@ -66,14 +76,18 @@ def _settled(run, xs):
 
 def _grown(run, what:str, text, args):
     "Pay beforehand for `replace` and `join`, which make long text from short"
-    if what=='join' and args and isinstance(args[0], (list,tuple,dict,str)): run.spend(len(args[0])*len(str(text))+sum(len(x) for x in args[0] if isinstance(x, str)))
-    if what=='replace' and len(args)>1: old,new = str(args[0]),str(args[1]); run.spend((str(text).count(old) if old else len(text)+1)*len(new)+len(text))
+    if what=='join' and args and isinstance(args[0], (list,tuple,dict,str)):
+        run.spend(len(args[0])*len(str(text))+sum(len(x) for x in args[0] if isinstance(x, str)))
+    if what=='replace' and len(args)>1:
+        old,new = str(args[0]),str(args[1])
+        run.spend((str(text).count(old) if old else len(text)+1)*len(new)+len(text))
 
 def _paid(f, name:str):
     "A filter or test that pays for what it reads and makes"
     @functools.wraps(f)
     def g(*args, **kw):
-        run = _NOW.get(); args = _settled(run, args)
+        run = _NOW.get()
+        args = _settled(run, args)
         if name not in _CHEAP:
             for x in (*args, *kw.values()): run.look(x)
         out = f(*args, **kw)
@@ -94,14 +108,18 @@ def _place(answers, i):
 
 class NoChoice(TemplateRuntimeError):
     "A template asked for an answer choice that is not there"
-    def __init__(self, asked, n): super().__init__(f'there are answer choices 0 to {n-1}, but it asks for {asked!r}'); self.asked = asked
+    def __init__(self, asked, n):
+        super().__init__(f'there are answer choices 0 to {n-1}, but it asks for {asked!r}')
+        self.asked = asked
 
 class _Sandbox(SandboxedEnvironment):
     "Jinja's sandbox with a closed list of methods, and with everything that reads or makes data paid for"
     intercepted_binops = frozenset(('+','*','**','%'))
     def _parse(self, *args):
-        tree = super()._parse(*args); wrap = lambda n, f: nodes.Filter(n, f, [], [], None, None, lineno=n.lineno)
-        for n in list(tree.find_all((nodes.For, nodes.Concat, nodes.Compare, nodes.Operand, nodes.Getitem, nodes.Assign))):
+        tree = super()._parse(*args)
+        wrap = lambda n, f: nodes.Filter(n, f, [], [], None, None, lineno=n.lineno)
+        for n in list(
+                tree.find_all((nodes.For, nodes.Concat, nodes.Compare, nodes.Operand, nodes.Getitem, nodes.Assign))):
             if isinstance(n, nodes.For): n.iter = wrap(n.iter, '_counted')
             elif isinstance(n, nodes.Concat): n.nodes = [wrap(x, '_made') for x in n.nodes]
             elif isinstance(n, (nodes.Compare, nodes.Operand)): n.expr = wrap(n.expr, '_looked')
@@ -109,13 +127,22 @@ class _Sandbox(SandboxedEnvironment):
             elif isinstance(n.arg, nodes.Slice): n.node = wrap(n.node, '_made')
         return tree
     def call(self, context, fn, *args, **kw):
-        run = _NOW.get(); run.tick(); me = getattr(fn, '__self__', None); args = _settled(run, args)
+        run = _NOW.get()
+        run.tick()
+        me = getattr(fn, '__self__', None)
+        args = _settled(run, args)
         for x in (*args, *kw.values()): run.look(x)
-        if isinstance(me, (str,list,dict,tuple)): run.look(me); _grown(run, getattr(fn, '__name__', ''), me, args)
+        if isinstance(me, (str,list,dict,tuple)):
+            run.look(me)
+            _grown(run, getattr(fn, '__name__', ''), me, args)
         return run.look(super().call(context, fn, *args, **kw), 0)
     def call_binop(self, context, op, a, b):
-        if op=='+' and not all(isinstance(x, (int,float)) for x in (a,b)): _NOW.get().look(a, 0); _NOW.get().look(b, 0)
-        elif op!='+' and not (all(isinstance(x, (int,float)) and abs(x)<1e12 for x in (a,b)) and (op!='**' or abs(b)<=64)): raise TemplateRuntimeError(f'{op} is for numbers, and small ones')
+        if op=='+' and not all(isinstance(x, (int,float)) for x in (a,b)):
+            _NOW.get().look(a, 0)
+            _NOW.get().look(b, 0)
+        elif op!='+' and not (
+                all(isinstance(x, (int,float)) and abs(x)<1e12 for x in (a,b)) and (op!='**' or abs(b)<=64)):
+            raise TemplateRuntimeError(f'{op} is for numbers, and small ones')
         return super().call_binop(context, op, a, b)
     def getitem(self, obj, i):
         if isinstance(obj, Answers) and not isinstance(i, (str,slice)): return _place(obj, i)
@@ -126,19 +153,24 @@ class _Sandbox(SandboxedEnvironment):
     def is_safe_attribute(self, obj, attr, value):
         if isinstance(obj, (LoopContext,Macro,Namespace)): return not attr.startswith('_')
         return any(isinstance(obj, t) and attr in allowed for t,allowed in METHODS.items())
-    def wrap_str_format(self, value): return None   # `format` is not on the list; without this Jinja would offer its own
+    def wrap_str_format(self, value):
+        return None  # `format` is not on the list; without this Jinja would offer its own
 
 # %% ../../nbs/10_data/03_sandbox.ipynb #c7689aea
 def _concat(parts):
-    parts = list(parts); _NOW.get().spend(sum(map(len, parts)))   # Jinja calls this to close a block, a macro or a filter section
+    parts = list(parts)
+    _NOW.get().spend(sum(map(len, parts)))  # Jinja calls this to close a block, a macro or a filter section
     return ''.join(parts)
 
 def _counted(xs):
     run = _NOW.get()
-    for x in xs: run.tick(); yield x
+    for x in xs:
+        run.tick()
+        yield x
 
 @pass_context
-def _out(context, x):   # before a value becomes text; asking for the context also keeps Jinja from working out constants while it compiles
+# before a value becomes text; asking for the context also keeps Jinja from working out constants while it compiles
+def _out(context, x):
     if not isinstance(x, Undefined): _NOW.get().look(x, 0)
     return x
 
@@ -151,12 +183,19 @@ def _most_frequent(xs):
     return [x for x in count if count[x]==max(count.values())]
 
 def _joined(xs, d='', attribute=None):
-    xs = [x if attribute is None else x[attribute] for x in xs]; _grown(_NOW.get(), 'join', d, [xs])
+    xs = [x if attribute is None else x[attribute] for x in xs]
+    _grown(_NOW.get(), 'join', d, [xs])
     return str(d).join(map(str, xs))
 
-def _replaced(text, old, new, count=None): text = str(text); _grown(_NOW.get(), 'replace', text, (old,new)); return text.replace(str(old), str(new), -1 if count is None else count)
+def _replaced(text, old, new, count=None):
+    text = str(text)
+    _grown(_NOW.get(), 'replace', text, (old,new))
+    return text.replace(str(old), str(new), -1 if count is None else count)
 
-def _sum(xs, attribute=None, start=0): return sum((x if attribute is None else x[attribute] for x in xs if isinstance(x, (int,float)) or attribute is not None), start)
+def _sum(xs, attribute=None, start=0):
+    return sum(
+        (x if attribute is None else x[attribute] for x in xs if isinstance(x, (int,float)) or attribute is not None),
+        start)
 
 def _rounded(x, precision=0, method='common'):
     if abs(precision)>30: raise TemplateRuntimeError('round must keep at most 30 digits')
@@ -166,11 +205,15 @@ def _rounded(x, precision=0, method='common'):
 @functools.cache
 def environment():
     "The one environment that templates are compiled in"
-    env = _Sandbox(undefined=StrictUndefined, optimized=False, finalize=_out); kept = {n: env.filters[n] for n in FILTERS}
-    kept.update(choice=lambda xs: _NOW.get().choice(xs), random=lambda xs: _NOW.get().choice(xs), most_frequent=_most_frequent, join=_joined, replace=_replaced, sum=_sum, round=_rounded)
-    env.filters = {n: _paid(f, n) for n,f in kept.items()}|dict(_counted=_counted, _looked=lambda x: _NOW.get().look(x), _made=lambda x: _NOW.get().look(x, 0))
+    env = _Sandbox(undefined=StrictUndefined, optimized=False, finalize=_out)
+    kept = {n: env.filters[n] for n in FILTERS}
+    kept.update(choice=lambda xs: _NOW.get().choice(xs), random=lambda xs: _NOW.get().choice(xs),
+                most_frequent=_most_frequent, join=_joined, replace=_replaced, sum=_sum, round=_rounded)
+    env.filters = {n: _paid(f, n) for n,f in kept.items()}|dict(
+        _counted=_counted, _looked=lambda x: _NOW.get().look(x), _made=lambda x: _NOW.get().look(x, 0))
     env.tests = {n: _paid(f, n) for n,f in env.tests.items()}
-    env.globals = dict(range=_range, zip=zip, dict=dict, namespace=Namespace); env.concat = _concat
+    env.globals = dict(range=_range, zip=zip, dict=dict, namespace=Namespace)
+    env.concat = _concat
     return env
 
 # %% ../../nbs/10_data/03_sandbox.ipynb #fbf7d86e
@@ -179,25 +222,39 @@ def compile_text(
     name:str # Of the template, for messages
 ):
     "A compiled template; `UserError` with the line for text that is not Jinja"
-    if len(text)>MAX_SOURCE: raise UserError(f'template {name!r} must have at most {MAX_SOURCE:,} characters, it has {len(text):,}; keep data in the records')
+    if len(text)>MAX_SOURCE:
+        raise UserError(
+            f'template {name!r} must have at most {MAX_SOURCE:,} characters, it has {len(text):,}; keep data in the records')
     token = _NOW.set(Run(name, {}))
     try: return environment().from_string(text)
-    except TemplateSyntaxError as e: raise UserError(f'template {name!r} must be Jinja, but line {e.lineno} is wrong: {e.message}; mend it') from None
-    except (SyntaxError, RecursionError, MemoryError, ValueError, TemplateRuntimeError) as e: raise UserError(f'template {name!r} is nested too deeply or too long to compile ({type(e).__name__}); make it simpler') from None
+    except TemplateSyntaxError as e:
+        raise UserError(
+            f'template {name!r} must be Jinja, but line {e.lineno} is wrong: {e.message}; mend it') from None
+    except (SyntaxError, RecursionError, MemoryError, ValueError, TemplateRuntimeError) as e:
+        raise UserError(
+            f'template {name!r} is nested too deeply or too long to compile ({type(e).__name__}); make it simpler') from None
     finally: _NOW.reset(token)
 
 def _named(record, value)->str:
     "How a value is called in a message: by the field that holds it"
-    holds = [k for k,v in record.items() if v is value or (type(v) is type(value) and v==value)] if isinstance(record, dict) else []
+    holds = [k
+             for k,v in record.items()
+             if v is value or (type(v) is type(value) and v==value)] if isinstance(record, dict) else []
     return f'field {holds[0]!r} is {value!r:.60}' if holds else f'it asks for {value!r:.60}'
 
 def explain(run:Run, e:Exception)->str:
     "What went wrong in somebody else's program, with the name of the template and what to do"
-    if isinstance(e, NoChoice): return f'template {run.name!r}: {str(e).split(", but ")[0]}, but {_named(run.record, e.asked)}; mend the record or leave it out'
+    if isinstance(e, NoChoice):
+        return (
+            f'template {run.name!r}: {str(e).split(", but ")[0]}, but {_named(run.record, e.asked)}; mend the record or leave it out')
     if isinstance(e, UndefinedError):
         has = sorted(map(str, run.record)) if isinstance(run.record, dict) else []
-        if str(e.message).endswith('is undefined'): return f'template {run.name!r} uses a field that the record does not have: {e.message}, and the record has {has}; add the field, or mend its name in the template'
-        return f'template {run.name!r} looks something up that is not there: {e.message:.200}; mend the record or the template'
+        if str(e.message).endswith('is undefined'):
+            return (
+                f'template {run.name!r} uses a field that the record does not have: {e.message}, and the record has '
+                f'{has}; add the field, or mend its name in the template')
+        return (
+            f'template {run.name!r} looks something up that is not there: {e.message:.200}; mend the record or the template')
     return f'template {run.name!r} fails: {str(e)[:300]} ({type(e).__name__}); mend it, or leave it out'
 
 def render_text(
@@ -209,7 +266,8 @@ def render_text(
     out,n,token = [],0,_NOW.set(run)
     try:
         for piece in compiled.generate(values):
-            out.append(piece); n += len(piece)
+            out.append(piece)
+            n += len(piece)
             if n>MAX_CHARS: raise TemplateRuntimeError(f'its text is longer than {MAX_CHARS:,} characters')
     except Exception as e: raise UserError(explain(run, e)) from None
     finally: _NOW.reset(token)

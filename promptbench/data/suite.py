@@ -19,7 +19,11 @@ from .files import read_jsonl
 @dataclass(frozen=True)
 class Example:
     "A record as a model sees it: `choices` and `gold` are None where the answer is written freely"
-    id:str; source:str; target:str; choices:tuple[str,...]|None=None; gold:int|None=None
+    id:str
+    source:str
+    target:str
+    choices:tuple[str,...]|None=None
+    gold:int|None=None
 
 # %% ../../nbs/10_data/04_suite.ipynb #b49ca4ba
 _all_ = ['read_jsonl']   # it moved to the page of files
@@ -32,7 +36,8 @@ class _Records(Mapping):
     def __contains__(self, split): return split in self._splits
     def __getitem__(self, split):
         if split not in self:
-            raise UserError(f'{self._owner} must have a split {split!r}, it has {list(self)}; add {split}.jsonl (or .csv, .parquet) or ask for another split')
+            raise UserError(f'{self._owner} must have a split {split!r}, it has {list(self)}; add {split}.jsonl (or '
+                            '.csv, .parquet) or ask for another split')
         if callable(self._splits[split]): self._splits[split] = self._splits[split]()
         return self._splits[split]
 
@@ -51,24 +56,39 @@ class Dataset:
         baseline:float|None=None, # What guessing reaches, if it is not one over the number of choices
         on_error:str='raise' # 'skip': rows on which a template fails are left out and counted
     ):
-        self.name,self.cluster,self.role,self.templates = name, cluster, one_of(f'role of {name}', role, ROLES), list(templates)
-        self.records,self.files,self.baseline,self.on_error = _Records(name, records),dict(files or {}),baseline,one_of('on_error', on_error, ['raise','skip'])
-        if not self.templates: raise UserError(f'{name} must have at least one template, it has none; add a templates.yaml')
+        self.name,self.cluster,self.role,self.templates = name, cluster, one_of(
+            f'role of {name}', role, ROLES), list(templates)
+        self.records,self.files,self.baseline,self.on_error = _Records(name, records),dict(files or {}),baseline,one_of(
+            'on_error', on_error, ['raise','skip'])
+        if not self.templates:
+            raise UserError(f'{name} must have at least one template, it has none; add a templates.yaml')
         twice = [n for n,c in Counter(t.name for t in self.templates).items() if c>1]
-        if twice: raise UserError(f'templates of {name} must have different names, but {twice} come twice; rename one of each')
+        if twice:
+            raise UserError(
+                f'templates of {name} must have different names, but {twice} come twice; rename one of each')
         bare = [t.name for t in self.templates if t.answer_choices is None]
         if bare and role in ('eval','dev'):
-            raise UserError(f'{name} has the role {role!r}, so every template must have answer_choices to rank; {bare} have none: '
-                            "add choices, drop them, or give the dataset the role 'train' (roles in suite.yaml)")
-        odd = {t.name: c for t in self.templates if role in ('eval','dev') for c,n in Counter(getattr(t, 'fixed', None) or ()).items() if n>1 or not c}
-        if odd: raise UserError(f'answer choices of {name} must differ and not be empty to be ranked, but templates have these twice or empty: {odd}; mend their answer_choices')
-    def __repr__(self): return f'Dataset({self.name}: {self.cluster}, {self.role}, {len(self.templates)} templates, splits {list(self.records)})'
+            raise UserError(
+                f'{name} has the role {role!r}, so every template must have answer_choices to rank; {bare} have none: '
+                "add choices, drop them, or give the dataset the role 'train' (roles in suite.yaml)")
+        odd = {t.name: c
+               for t in self.templates
+               if role in ('eval','dev')
+               for c,n in Counter(getattr(t, 'fixed', None) or ()).items()
+               if n>1 or not c}
+        if odd:
+            raise UserError(f'answer choices of {name} must differ and not be empty to be ranked, but templates '
+                            f'have these twice or empty: {odd}; mend their answer_choices')
+    def __repr__(self):
+        return (
+            f'Dataset({self.name}: {self.cluster}, {self.role}, {len(self.templates)} templates, splits {list(self.records)})')
 
 # %% ../../nbs/10_data/04_suite.ipynb #379ae41a
 class Task:
     "A dataset seen through one template"
     def __init__(self, suite:str, data:Dataset, template):
-        self.suite,self.cluster,self.dataset,self.role,self.template = suite, data.cluster, data.name, data.role, template.name
+        self.suite,self.cluster,self.dataset,self.role,self.template = (
+            suite, data.cluster, data.name, data.role, template.name)
         self._data,self._template,self._seen,self.baseline = getattr(template, 'data', data),template,{},data.baseline
     @property
     def name(self)->str: return f'{self.dataset}/{self.template}'
@@ -80,12 +100,14 @@ class Task:
         "Rendered examples in the order of the file; `UserError` if the template skips every row"
         out = list(itertools.islice(render(self, split), n))
         if out or n==0: return out
-        raise UserError(f'task {self.name} must give examples, but its template skips all {len(self._data.records[split])} rows of {split}; '
-                        'look at the records, or leave the template out')
+        raise UserError(
+            f'task {self.name} must give examples, but its template skips all {len(self._data.records[split])} rows of {split}; '
+            'look at the records, or leave the template out')
     def size(self, split:str)->int: return len(self._data.records[split]) # rows, before any is skipped
     @property
     def ranked(self)->bool: return self._template.answer_choices is not None # whether there are choices to rank
-    def shots(self, k:int, seed:int, balanced:bool=False, per:str='template')->list[Example]: return draw_shots(self, k, seed, balanced=balanced, per=per)
+    def shots(self, k:int, seed:int, balanced:bool=False, per:str='template')->list[Example]:
+        return draw_shots(self, k, seed, balanced=balanced, per=per)
     def counts(self, split:str='validation')->dict: return count_rows(self, split)
     @property
     def chance(self)->float: return _mean([1/c for c,_ in labels(self)]) if self.baseline is None else self.baseline
@@ -95,12 +117,14 @@ class Task:
 # %% ../../nbs/10_data/04_suite.ipynb #6e39b274
 def render(task, split, order=None):
     "Examples in the given order of rows, without the rows that the template skips"
-    rows = task._data.records[split]; named = getattr(rows, 'id_of', str)
+    rows = task._data.records[split]
+    named = getattr(rows, 'id_of', str)
     for i in (range(len(rows)) if order is None else order):
         try: got = task._template.apply(rows[i])
         except UserError as e:
             if task._data.on_error=='skip': continue
-            file = task._data.files.get(split); raise UserError((f'{file}, record {i+1}: ' if file else '')+f'{task.dataset}/{split}/{i}: {e}') from None
+            file = task._data.files.get(split)
+            raise UserError((f'{file}, record {i+1}: ' if file else '')+f'{task.dataset}/{split}/{i}: {e}') from None
         if got is not None: yield Example(f'{task.dataset}/{split}/{named(i)}', *got)
 
 # %% ../../nbs/10_data/04_suite.ipynb #7162214f
@@ -113,7 +137,8 @@ def labels(
 
 def count_rows(task:Task, split:str='validation')->dict:
     "How many rows there are, how many the template uses and how many it skips"
-    labels(task, split); rows,used = task.size(split), len(task._seen[split])
+    labels(task, split)
+    rows,used = task.size(split), len(task._seen[split])
     return dict(rows=rows, used=used, skipped=rows-used)
 
 def commonest(gold)->float:
@@ -141,13 +166,17 @@ def draw_shots(
     own = (task.template,) if one_of('per', per, ['template','dataset'])=='template' else ()
     if k==0: return []
     if k<0: raise UserError(f'shots must be 0 or more, got {k}')
-    order = list(range(task.size('train'))); rng('shots', task.dataset, *own, seed).shuffle(order)
+    order = list(range(task.size('train')))
+    rng('shots', task.dataset, *own, seed).shuffle(order)
     found = render(task, 'train', order)
     if balanced:
-        if not task.ranked: raise UserError(f'balanced shots need answer choices, and {task.name} has none; draw without balanced')
+        if not task.ranked:
+            raise UserError(f'balanced shots need answer choices, and {task.name} has none; draw without balanced')
         found = _by_turns(found)
     out = list(itertools.islice(found, k))
-    if len(out)<k: raise UserError(f'{task.name} must have {k} training examples for {k} shots, but only {len(out)} render; ask for at most {len(out)}')
+    if len(out)<k:
+        raise UserError(
+            f'{task.name} must have {k} training examples for {k} shots, but only {len(out)} render; ask for at most {len(out)}')
     return out
 
 def shots_key(
@@ -168,11 +197,15 @@ class Suite:
         notes=(), # What somebody who uses it should know, one sentence each
         skipped=() # Flaws of what was left out when it was loaded
     ):
-        self.name,self.datasets,self.groups,self.notes,self.skipped = name,list(datasets),dict(groups or {}),list(notes),list(skipped); odd = sorted(set(self.groups)-{d.name for d in self.datasets})
+        self.name,self.datasets,self.groups,self.notes,self.skipped = (
+            name,list(datasets),dict(groups or {}),list(notes),list(skipped))
+        odd = sorted(set(self.groups)-{d.name for d in self.datasets})
         if odd: raise UserError(f'groups of suite {name} must be of its datasets, but {odd} are not; mend the names')
         if not self.datasets: raise UserError(f'suite {name} must have at least one dataset, it has none')
         twice = [n for n,c in Counter(d.name for d in self.datasets).items() if c>1]
-        if twice: raise UserError(f'datasets of suite {name} must have different names, but {twice} come twice; rename one of each')
+        if twice:
+            raise UserError(
+                f'datasets of suite {name} must have different names, but {twice} come twice; rename one of each')
         self._tasks = {t.name:t for d in self.datasets for t in (Task(name, d, p) for p in d.templates)}
     def __repr__(self): return f'Suite({self.name}: {len(self.datasets)} datasets, {len(self._tasks)} tasks)'
     def tasks(self,
@@ -200,9 +233,11 @@ def fingerprint(
     "Short hash of what a suite asks: names, roles, templates, records; run keys contain it"
     h = hashlib.sha256()
     for d in sorted(suite.datasets, key=lambda d: d.name):
-        h.update(to_json([d.name, d.cluster, d.role, [(t.name, t.jinja, t.answer_choices) for t in d.templates]]).encode())
+        h.update(
+            to_json([d.name, d.cluster, d.role, [(t.name, t.jinja, t.answer_choices) for t in d.templates]]).encode())
         for split in sorted(d.records):
-            rows = d.records[split]; h.update(f'{split} {len(rows)}'.encode())
+            rows = d.records[split]
+            h.update(f'{split} {len(rows)}'.encode())
             for r in rows[::max(1, len(rows)//20000)]: h.update(json.dumps(r, sort_keys=True, default=str).encode())
     return h.hexdigest()[:12]
 
@@ -215,9 +250,10 @@ def describe(
     for d in suite.datasets:
         tasks = [suite.task(f'{d.name}/{t.name}') for t in d.templates if t.answer_choices is not None]
         base = [(t.chance, t.majority) for t in tasks if labels(t)] if 'validation' in d.records else []
-        rows.append(dict(cluster=d.cluster, dataset=d.name, role=d.role, templates=len(d.templates),
-                         **{s: len(d.records[s]) if s in d.records else 0 for s in ('train','validation')},
-                         **{w: _mean([b[i] for b in base]) if base else None for i,w in enumerate(('chance','majority'))}))
+        rows.append(
+            dict(cluster=d.cluster, dataset=d.name, role=d.role, templates=len(d.templates),
+                 **{s: len(d.records[s]) if s in d.records else 0 for s in ('train','validation')},
+                 **{w: _mean([b[i] for b in base]) if base else None for i,w in enumerate(('chance','majority'))}))
     return rows
 
 # %% ../../nbs/10_data/04_suite.ipynb #1980eb0b
@@ -229,17 +265,21 @@ def show(
     "Examples as text a person can check: the source, then the target or the choices with the right one marked"
     out = [f'{task.name}  ({task.cluster}, {task.role})']
     for e in task.examples(split, n):
-        answer = [f'target: {e.target}'] if e.choices is None else [f"{'*' if i==e.gold else ' '} {c}" for i,c in enumerate(e.choices)]
+        answer = [f'target: {e.target}'] if e.choices is None else [
+            f"{'*' if i==e.gold else ' '} {c}" for i,c in enumerate(e.choices)]
         out += ['', f'--- {e.id}', e.source, '', *answer]
     return '\n'.join(out)
 
 # %% ../../nbs/10_data/04_suite.ipynb #fb935f85
-SUITES = {'microworld': 'promptbench.world.suite:build', 'p3': 'promptbench.data.hub:p3_suite', 'hub': 'promptbench.data.hub:hub_suite', 'ni': 'promptbench.data.natural:natural_suite'}   # name -> module:function that makes the suite; PREFIX:REST calls it with REST
+# name -> module:function that makes the suite; PREFIX:REST calls it with REST
+SUITES = {'microworld': 'promptbench.world.suite:build', 'p3': 'promptbench.data.hub:p3_suite',
+          'hub': 'promptbench.data.hub:hub_suite', 'ni': 'promptbench.data.natural:natural_suite'}
 FOLDER = 'promptbench.data.templates:folder_suite'             # the function that reads a folder
 
 def _maker(name:str)->tuple:
     "What makes the suite of this name: 'module:function' and its arguments"
-    prefix,colon,rest = name.partition(':'); path = Path(name).expanduser()
+    prefix,colon,rest = name.partition(':')
+    path = Path(name).expanduser()
     if name in SUITES: return SUITES[name],()
     if colon and prefix in SUITES: return SUITES[prefix],(rest,)
     if path.is_dir(): return FOLDER,(path,)
@@ -251,7 +291,11 @@ def load_suite(
     **options # Handed to the function that makes it
 )->Suite:
     "A suite by name or from a folder; `UserError` for an unknown name, a missing folder or a wrong option"
-    where,args = _maker(str(name)); module,fn = where.split(':'); make = getattr(importlib.import_module(module), fn)
+    where,args = _maker(str(name))
+    module,fn = where.split(':')
+    make = getattr(importlib.import_module(module), fn)
     try: inspect.signature(make).bind(*args, **options)
-    except TypeError as e: raise UserError(f'suite {name}: {e}; it takes the options {list(inspect.signature(make).parameters)[len(args):]}') from None
+    except TypeError as e:
+        raise UserError(
+            f'suite {name}: {e}; it takes the options {list(inspect.signature(make).parameters)[len(args):]}') from None
     return make(*args, **options)

@@ -17,7 +17,8 @@ class Table:
     "Rows of an Arrow table in mapped memory, as a list of dicts"
     def __init__(self, ds): self._ds = ds # A `datasets.Dataset`
     def __len__(self)->int: return len(self._ds)
-    def __getitem__(self, i): return [self._ds[j] for j in range(*i.indices(len(self)))] if isinstance(i, slice) else self._ds[i]
+    def __getitem__(self, i):
+        return [self._ds[j] for j in range(*i.indices(len(self)))] if isinstance(i, slice) else self._ds[i]
     def __repr__(self): return f'Table({len(self):,} rows of {self.columns})'
     @property
     def columns(self)->list[str]: return list(self._ds.column_names)
@@ -26,9 +27,11 @@ class Table:
     def keep(self, names)->'Table': return Table(self._ds.select_columns([n for n in names if n in self.columns]))
     def column(self, name:str)->np.ndarray:
         "One column whole, as numbers; lists of equal length become rows"
-        c = self._ds.with_format('arrow')[:][name].combine_chunks(); n = len(c)
+        c = self._ds.with_format('arrow')[:][name].combine_chunks()
+        n = len(c)
         while hasattr(c, 'flatten') and getattr(c.type, 'value_type', None) is not None: c = c.flatten()
-        c = c.to_numpy(zero_copy_only=False); return c if len(c)==n else c.reshape(n, -1)
+        c = c.to_numpy(zero_copy_only=False)
+        return c if len(c)==n else c.reshape(n, -1)
 
 # %% ../../nbs/10_data/02_tables.ipynb #3efd17c6
 SINGLE = ('inputs_pretokenized','targets_pretokenized','is_correct','weight') # fields of P3 that hold one value
@@ -36,7 +39,10 @@ SINGLE = ('inputs_pretokenized','targets_pretokenized','is_correct','weight') # 
 def _saved(folder)->dict:
     "Splits of a folder that `save_to_disk` wrote"
     from datasets import load_from_disk
-    def opener(place): return lambda: Table(_tried(f'read {place}', lambda: load_from_disk(str(place)), 'it must be a folder written by save_to_disk of a datasets of the same age or older'))
+    def opener(place):
+        return lambda: Table(
+            _tried(f'read {place}', lambda: load_from_disk(str(place)),
+                   'it must be a folder written by save_to_disk of a datasets of the same age or older'))
     if (folder/'state.json').is_file():
         split = json.loads((folder/'state.json').read_text()).get('_split') or 'train'
         return {split:opener(folder)}
@@ -54,9 +60,12 @@ def _tfrecords(folder)->dict:
     "Splits of a folder with split.tfrecord-00000-of-00001"
     shards = {}
     for p in sorted(folder.glob('*.tfrecord-*-of-*')):
-        split,_,_,_,n = re.fullmatch(r'(.+)\.tfrecord(-)(\d+)(-of-)(\d+)', p.name).groups(); shards.setdefault((split,int(n)), []).append(p)
+        split,_,_,_,n = re.fullmatch(r'(.+)\.tfrecord(-)(\d+)(-of-)(\d+)', p.name).groups()
+        shards.setdefault((split,int(n)), []).append(p)
     for (split,n),ps in shards.items():
-        if len(ps)!=n: raise UserError(f'{folder} must hold all {n} shards of {split}, it has {[p.name for p in ps]}; fetch the others')
+        if len(ps)!=n:
+            raise UserError(
+                f'{folder} must hold all {n} shards of {split}, it has {[p.name for p in ps]}; fetch the others')
     return {split:(lambda ps=ps: TFRecords(ps, single=SINGLE)) for (split,_),ps in shards.items()}
 
 def local_tables(
@@ -73,10 +82,12 @@ def _tried(what, fn, remedy):
     "`fn()`; whatever goes wrong becomes a message with what was tried and what to do"
     try: return fn()
     except UserError: raise
-    except Exception as e: raise UserError(f'cannot {what} ({type(e).__name__}: {str(e).strip()[:300]}); {remedy}') from e
+    except Exception as e:
+        raise UserError(f'cannot {what} ({type(e).__name__}: {str(e).strip()[:300]}); {remedy}') from e
 
-_REMEDY = ('check the name and the connection (HF_HUB_OFFLINE=1 uses only what was fetched before; HF_TOKEN opens gated datasets), '
-           'or save it with datasets.save_to_disk where there is a network and give its folder as path=')
+_REMEDY = (
+    'check the name and the connection (HF_HUB_OFFLINE=1 uses only what was fetched before; HF_TOKEN opens gated datasets), '
+    'or save it with datasets.save_to_disk where there is a network and give its folder as path=')
 
 @functools.cache
 def full_name(
@@ -85,7 +96,8 @@ def full_name(
     "The name of a dataset with its owner, which the hub's file system insists on"
     if '/' in repo: return repo
     from huggingface_hub import HfApi
-    return _tried(f'find {repo} on the hub', lambda: HfApi().dataset_info(repo).id, f"give its name with the owner (repos={{'{repo}': 'OWNER/{repo}'}}), "+_REMEDY)
+    return _tried(f'find {repo} on the hub', lambda: HfApi().dataset_info(repo).id,
+                  f"give its name with the owner (repos={{'{repo}': 'OWNER/{repo}'}}), "+_REMEDY)
 
 def load_rows(
     *args, first:int|None=None, # Only the first rows, streamed instead of fetched whole
@@ -125,8 +137,13 @@ def hub_splits(
     repo = full_name(repo)
     def copy():
         from huggingface_hub import HfFileSystem
-        return [Path(p).name for p in HfFileSystem().ls(f'datasets/{repo}@refs/convert/parquet/{config or "default"}', detail=False)]
-    try: return _tried(f'find {repo} {config}'.strip(), lambda: get_dataset_split_names(repo, config or None, revision=revision), _REMEDY)
+        return [
+            Path(p).name
+            for p in HfFileSystem().ls(f'datasets/{repo}@refs/convert/parquet/{config or "default"}', detail=False)]
+    try:
+        return _tried(
+            f'find {repo} {config}'.strip(), lambda: get_dataset_split_names(repo, config or None, revision=revision), _REMEDY)
     except UserError as e:
         if 'scripts are no longer supported' not in str(e): raise
-    return [s for s in _tried(f'find the Parquet copy of {repo} {config}', copy, _REMEDY) if not s.startswith('partial-')]
+    return [
+        s for s in _tried(f'find the Parquet copy of {repo} {config}', copy, _REMEDY) if not s.startswith('partial-')]

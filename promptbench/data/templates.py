@@ -17,7 +17,8 @@ from .sandbox import MAX_CHARS, MAX_STEPS, Answers, Run, compile_text, render_te
 from .suite import ROLES, Dataset, Suite, _spread
 
 # %% ../../nbs/10_data/05_templates.ipynb #9399114c
-_BAR,_HIDDEN = '|||', '\ue0f1\ue0f2\ue0f3'   # fields may hold the separator; characters of the private use area stand for it meanwhile
+# fields may hold the separator; characters of the private use area stand for it meanwhile
+_BAR,_HIDDEN = '|||', '\ue0f1\ue0f2\ue0f3'
 
 def _hide(x):
     "A copy of a value in which the separator is text"
@@ -31,23 +32,33 @@ def _shown(text:str)->str: return text.replace(_HIDDEN, _BAR) if _HIDDEN in text
 @dataclass(eq=False)
 class Template:
     "A promptsource template: Jinja for `source ||| target`, and Jinja for the answer choices if there are any"
-    name:str; jinja:str; answer_choices:str|None=None; metadata:dict=field(default_factory=dict)
+    name:str
+    jinja:str
+    answer_choices:str|None=None
+    metadata:dict=field(default_factory=dict)
     def __post_init__(self):
-        if _BAR not in self.jinja: raise UserError(f'template {self.name!r} must have a {_BAR} between source and target; write `source {_BAR} target`')
+        if _BAR not in self.jinja:
+            raise UserError(
+                f'template {self.name!r} must have a {_BAR} between source and target; write `source {_BAR} target`')
     @property
     def fixed(self)->tuple|None: # The answer choices if they are the same for every record
         return None if self.answer_choices is None or '{' in self.answer_choices else tuple(_cut(self.answer_choices))
     @functools.cached_property
     def _compiled(self):
-        return compile_text(self.jinja, self.name), None if self.answer_choices is None or self.fixed else compile_text(self.answer_choices, self.name)
+        return compile_text(self.jinja, self.name), None if self.answer_choices is None or self.fixed else compile_text(
+            self.answer_choices, self.name)
     def parts(self, record:dict)->tuple[str,str,tuple|None]:
         "Source, target (empty if there is none) and choices"
-        values,run = _hide(record),Run(self.name, record); main,answers = self._compiled
+        values,run = _hide(record),Run(self.name, record)
+        main,answers = self._compiled
         choices = self.fixed if answers is None else tuple(_cut(render_text(answers, run, values)))
         if choices is not None: values['answer_choices'] = Answers(choices)
         out = _cut(render_text(main, run, values))
-        if len(out)>2: raise UserError(f'template {self.name!r} must give `source {_BAR} target`, but gives {len(out)} parts; keep one {_BAR}')
-        return _shown(out[0]), _shown(out[1]) if len(out)==2 else '', None if choices is None else tuple(map(_shown, choices))
+        if len(out)>2:
+            raise UserError(
+                f'template {self.name!r} must give `source {_BAR} target`, but gives {len(out)} parts; keep one {_BAR}')
+        return _shown(out[0]), _shown(out[1]) if len(out)==2 else '', None if choices is None else tuple(
+            map(_shown, choices))
     def problem(self, record:dict)->str|None: # None if the record renders
         "Why the template skips this record"
         source,target,choices = self.parts(record)
@@ -68,7 +79,8 @@ class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
     def construct_mapping(self, node, deep=False):
         out = super().construct_mapping(node, deep=deep)
         if len(out)<len(node.value):
-            keys = [k.value for k,_ in node.value]; twice = next((k for k in keys if keys.count(k)>1), keys[0])
+            keys = [k.value for k,_ in node.value]
+            twice = next((k for k in keys if keys.count(k)>1), keys[0])
             raise yaml.constructor.ConstructorError(None, None, f'{twice!r:.60} comes twice', node.start_mark)
         return out
 class _Dumper(yaml.SafeDumper):
@@ -79,15 +91,21 @@ for _t in (_Tagged, _Meta):
     _Loader.add_constructor(_t.tag, lambda loader, node: loader.construct_mapping(node, deep=True))
     _Dumper.add_representer(_t, lambda dumper, d: dumper.represent_mapping(d.tag, dict(d)))
 
-def _short(x)->str: r = reprlib.Repr(); r.maxlevel,r.maxlist,r.maxdict = 1,3,3; return r.repr(x)   # aliases can make a value without end
+def _short(x)->str:
+    r = reprlib.Repr()
+    r.maxlevel,r.maxlist,r.maxdict = 1,3,3
+    return r.repr(x)  # aliases can make a value without end
 
 def _template(key, t)->Template:
     "One entry of a file as a `Template`"
-    if not isinstance(t, dict) or not all(isinstance(t.get(w), str) and t[w].strip() for w in ('name','jinja')): raise UserError(f'template {key!r:.60} must have a name and a jinja text')
+    if not isinstance(t, dict) or not all(isinstance(t.get(w), str) and t[w].strip() for w in ('name','jinja')):
+        raise UserError(f'template {key!r:.60} must have a name and a jinja text')
     answers,meta = t.get('answer_choices'),t.get('metadata') or {}
-    if not isinstance(answers, (str,type(None))): raise UserError(f'answer_choices of {t["name"]!r} must be text such as `no ||| yes`, got {_short(answers)}')
+    if not isinstance(answers, (str,type(None))):
+        raise UserError(f'answer_choices of {t["name"]!r} must be text such as `no ||| yes`, got {_short(answers)}')
     if not isinstance(meta, dict): raise UserError(f'metadata of {t["name"]!r} must be a mapping, got {_short(meta)}')
-    return Template(t['name'], t['jinja'], answers or None, dict(meta, id=str(t.get('id') or key), reference=t.get('reference') or ''))
+    return Template(t['name'], t['jinja'], answers or None,
+                    dict(meta, id=str(t.get('id') or key), reference=t.get('reference') or ''))
 
 def load_yaml(
     path, # A YAML file
@@ -96,14 +114,20 @@ def load_yaml(
     "A YAML file read safely; `UserError` with file and line if it is none"
     try:
         text = Path(path).read_text(encoding='utf-8-sig')
-        if len(text)>MAX_FILE: raise UserError(f'{path} must be {what}, but it has {len(text):,} characters; keep data in files of records')
+        if len(text)>MAX_FILE:
+            raise UserError(
+                f'{path} must be {what}, but it has {len(text):,} characters; keep data in files of records')
         d = yaml.load(text, _Loader)
-    except UnicodeDecodeError as e: raise Flaw(path, f'it is not UTF-8 (byte 0x{e.object[e.start]:02x})', 'save it as UTF-8', e.object.count(b'\n', 0, e.start)+1) from None
+    except UnicodeDecodeError as e:
+        raise Flaw(path, f'it is not UTF-8 (byte 0x{e.object[e.start]:02x})', 'save it as UTF-8',
+                   e.object.count(b'\n', 0, e.start)+1) from None
     except (OSError, yaml.YAMLError, RecursionError, ValueError) as e:
         if isinstance(e, UserError): raise
         mark,begun = (getattr(e, f'{w}_mark', None) for w in ('problem','context'))
-        where = f'line {mark.line+1}'+(f' (begun in line {begun.line+1})' if begun and begun.line!=mark.line else '') if mark else ''
-        said = 'it is nested too deeply' if isinstance(e, RecursionError) else f'{where} is wrong: {e.problem}' if mark else ' '.join(str(e).split())
+        where = f'line {mark.line+1}'+(
+            f' (begun in line {begun.line+1})' if begun and begun.line!=mark.line else '') if mark else ''
+        said = 'it is nested too deeply' if isinstance(
+            e, RecursionError) else f'{where} is wrong: {e.problem}' if mark else ' '.join(str(e).split())
         raise UserError(f'{path} must be {what}, but {said}; mend it') from None
     if isinstance(d, dict): return d
     raise UserError(f'{path} must be {what}, but it holds {type(d).__name__}; see the documentation for the format')
@@ -114,13 +138,19 @@ def read_templates(
 )->list[Template]:
     "The templates of a file, in its order; `UserError` with file and line if it is not one"
     entries,out = load_yaml(path, 'a promptsource templates.yaml').get('templates'),[]
-    if not isinstance(entries, dict): raise UserError(f'{path} must hold `templates:` with one `!Template` per entry; see promptsource for the format')
+    if not isinstance(entries, dict):
+        raise UserError(
+            f'{path} must hold `templates:` with one `!Template` per entry; see promptsource for the format')
     for key,t in entries.items():
         try:
             made = _template(key, t)
-            if made.name in {o.name for o in out}: raise UserError(f'templates must have different names, but {made.name!r} comes twice; rename one')
-            made._compiled; out.append(made)
-        except UserError as e: bad(Flaw(path, *str(e).rsplit('; ', 1)) if '; ' in str(e) else Flaw(path, str(e), 'mend or remove that template'))
+            if made.name in {o.name for o in out}:
+                raise UserError(f'templates must have different names, but {made.name!r} comes twice; rename one')
+            made._compiled
+            out.append(made)
+        except UserError as e:
+            bad(Flaw(path, *str(e).rsplit('; ', 1)) if '; ' in str(e)
+                else Flaw(path, str(e), 'mend or remove that template'))
     return out
 
 # %% ../../nbs/10_data/05_templates.ipynb #c004b2d4
@@ -132,8 +162,10 @@ def write_templates(
 )->Path:
     "Write a `templates.yaml` that `read_templates` and promptsource read"
     def entry(t):
-        meta = dict(t.metadata); key,ref = meta.pop('id', key_of(t.name)), meta.pop('reference', '')
-        return _Tagged(answer_choices=t.answer_choices, id=key, jinja=t.jinja, metadata=_Meta(meta), name=t.name, reference=ref)
+        meta = dict(t.metadata)
+        key,ref = meta.pop('id', key_of(t.name)), meta.pop('reference', '')
+        return _Tagged(
+            answer_choices=t.answer_choices, id=key, jinja=t.jinja, metadata=_Meta(meta), name=t.name, reference=ref)
     made = [entry(t) for t in templates]
     d = dict(dataset=dataset, **({'subset':subset} if subset else {}), templates={e['id']:e for e in made})
     return write_atomic(path, yaml.dump(d, Dumper=_Dumper, allow_unicode=True, sort_keys=False))
@@ -149,9 +181,11 @@ class Plan:
     baselines:dict=field(default_factory=dict) # name -> what guessing reaches, between 0 and 1
     groups:dict=field(default_factory=dict) # dataset -> group that shares one vote in an average
     template_files:dict=field(default_factory=dict) # dataset -> folder of its templates, below templates/
-    templates:str='original'; on_error:str='raise'
+    templates:str='original'
+    on_error:str='raise'
     def of(self, what:str, p:Path, default=None):
-        d = getattr(self, what); return next((d[k] for k in (p.name, p.parent.name, '*') if k in d), default)
+        d = getattr(self, what)
+        return next((d[k] for k in (p.name, p.parent.name, '*') if k in d), default)
 
 def _plan(folder:Path)->Plan|None:
     path = folder/'suite.yaml'
@@ -159,12 +193,15 @@ def _plan(folder:Path)->Plan|None:
     try:
         plan = config(Plan, load_yaml(path, 'the plan of a suite'))
         for f in dataclasses.fields(Plan):
-            if f.type is dict and not isinstance(getattr(plan, f.name), dict): raise UserError(f'{f.name} must be a mapping such as {{films: ...}}')
+            if f.type is dict and not isinstance(getattr(plan, f.name), dict):
+                raise UserError(f'{f.name} must be a mapping such as {{films: ...}}')
         for k,v in plan.roles.items(): one_of(f'role of {k}', v, ROLES)
         for k,v in plan.baselines.items():
-            if not (isinstance(v, (int,float)) and 0<=v<=1): raise UserError(f'the baseline of {k} must be a number between 0 and 1, got {v!r}')
+            if not (isinstance(v, (int,float)) and 0<=v<=1):
+                raise UserError(f'the baseline of {k} must be a number between 0 and 1, got {v!r}')
         for k,v in plan.caps.items():
-            if not all(isinstance(n, int) and n>0 for n in (v.values() if isinstance(v, dict) else [v])): raise UserError(f'the cap of {k} must be a number of records, or {{train: 1000}}, got {v!r}')
+            if not all(isinstance(n, int) and n>0 for n in (v.values() if isinstance(v, dict) else [v])):
+                raise UserError(f'the cap of {k} must be a number of records, or {{train: 1000}}, got {v!r}')
     except UserError as e: raise e if str(path) in str(e) else UserError(f'{path}: {e}') from None
     return plan
 
@@ -178,42 +215,67 @@ def _known(plan:Plan, found:list[Path], path):
 def _listed(folder:Path)->list[tuple]:
     "What a manifest.json lists: (folder, role, templates)"
     path = folder/'manifest.json'
-    try: out = [(folder/e['cluster']/e['name'], e['role'].replace('evaluation', 'eval'), e.get('templates', e['name'])) for e in json.loads(path.read_text(encoding='utf8'))]
+    try:
+        out = [(folder/e['cluster']/e['name'], e['role'].replace('evaluation', 'eval'), e.get('templates', e['name']))
+               for e in json.loads(path.read_text(encoding='utf8'))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f'{path} must be a list of objects with name, cluster and role, but {type(e).__name__}: {e}') from None
+        raise UserError(
+            f'{path} must be a list of objects with name, cluster and role, but {type(e).__name__}: {e}') from None
     gone = [str(p) for p,*_ in out if not record_files(p)]
-    if gone: raise UserError(f'{path} lists datasets without any file of records: {gone}; restore them or take them off the list')
+    if gone:
+        raise UserError(
+            f'{path} lists datasets without any file of records: {gone}; restore them or take them off the list')
     return out
 
 def _found(folder:Path)->list[tuple]:
     "Without a manifest: every folder with files of records, at most two levels down; one with a validation split is for evaluation"
-    out = [p for p in [folder, *sorted(folder.glob('*')), *sorted(folder.glob('*/*'))] if p.is_dir() and not p.name.startswith('.') and record_files(p)]
-    if not out: raise UserError(f'{folder} must hold CLUSTER/DATASET/train.jsonl and validation.jsonl (or .jsonl.gz, .csv, .parquet), but no such file is there')
+    out = [p
+           for p in [folder, *sorted(folder.glob('*')), *sorted(folder.glob('*/*'))]
+           if p.is_dir() and not p.name.startswith('.') and record_files(p)]
+    if not out:
+        raise UserError(f'{folder} must hold CLUSTER/DATASET/train.jsonl and validation.jsonl (or .jsonl.gz, .csv, '
+                        '.parquet), but no such file is there')
     return [(p, 'eval' if 'validation' in dict(record_files(p)) else 'train', p.name) for p in out]
 
 def _cluster(folder:Path, p:Path)->str: return p.parent.name if p.parent.parent==folder else p.name
 
-def _places(folder:Path, p:Path, name:str)->list[Path]: return [p/'templates.yaml', folder.parent/'templates'/name/'templates.yaml', folder/'templates'/name/'templates.yaml']
+def _places(folder:Path, p:Path, name:str)->list[Path]:
+    return [
+        p/'templates.yaml', folder.parent/'templates'/name/'templates.yaml', folder/'templates'/name/'templates.yaml']
 
 def _templates_of(folder, p, name, which, role, bad)->list[Template]:
     path = next((x for x in _places(folder, p, name) if x.is_file()), None)
-    if path is None: raise UserError(f'dataset {p.name} has no templates; put a templates.yaml at one of {[str(x) for x in _places(folder, p, name)]}')
+    if path is None:
+        raise UserError(
+            f'dataset {p.name} has no templates; put a templates.yaml at one of {[str(x) for x in _places(folder, p, name)]}')
     ts = read_templates(path, bad)
     if which=='original': return [t for t in ts if t.metadata.get('original_task')] or ts
     return [t for t in ts if role=='train' or t.answer_choices is not None] or ts
 
-def _capped(path, most, bad=halt): rows = read_records(path, bad); return rows if most is None or most>=len(rows) else _spread(rows, most)
+def _capped(path, most, bad=halt):
+    rows = read_records(path, bad)
+    return rows if most is None or most>=len(rows) else _spread(rows, most)
 
 def folder_layout(
     folder # Holds CLUSTER/DATASET/{train,validation}.jsonl[.gz], .csv or .parquet, perhaps with a suite.yaml or manifest.json
 )->tuple[Plan,list[tuple],list[str]]: # plan; (folder, role, name of the templates) of every dataset; notes
     "What lies in a folder and what is to be made of it"
-    folder = Path(folder); plan,listed = _plan(folder),(folder/'manifest.json').exists(); todo = (_listed if listed else _found)(folder); notes = []
+    folder = Path(folder)
+    plan,listed = _plan(folder),(folder/'manifest.json').exists()
+    todo = (_listed if listed else _found)(folder)
+    notes = []
     if plan is None and not listed:
         evals = [p.name for p,r,_ in todo if r=='eval']
-        notes = [f'{folder} has no suite.yaml: datasets with a validation split are for evaluation ({", ".join(evals) or "none"}), the others for training; write `roles:` into suite.yaml to change that']
-    plan = plan or Plan(); _known(plan, [p for p,*_ in todo], folder/'suite.yaml')
-    if plan.datasets is not None: todo = [t for t in todo if t[0].name in [one_of(f'{folder/"suite.yaml"}: dataset', d, [p.name for p,*_ in todo]) for d in plan.datasets]]
+        notes = [
+            f'{folder} has no suite.yaml: datasets with a validation split are for evaluation '
+            f'({", ".join(evals) or "none"}), the others for training; write `roles:` into suite.yaml to change that']
+    plan = plan or Plan()
+    _known(plan, [p for p,*_ in todo], folder/'suite.yaml')
+    if plan.datasets is not None:
+        todo = [t
+                for t in todo
+                if t[0].name
+                in [one_of(f'{folder/"suite.yaml"}: dataset', d, [p.name for p,*_ in todo]) for d in plan.datasets]]
     return plan, [(p, plan.of('roles', p, role), plan.template_files.get(p.name, name)) for p,role,name in todo], notes
 
 def folder_suite(
@@ -223,19 +285,33 @@ def folder_suite(
     on_error:str|None=None # 'raise', or 'skip': leave out what is broken, and count it
 )->Suite:
     "The suite in a folder; `UserError` for missing data, missing templates or an unknown dataset"
-    folder = Path(folder); plan,todo,notes = folder_layout(folder); names = [p.name for p,*_ in todo]
-    which,on_error = one_of('templates', templates or plan.templates, ['original','all']), one_of('on_error', on_error or plan.on_error, ['raise','skip'])
-    keep = names if datasets is None else [one_of('dataset', d, names) for d in ([datasets] if isinstance(datasets,str) else datasets)]
+    folder = Path(folder)
+    plan,todo,notes = folder_layout(folder)
+    names = [p.name for p,*_ in todo]
+    which,on_error = (
+        one_of('templates', templates or plan.templates, ['original','all']),
+        one_of('on_error', on_error or plan.on_error, ['raise','skip']))
+    keep = names if datasets is None else [
+        one_of('dataset', d, names) for d in ([datasets] if isinstance(datasets,str) else datasets)]
     make,flaws = _lenient if on_error=='skip' else _strict,[]
-    made = [d for p,role,t in todo if p.name in keep for d in [make(folder, p, role, t, which, plan, flaws)] if d is not None]
+    made = [d
+            for p,role,t in todo
+            if p.name in keep
+            for d in [make(folder, p, role, t, which, plan, flaws)]
+            if d is not None]
     if flaws: notes.append(f'{folder}: left out {len(flaws)} broken rows, files or templates; the first is: {flaws[0]}')
     for n in notes: _say(n)
-    return Suite(plan.name or folder.resolve().name, made, groups={k:g for k,g in plan.groups.items() if k in {d.name for d in made}}, notes=notes, skipped=flaws)
+    return Suite(
+        plan.name or folder.resolve().name, made,
+        groups={k:g for k,g in plan.groups.items() if k in {d.name for d in made}}, notes=notes, skipped=flaws)
 
 def _strict(folder, p, role, name, which, plan, flaws)->Dataset:
-    caps = plan.of('caps', p, {}); caps = caps if isinstance(caps, dict) else dict(train=caps); files = split_files(p)
-    return Dataset(p.name, _cluster(folder, p), role, {s: functools.partial(_capped, f, caps.get(s)) for s,f in files.items()},
-                   _templates_of(folder, p, name, which, role, halt), files=files, baseline=plan.of('baselines', p))
+    caps = plan.of('caps', p, {})
+    caps = caps if isinstance(caps, dict) else dict(train=caps)
+    files = split_files(p)
+    return Dataset(
+        p.name, _cluster(folder, p), role, {s: functools.partial(_capped, f, caps.get(s)) for s,f in files.items()},
+        _templates_of(folder, p, name, which, role, halt), files=files, baseline=plan.of('baselines', p))
 
 # %% ../../nbs/10_data/05_templates.ipynb #c5f96a6c
 _SAID = set()
@@ -246,18 +322,27 @@ def _say(note:str):
 
 def _lenient(folder, p, role, name, which, plan, flaws)->Dataset|None: # None if nothing of it can be used
     "A dataset without what is broken in it; everything is read now, so that what was left out can be told"
-    note = flaws.append; caps = plan.of('caps', p, {}); caps = caps if isinstance(caps, dict) else dict(train=caps)
+    note = flaws.append
+    caps = plan.of('caps', p, {})
+    caps = caps if isinstance(caps, dict) else dict(train=caps)
     try:
-        files = split_files(p); records = {s: r for s,f in files.items() for r in [_capped(f, caps.get(s), note)] if len(r)}
+        files = split_files(p)
+        records = {s: r for s,f in files.items() for r in [_capped(f, caps.get(s), note)] if len(r)}
         ts = _usable(_templates_of(folder, p, name, which, role, note), records, p, note)
         bare = [t for t in ts if t.answer_choices is None and role in ('eval','dev')]
-        for t in bare: note(Flaw(p, f'template {t.name!r} has no answer choices to rank', 'add them, or give the dataset the role train'))
-        if records: return Dataset(p.name, _cluster(folder, p), role, records, [t for t in ts if t not in bare], files=files, baseline=plan.of('baselines', p), on_error='skip')
+        for t in bare:
+            note(Flaw(
+                     p, f'template {t.name!r} has no answer choices to rank',
+                     'add them, or give the dataset the role train'))
+        if records:
+            return Dataset(p.name, _cluster(folder, p), role, records, [t for t in ts if t not in bare], files=files,
+                           baseline=plan.of('baselines', p), on_error='skip')
     except UserError as e: note(e if isinstance(e, Flaw) else Flaw(p, str(e), 'the dataset is left out'))
 
 def _usable(ts, records:dict, p, note)->list[Template]:
     "Templates that render at least one of the first records"
-    first = [r for rows in records.values() for r in rows[:3]]; out = []
+    first = [r for rows in records.values() for r in rows[:3]]
+    out = []
     for t in ts:
         errors = []
         for r in first:

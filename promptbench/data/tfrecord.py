@@ -23,7 +23,8 @@ def crc32c(
     data:bytes # Anything with a buffer
 )->int: # 32 bits
     "Castagnoli's CRC, which guards TFRecord files"
-    c,steps = 0xFFFFFFFF,_steps(); even = len(data)&~1
+    c,steps = 0xFFFFFFFF,_steps()
+    even = len(data)&~1
     for w in np.frombuffer(data, '<u2', even//2).tolist(): c = steps[(c^w)&0xFFFF]^(c>>16)
     for b in bytes(data[even:]):
         c ^= b
@@ -39,16 +40,22 @@ def _masked(data)->int:
 def _example():
     "The class of `tf.train.Example`, made from its field numbers"
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-    P = descriptor_pb2.FieldDescriptorProto; f = descriptor_pb2.FileDescriptorProto(name='promptbench_example.proto', package='promptbench', syntax='proto3')
+    P = descriptor_pb2.FieldDescriptorProto
+    f = descriptor_pb2.FileDescriptorProto(name='promptbench_example.proto', package='promptbench', syntax='proto3')
     def message(name, *fields): # (name, number, type, repeated, message it holds)
         m = f.message_type.add(name=name)
         for n,number,kind,many,of in fields:
-            m.field.add(name=n, number=number, type=kind, label=P.LABEL_REPEATED if many else P.LABEL_OPTIONAL, type_name=f'.promptbench.{of}' if of else None)
-    for name,kind in (('BytesList',P.TYPE_BYTES), ('FloatList',P.TYPE_FLOAT), ('Int64List',P.TYPE_INT64)): message(name, ('value',1,kind,True,None))
-    message('Feature', ('bytes',1,P.TYPE_MESSAGE,False,'BytesList'), ('floats',2,P.TYPE_MESSAGE,False,'FloatList'), ('ints',3,P.TYPE_MESSAGE,False,'Int64List'))
+            m.field.add(name=n, number=number, type=kind, label=P.LABEL_REPEATED if many else P.LABEL_OPTIONAL,
+                        type_name=f'.promptbench.{of}' if of else None)
+    for name,kind in (('BytesList',P.TYPE_BYTES), ('FloatList',P.TYPE_FLOAT), ('Int64List',P.TYPE_INT64)):
+        message(name, ('value',1,kind,True,None))
+    message('Feature', ('bytes',1,P.TYPE_MESSAGE,False,'BytesList'), ('floats',2,P.TYPE_MESSAGE,False,'FloatList'),
+            ('ints',3,P.TYPE_MESSAGE,False,'Int64List'))
     message('Entry', ('key',1,P.TYPE_STRING,False,None), ('value',2,P.TYPE_MESSAGE,False,'Feature'))
-    message('Features', ('feature',1,P.TYPE_MESSAGE,True,'Entry')); message('Example', ('features',1,P.TYPE_MESSAGE,False,'Features'))
-    pool = descriptor_pool.DescriptorPool(); pool.Add(f)
+    message('Features', ('feature',1,P.TYPE_MESSAGE,True,'Entry'))
+    message('Example', ('features',1,P.TYPE_MESSAGE,False,'Features'))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(f)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName('promptbench.Example'))
 
 def _values(feature)->list:
@@ -59,7 +66,8 @@ def read_example(
     keep=None # Only these fields; None: all
 )->dict: # Field -> list of text, whole numbers or floats
     "The fields of a `tf.train.Example`"
-    return {e.key:_values(e.value) for e in _example().FromString(data).features.feature if keep is None or e.key in keep}
+    return {
+        e.key:_values(e.value) for e in _example().FromString(data).features.feature if keep is None or e.key in keep}
 
 def example(
     fields:dict # Field -> list of text, whole numbers or floats
@@ -87,15 +95,21 @@ def _places(data, path)->np.ndarray: # [records,2]: offset and length
     while at<size:
         n,crc = struct.unpack_from('<QI', data, at) if at+12<=size else (0,0)
         if at+12<=size and crc!=_masked(data[at:at+8]):
-            raise UserError(f'{path} must be a TFRecord file, but the length of record {len(out)} has a wrong checksum; fetch the file again (it must not be compressed)')
-        if at+12>size or at+16+n>size: raise UserError(f'{path} must end with a whole record, but it is cut short in record {len(out)}; fetch the file again')
-        out.append((at+12, n)); at += 16+n
+            raise UserError(f'{path} must be a TFRecord file, but the length of record {len(out)} has a wrong '
+                            'checksum; fetch the file again (it must not be compressed)')
+        if at+12>size or at+16+n>size:
+            raise UserError(
+                f'{path} must end with a whole record, but it is cut short in record {len(out)}; fetch the file again')
+        out.append((at+12, n))
+        at += 16+n
     return np.array(out, np.int64).reshape(-1, 2)
 
 def _mapped(path):
     try:
-        with open(path, 'rb') as f: return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if Path(path).stat().st_size else b''
-    except OSError as e: raise UserError(f'cannot read {path} ({e.strerror}); check the place and its permissions') from None
+        with open(path, 'rb') as f:
+            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if Path(path).stat().st_size else b''
+    except OSError as e:
+        raise UserError(f'cannot read {path} ({e.strerror}); check the place and its permissions') from None
 
 class TFRecords:
     "The records of one or more files as a list of dicts, decoded when asked for"
@@ -103,7 +117,8 @@ class TFRecords:
         *, keep=None, # Only these fields; None: all
         single=() # Fields that hold one value, not a list
     ):
-        self.paths,self._keep,self._single = [Path(p) for p in paths],keep,set(single); self._data = [_mapped(p) for p in self.paths]
+        self.paths,self._keep,self._single = [Path(p) for p in paths],keep,set(single)
+        self._data = [_mapped(p) for p in self.paths]
         places = [_places(d, p) for d,p in zip(self._data, self.paths)]
         self._file,self._place = np.repeat(np.arange(len(places)), [len(p) for p in places]),np.concatenate(places)
         self._good = np.zeros(len(self._place), bool) # records whose checksum was found right
@@ -114,9 +129,13 @@ class TFRecords:
         row = read_example(self._bytes(i), self._keep)
         return {k:(v[0] if v else None) if k in self._single else v for k,v in row.items()}
     def _bytes(self, i)->bytes:
-        f = self._file[i]; at,n = self._place[i].tolist(); data = self._data[f][at:at+n]
+        f = self._file[i]
+        at,n = self._place[i].tolist()
+        data = self._data[f][at:at+n]
         if self._good[i]: return data
-        if struct.unpack_from('<I', self._data[f], at+n)[0]==_masked(data): self._good[i] = True; return data
+        if struct.unpack_from('<I', self._data[f], at+n)[0]==_masked(data):
+            self._good[i] = True
+            return data
         raise UserError(f'{self.paths[f]}: record {i} has a wrong checksum; fetch the file again')
     @property
     def columns(self)->list[str]: return sorted(self[0]) if len(self) else []
@@ -127,5 +146,7 @@ class TFRecords:
         return h.hexdigest()[:24]
     def keep(self, names)->'TFRecords':
         "The same files with only these fields"
-        out = copy.copy(self); out._keep = list(names); return out
+        out = copy.copy(self)
+        out._keep = list(names)
+        return out
     def column(self, name:str)->np.ndarray: return np.array([r[name] for r in self.keep([name])])

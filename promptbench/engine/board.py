@@ -22,7 +22,9 @@ def look(
     "How the runs of a sweep stand, from their folders alone: also for a sweep that somebody else has started"
     out = {}
     for r in runs:
-        s = run_state(Path(root)/r.key); out[r.key] = dict(state={'absent':'waiting','resumable':'waiting'}.get(s, str(s)), note='begun before' if s=='resumable' else s.what.split('\n')[0] if s=='failed' else '')
+        s = run_state(Path(root)/r.key)
+        out[r.key] = dict(state={'absent':'waiting','resumable':'waiting'}.get(s, str(s)),
+                          note='begun before' if s=='resumable' else s.what.split('\n')[0] if s=='failed' else '')
     return out
 
 def clock(
@@ -38,12 +40,16 @@ def lines(
     most:int=16 # Lines
 )->list[dict]: # run, state, step, left, note
     "The runs worth a line: what runs, what failed, then what is next; the rest is only counted"
-    order = {s:i for i,s in enumerate(('running','failed','skipped','queued','stopped','waiting','done'))}; out = []
+    order = {s:i for i,s in enumerate(('running','failed','skipped','queued','stopped','waiting','done'))}
+    out = []
     for r in sorted(runs, key=lambda r: order[now[r.key]['state']])[:most]:
-        n = now[r.key]; s = run_state(Path(root)/r.key) if n['state']=='running' else None
+        n = now[r.key]
+        s = run_state(Path(root)/r.key) if n['state']=='running' else None
         if n['state'] in ('waiting','done') and out and len(runs)>most: break
         step = '' if s is None or s.step is None else f'{s.step}/{s.total}' if s.total else str(s.step)
-        out.append(dict(run=str(r), state=n['state'], step=step, left=clock(s.eta) if s is not None else '', note=n['note'] or (s.what if s is not None else '')))
+        out.append(
+            dict(run=str(r), state=n['state'], step=step, left=clock(s.eta) if s is not None else '',
+                 note=n['note'] or (s.what if s is not None else '')))
     return out
 
 def counts(
@@ -62,9 +68,13 @@ def terminal_board(
     "The board as a table of rich"
     from rich.table import Table
     from rich.text import Text
-    t = Table(title=f'{title}: {counts(now)}, {clock(time.monotonic()-began)}'.strip(': '), title_justify='left', expand=False, box=None, header_style='dim')
+    t = Table(title=f'{title}: {counts(now)}, {clock(time.monotonic()-began)}'.strip(': '), title_justify='left',
+              expand=False, box=None, header_style='dim')
     for c in ('run','state','step','left','note'): t.add_column(c, no_wrap=c!='note', overflow='ellipsis')
-    for l in lines(runs, now, root): t.add_row(*(Text(l[c], style=COLOURS.get(l['state'], '') if c=='state' else '') for c in ('run','state','step','left','note')))
+    for l in lines(runs, now, root):
+        t.add_row(
+            *(Text(l[c], style=COLOURS.get(l['state'], '') if c=='state' else '')
+              for c in ('run','state','step','left','note')))
     return t
 
 def follow(
@@ -74,11 +84,15 @@ def follow(
 )->dict: # The last snapshot
     "Draw a sweep while it runs: a table that changes on a terminal, a line for every change elsewhere"
     from rich.console import Console
-    console = Console(stderr=True); live = console.is_terminal if live is None else live; seen,now,began = {},{},time.monotonic()
+    console = Console(stderr=True)
+    live = console.is_terminal if live is None else live
+    seen,now,began = {},{},time.monotonic()
     def changes(now):
         for r in runs:
             n = now[r.key]
-            if seen.get(r.key, 'waiting')!=n['state'] and n['state']!='queued' and (r.key in seen or n['state']!='done'): say(f"{n['state']:8} {r}{': '+n['note'] if n['note'] else ''}")
+            if seen.get(r.key, 'waiting')!=n['state'] and n['state']!='queued' and (
+                    r.key in seen or n['state']!='done'):
+                say(f"{n['state']:8} {r}{': '+n['note'] if n['note'] else ''}")
             seen[r.key] = n['state']
     if not live:
         for now in snapshots: changes(now)
@@ -93,10 +107,17 @@ def html_board(
     runs:list[Run], now:dict, root, *, title:str='' # As in `look`
 )->str:
     "The board as HTML"
-    shade = dict(running='#0969da', done='#1a7f37', failed='#cf222e'); cell = lambda x, more='': f'<td style="text-align:left{more}">{html.escape(x)}</td>'
-    body = ''.join('<tr>'+cell(l['run'])+cell(l['state'], f';color:{shade.get(l["state"], "inherit")}')+''.join(cell(l[c]) for c in ('step','left','note'))+'</tr>' for l in lines(runs, now, root))
+    shade = dict(running='#0969da', done='#1a7f37', failed='#cf222e')
+    cell = lambda x, more='': f'<td style="text-align:left{more}">{html.escape(x)}</td>'
+    body = ''.join('<tr>' +cell(l['run']) +cell(l['state'], f';color:{shade.get(l["state"], "inherit")}')
+                   +''.join(cell(l[c]) for c in ('step','left','note')) +'</tr>'
+                   for l in lines(runs, now, root))
     done = sum(n['state']=='done' for n in now.values())
-    return f'<div role="status"><b>{html.escape(title)}</b> {html.escape(counts(now))} <progress max="{len(now)}" value="{done}"></progress><table><tr>'+''.join(f'<th style="text-align:left">{c}</th>' for c in ('run','state','step','left','note'))+f'</tr>{body}</table></div>'
+    return (
+        f'<div role="status"><b>{html.escape(title)}</b> {html.escape(counts(now))} <progress max="{len(now)}" '
+        f'value="{done}"></progress><table><tr>'
+        +''.join(f'<th style="text-align:left">{c}</th>' for c in ('run','state','step','left','note'))
+        +f'</tr>{body}</table></div>')
 
 def sweep_widget(
     runs:list[Run], root, *, title:str='', # As in `look`
@@ -104,10 +125,14 @@ def sweep_widget(
 ): # ipywidgets.HTML
     "A board that keeps itself up to date until everything is done or its `stop()` is called"
     import ipywidgets
-    box = ipywidgets.HTML(html_board(runs, look(runs, root), root, title=title)); over = threading.Event(); box.stop = over.set
+    box = ipywidgets.HTML(html_board(runs, look(runs, root), root, title=title))
+    over = threading.Event()
+    box.stop = over.set
     def keep():
         while not over.wait(every):
-            now = look(runs, root); box.value = html_board(runs, now, root, title=title)
+            now = look(runs, root)
+            box.value = html_board(runs, now, root, title=title)
             if all(n['state']=='done' for n in now.values()): return
-    box.thread = threading.Thread(target=keep, daemon=True); box.thread.start()
+    box.thread = threading.Thread(target=keep, daemon=True)
+    box.thread.start()
     return box

@@ -18,7 +18,9 @@ class State(str):
     "One of `STATES`, comparable as a word, with `step`, `total`, `eta` (seconds left) and `what` beside it where they are known"
     step,total,eta,what = None,None,None,''
     def __new__(cls, word, **more):
-        s = super().__new__(cls, word); s.__dict__.update(more); return s
+        s = super().__new__(cls, word)
+        s.__dict__.update(more)
+        return s
 
 def read_json(
     path # A file that may be missing, or cut short by a full disk
@@ -33,7 +35,9 @@ def lock_of(
 ): # A `FileLock`, not yet held
     "The lock that whoever works on a run holds; the system frees it when its holder dies"
     from filelock import FileLock
-    folder = Path(folder); place = folder.parent/'.locks'; place.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    place = folder.parent/'.locks'
+    place.mkdir(parents=True, exist_ok=True)
     return FileLock(place/f'{folder.name}.lock')
 
 def _busy(folder)->bool:
@@ -47,9 +51,11 @@ def run_state(
     folder # Where a run is or will be
 )->State:
     "How a run stands; `running` knows its step and the seconds left, `failed` why"
-    folder = Path(folder); card = read_json(folder/'card.json')
+    folder = Path(folder)
+    card = read_json(folder/'card.json')
     if card is None or card.get('state') not in STATES: return State('absent')
-    p = read_json(folder/'progress.json') or {}; more = dict(step=p.get('step'), total=p.get('total'), what=p.get('what',''))
+    p = read_json(folder/'progress.json') or {}
+    more = dict(step=p.get('step'), total=p.get('total'), what=p.get('what',''))
     if card['state'] in ('done','failed'): return State(card['state'], **more|dict(what=card.get('message','')))
     if not _busy(folder): return State('resumable', **more)
     left = None if not p.get('total') or p.get('pace') is None else max(0., (p['total']-p['step'])*p['pace'])
@@ -60,11 +66,14 @@ def begin(
     folder, card:dict # What is known before the run
 )->dict: # The card as it is now
     "Make the folder of a run, or take up an unfinished one: its card says `running` from here on"
-    folder = Path(folder); old = read_json(folder/'card.json') or {}
-    card = {**card, 'state':'running', 'started':time.strftime('%Y-%m-%dT%H:%M:%S%z'), 'attempts':old.get('attempts', 0)+1, 'spent':old.get('spent', 0.)}
+    folder = Path(folder)
+    old = read_json(folder/'card.json') or {}
+    card = {**card, 'state':'running', 'started':time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+            'attempts':old.get('attempts', 0)+1, 'spent':old.get('spent', 0.)}
     if folder.is_dir():
         for name in ('stop','progress.json','kernel.json'): (folder/name).unlink(missing_ok=True)
-        write_atomic(folder/'card.json', to_json(card)); return card
+        write_atomic(folder/'card.json', to_json(card))
+        return card
     with atomic_folder(folder) as f: write_atomic(f/'card.json', to_json(card))
     return card
 
@@ -72,8 +81,10 @@ def set_card(
     folder, **changes # Fields of the card
 )->dict:
     "Change fields of a run's card, in one step for whoever reads it"
-    folder = Path(folder); card = {**(read_json(folder/'card.json') or {}), **changes}
-    write_atomic(folder/'card.json', to_json(card)); return card
+    folder = Path(folder)
+    card = {**(read_json(folder/'card.json') or {}), **changes}
+    write_atomic(folder/'card.json', to_json(card))
+    return card
 
 # %% ../../nbs/70_engine/00_folder.ipynb #4e68a20e
 def size_of(
@@ -95,8 +106,10 @@ def list_runs(
         card = read_json(file)
         if card is None or 'page' not in card or card.get('state') not in STATES: continue
         s = run_state(file.parent)
-        out.append(dict(key=file.parent.name, page=card['page'], state=str(s), step=s.step, total=s.total, eta=s.eta, size=size_of(file.parent) if sizes else None,
-                        started=card.get('started',''), spent=card.get('spent', 0.), needs=card.get('needs', []), folder=file.parent))
+        out.append(
+            dict(key=file.parent.name, page=card['page'], state=str(s), step=s.step, total=s.total, eta=s.eta,
+                 size=size_of(file.parent) if sizes else None, started=card.get('started',''),
+                 spent=card.get('spent', 0.), needs=card.get('needs', []), folder=file.parent))
     return sorted(out, key=lambda r: r['started'], reverse=True)
 
 def needed_by(
@@ -112,8 +125,11 @@ def find_run(
     key:str, root='runs' # A key, or the beginning of one
 )->dict:
     "The one run whose key begins so; `UserError` if there is none, or more than one"
-    there = list_runs(root, sizes=False); found = [r for r in there if r['key']==key] or [r for r in there if r['key'].startswith(key)]
-    if len(found)!=1: raise UserError(f'{key!r} must be the beginning of one key in {root}, it fits {len(found)}: {[r["key"] for r in found or there][:8]}')
+    there = list_runs(root, sizes=False)
+    found = [r for r in there if r['key']==key] or [r for r in there if r['key'].startswith(key)]
+    if len(found)!=1:
+        raise UserError(
+            f'{key!r} must be the beginning of one key in {root}, it fits {len(found)}: {[r["key"] for r in found or there][:8]}')
     return found[0]
 
 # %% ../../nbs/70_engine/00_folder.ipynb #b30076bd
@@ -121,16 +137,21 @@ def _drop(folder:Path)->bool:
     "Hide a folder in one step, then delete it; False if somebody works on it"
     from filelock import Timeout
     try:
-        with lock_of(folder).acquire(timeout=0): gone = folder.with_name(f'.gone-{folder.name}-{os.getpid()}'); os.rename(folder, gone)
+        with lock_of(folder).acquire(timeout=0):
+            gone = folder.with_name(f'.gone-{folder.name}-{os.getpid()}')
+            os.rename(folder, gone)
     except Timeout: return False
-    shutil.rmtree(gone, ignore_errors=True); return True
+    shutil.rmtree(gone, ignore_errors=True)
+    return True
 
 def remove(
     key:str, root='runs', *, force:bool=False # Also when later runs were made from it
 )->dict: # What was removed
     "Delete one run; `UserError` while it is running, and where others need it unless forced"
-    r = find_run(key, root); users = needed_by(list_runs(root, sizes=False)).get(r['key'], [])
-    if users and not force: raise UserError(f'run {r["key"]} is needed by {", ".join(users)}; remove those first, or use --force')
+    r = find_run(key, root)
+    users = needed_by(list_runs(root, sizes=False)).get(r['key'], [])
+    if users and not force:
+        raise UserError(f'run {r["key"]} is needed by {", ".join(users)}; remove those first, or use --force')
     if not _drop(r['folder']): raise UserError(f'run {r["key"]} is running; stop it first')
     return r
 
@@ -139,19 +160,29 @@ def gc(
     dry_run:bool=False # Only say what would go
 )->list[dict]: # what, size, why, gone (False: kept, and why says for whom)
     "Remove leftovers of killed processes, step checkpoints of finished runs and failed runs; what a later run needs stays and is named"
-    runs,out = list_runs(root),[]; users = needed_by(runs)
+    runs,out = list_runs(root),[]
+    users = needed_by(runs)
     def one(what, folder, why, drop):
-        size = size_of(folder); gone = True if dry_run else drop(folder); out.append(dict(what=what, size=size, why=why if gone else 'kept: running', gone=bool(gone)))
+        size = size_of(folder)
+        gone = True if dry_run else drop(folder)
+        out.append(dict(what=what, size=size, why=why if gone else 'kept: running', gone=bool(gone)))
     wipe = lambda f: (shutil.rmtree(f, ignore_errors=True), True)[1]
     for f in sorted(Path(root).glob('.*')):
-        if f.is_dir() and f.name!='.locks' and (f.name.startswith('.gone-') or time.time()-f.stat().st_mtime>3600): one(f.name, f, 'left by a killed process', wipe)
+        if f.is_dir() and f.name!='.locks' and (f.name.startswith('.gone-') or time.time()-f.stat().st_mtime>3600):
+            one(f.name, f, 'left by a killed process', wipe)
     for r in runs:
         if r['state']=='running': continue
-        age = _days(r['started']); why = 'failed' if r['state']=='failed' else f'{age:.0f} days old' if older is not None and age is not None and age>=older else None
-        if why and users.get(r['key']): out.append(dict(what=r['key'], size=r['size'], why=f'kept: {why}, but needed by {", ".join(users[r["key"]])}', gone=False))
+        age = _days(r['started'])
+        why = (
+            'failed' if r['state']=='failed' else f'{age:.0f} days old' if older is not None and age is not None and age>=older else None)
+        if why and users.get(r['key']):
+            out.append(dict(
+                           what=r['key'], size=r['size'],
+                           why=f'kept: {why}, but needed by {", ".join(users[r["key"]])}', gone=False))
         elif why: one(r['key'], r['folder'], why, _drop)
         elif r['state']=='done':
-            for f in sorted((r['folder']/'checkpoints').glob('step-*')): one(f'{r["key"]}/checkpoints/{f.name}', f, 'step of a finished run', wipe)
+            for f in sorted((r['folder']/'checkpoints').glob('step-*')):
+                one(f'{r["key"]}/checkpoints/{f.name}', f, 'step of a finished run', wipe)
     return out
 
 def _days(started:str)->float|None:

@@ -16,7 +16,8 @@ from .folder import read_json, run_state
 from .pages import check_parameters, page, parameters, run_key
 
 # %% ../../nbs/70_engine/03_grid.ipynb #1699f4a1
-TOP = dict(name=str, axes=dict, seeds=(int,list), include=list, exclude=list, set=dict, steps=dict) # What a sweep may say
+# What a sweep may say
+TOP = dict(name=str, axes=dict, seeds=(int,list), include=list, exclude=list, set=dict, steps=dict)
 STEP = dict(page=str, set=dict, needs=dict, skip=list, cases=list) # What a step may say
 
 def _typed(what:str, d, known:dict)->dict:
@@ -25,8 +26,10 @@ def _typed(what:str, d, known:dict)->dict:
     odd = [k for k in d if k not in known]
     if odd: raise UserError(f'{what} must use the names {", ".join(known)}, got {odd[0]!r}')
     for k,v in d.items():
-        if not isinstance(v, known[k]) or isinstance(v, bool): raise UserError(f'{k} of {what} must be a {getattr(known[k], "__name__", "number or a list")}, got {v!r}')
-        if k in ('include','exclude','skip') and not all(isinstance(x, dict) and x for x in v): raise UserError(f'{k} of {what} must list mappings such as {{method: none}}, got {v!r}')
+        if not isinstance(v, known[k]) or isinstance(v, bool):
+            raise UserError(f'{k} of {what} must be a {getattr(known[k], "__name__", "number or a list")}, got {v!r}')
+        if k in ('include','exclude','skip') and not all(isinstance(x, dict) and x for x in v):
+            raise UserError(f'{k} of {what} must list mappings such as {{method: none}}, got {v!r}')
     return d
 
 @functools.cache
@@ -34,10 +37,15 @@ def _loader():
     import yaml
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node, deep=False):
-            names = [k.value for k,_ in node.value]; twice = [n for n in names if names.count(n)>1]
-            if twice: raise UserError(f'line {node.start_mark.line+1} of the sweep: {twice[0]!r} must stand only once; YAML would silently use the last one')
+            names = [k.value for k,_ in node.value]
+            twice = [n for n in names if names.count(n)>1]
+            if twice:
+                raise UserError(
+                    f'line {node.start_mark.line+1} of the sweep: {twice[0]!r} must stand only once; YAML would '
+                    'silently use the last one')
             return super().construct_mapping(node, deep)
-    Loader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'[-+]?\d+(\.\d*)?[eE][-+]?\d+$'), list('-+0123456789'))
+    Loader.add_implicit_resolver(
+        'tag:yaml.org,2002:float', re.compile(r'[-+]?\d+(\.\d*)?[eE][-+]?\d+$'), list('-+0123456789'))
     return Loader
 
 def read_sweep(
@@ -47,17 +55,22 @@ def read_sweep(
     import yaml
     if isinstance(source, dict): spec,base,name = source,Path.cwd(),'sweep'
     else:
-        path = Path(source); base,name = path.resolve().parent,path.stem
+        path = Path(source)
+        base,name = path.resolve().parent,path.stem
         try: spec = yaml.load(path.read_text(encoding='utf8'), _loader())
         except OSError as e: raise UserError(f'cannot read the sweep {path} ({e.strerror}); give a YAML file') from None
         except yaml.YAMLError as e: raise UserError(f'{path} must be YAML: {" ".join(str(e).split())}') from None
-    spec = dict(name=name, include=[], exclude=[], set={})|_typed('a sweep', spec, TOP); seeds = spec.pop('seeds', None)
+    spec = dict(name=name, include=[], exclude=[], set={})|_typed('a sweep', spec, TOP)
+    seeds = spec.pop('seeds', None)
     axes = dict(spec.get('axes', {}))
     if seeds is not None and 'seed' in axes: raise UserError('seeds must be given once: as seeds, or as the axis seed')
     if seeds is not None: axes['seed'] = list(range(seeds)) if isinstance(seeds, int) else seeds
-    if not spec.get('steps'): raise UserError('a sweep must have steps: a mapping of names to {page, set, needs, skip, cases}')
-    steps = {n:dict(page=n, set={}, needs={}, skip=[], cases=[])|_typed(f'step {n}', s or {}, STEP) for n,s in spec['steps'].items()}
-    for n,s in steps.items(): s['cases'] = [_typed(f'a case of step {n}', c, dict(when=dict, set=dict)) for c in s['cases']]
+    if not spec.get('steps'):
+        raise UserError('a sweep must have steps: a mapping of names to {page, set, needs, skip, cases}')
+    steps = {n:dict(page=n, set={}, needs={}, skip=[], cases=[])|_typed(f'step {n}', s or {}, STEP)
+             for n,s in spec['steps'].items()}
+    for n,s in steps.items():
+        s['cases'] = [_typed(f'a case of step {n}', c, dict(when=dict, set=dict)) for c in s['cases']]
     return spec|dict(axes=axes, steps=steps, base=str(base))
 
 # %% ../../nbs/70_engine/03_grid.ipynb #2c196cd4
@@ -78,13 +91,19 @@ def grid(
     "All combinations of the axes, without what is excluded, with what is included"
     axes = spec['axes']
     for a,v in axes.items():
-        if not isinstance(v, list) or not v: raise UserError(f'axis {a} must be a list of one or more values, got {v!r}')
+        if not isinstance(v, list) or not v:
+            raise UserError(f'axis {a} must be a list of one or more values, got {v!r}')
         if len({to_json(x) for x in v})<len(v): raise UserError(f'axis {a} must have different values, got {v}')
     for x in spec['exclude']: _check_pattern('exclude', x, axes)
     product = lambda a: [dict(zip(a, v)) for v in itertools.product(*a.values())]
     cells = [c for c in product(axes) if not any(_fits(c, x) for x in spec['exclude'])]
-    for x in spec['include']: cells += product({k:v if isinstance(v, list) and k in axes else [v] for k,v in ({a:v for a,v in axes.items() if a not in x}|x).items()})
-    if not cells: raise UserError('the grid is empty: every combination of the axes is excluded; drop an exclude, or include a cell')
+    for x in spec['include']:
+        cells += product(
+            {k:v if isinstance(v, list) and k in axes else [v]
+             for k,v in ({a:v for a,v in axes.items() if a not in x}|x).items()})
+    if not cells:
+        raise UserError(
+            'the grid is empty: every combination of the axes is excluded; drop an exclude, or include a cell')
     return list({to_json(c):c for c in cells}.values())
 
 # %% ../../nbs/70_engine/03_grid.ipynb #2b88778e
@@ -92,22 +111,31 @@ def _order(steps:dict)->list[str]:
     "Steps, each after those it needs"
     for n,s in steps.items():
         for p,other in s['needs'].items():
-            if not isinstance(other, str) or other not in steps: raise UserError(f'step {n} must need another step ({", ".join(steps)}) as {p}, got {other!r}')
+            if not isinstance(other, str) or other not in steps:
+                raise UserError(f'step {n} must need another step ({", ".join(steps)}) as {p}, got {other!r}')
     try: return list(TopologicalSorter({n:s['needs'].values() for n,s in steps.items()}).static_order())
-    except CycleError as e: raise UserError(f'steps must not need each other in a circle: {" needs ".join(reversed(e.args[1]))}') from None
+    except CycleError as e:
+        raise UserError(f'steps must not need each other in a circle: {" needs ".join(reversed(e.args[1]))}') from None
 
 def _pages(spec:dict, cells:list[dict])->dict: # step -> (path, defaults)
     "The page of every step with its parameters; `UserError` if a name in the sweep is none of them"
     out = {}
     for n,s in spec['steps'].items():
-        here = Path(spec['base'])/s['page']; path = page(here if here.suffix=='.ipynb' and here.is_file() else s['page']); out[n] = path,parameters(path)
+        here = Path(spec['base'])/s['page']
+        path = page(here if here.suffix=='.ipynb' and here.is_file() else s['page'])
+        out[n] = path,parameters(path)
         for k in [*s['set'], *s['needs'], *(k for c in s['cases'] for k in c.get('set', {}))]:
-            if k not in out[n][1]: raise UserError(f'step {n}: page {path.stem} has no parameter {k!r}; it has {", ".join(out[n][1])}')
-        for c in (*s['skip'], *(c.get('when', {}) for c in s['cases'])): _check_pattern(f'step {n}', c, {k:list({to_json(x.get(k)):x.get(k) for x in cells}.values()) for k in cells[0]})
+            if k not in out[n][1]:
+                raise UserError(f'step {n}: page {path.stem} has no parameter {k!r}; it has {", ".join(out[n][1])}')
+        for c in (*s['skip'], *(c.get('when', {}) for c in s['cases'])):
+            _check_pattern(
+                f'step {n}', c, {k:list({to_json(x.get(k)):x.get(k) for x in cells}.values()) for k in cells[0]})
     known = {k for _,d in out.values() for k in d}
     for what,names in (('axis',{k for c in cells for k in c}),('set',spec['set'])):
         for k in names:
-            if k not in known: raise UserError(f'{what} {k!r} must be a parameter of a page of this sweep; they have {", ".join(sorted(known))}')
+            if k not in known:
+                raise UserError(
+                    f'{what} {k!r} must be a parameter of a page of this sweep; they have {", ".join(sorted(known))}')
     return out
 
 # %% ../../nbs/70_engine/03_grid.ipynb #98a68e8a
@@ -115,7 +143,8 @@ def _pages(spec:dict, cells:list[dict])->dict: # step -> (path, defaults)
 class Run:
     "One run of a sweep"
     key:str # Names its folder
-    step:str; page:str # Step of the sweep; where its page is
+    step:str
+    page:str  # Step of the sweep; where its page is
     given:dict # Parameters; `run:KEY` stands for the folder of another run
     needs:tuple # Keys of the runs it starts from
     cell:dict # Values of the axes it takes
@@ -134,7 +163,9 @@ def _linked(v)->list[str]:
 
 def _step_runs(spec, name:str, path:Path, defaults:dict, cells:list, at:dict)->dict: # place in the grid -> Run
     "The runs of a step; cells that agree in all its parameters share one"
-    step = spec['steps'][name]; many = {p:[] for p in step['needs'] if isinstance(defaults[p], list)}; groups = {}
+    step = spec['steps'][name]
+    many = {p:[] for p in step['needs'] if isinstance(defaults[p], list)}
+    groups = {}
     for i,cell in enumerate(cells):
         if any(_fits(cell, x) for x in step['skip']): continue
         given,lists = _values(spec, step, defaults, cell),{}
@@ -148,7 +179,8 @@ def _step_runs(spec, name:str, path:Path, defaults:dict, cells:list, at:dict)->d
     for given,lists,cell,places in groups.values():
         given = given|{p:list(v) for p,v in lists.items()}
         needs = tuple(dict.fromkeys(k for p in step['needs'] for k in _linked(given.get(p))))
-        run = Run(run_key(path, given), name, str(path), given, needs, {k:given[k] for k in cell if k in given}); out |= {i:run for i in places}
+        run = Run(run_key(path, given), name, str(path), given, needs, {k:given[k] for k in cell if k in given})
+        out |= {i:run for i in places}
     return out
 
 def expand(
@@ -156,13 +188,18 @@ def expand(
 )->list[Run]: # In an order in which each comes after what it needs; no two with one key
     "Every run of a sweep; `UserError` for any mistake in it, before anything is started"
     spec = source if isinstance(source, dict) and 'base' in source else read_sweep(source)
-    cells = grid(spec); order = _order(spec['steps']); pages = _pages(spec, cells); at = {}
+    cells = grid(spec)
+    order = _order(spec['steps'])
+    pages = _pages(spec, cells)
+    at = {}
     for name in order: at |= {(name, i):r for i,r in _step_runs(spec, name, *pages[name], cells, at).items()}
-    runs = list({r.key:r for r in at.values()}.values()); tried = set()
+    runs = list({r.key:r for r in at.values()}.values())
+    tried = set()
     for r in runs:
         for k,v in r.given.items():
             if (r.page, k, to_json(v)) in tried or k in spec['steps'][r.step]['needs']: continue
-            tried.add((r.page, k, to_json(v))); check_parameters(r.page, {k:v})
+            tried.add((r.page, k, to_json(v)))
+            check_parameters(r.page, {k:v})
     if not runs: raise UserError('every cell of the grid is skipped by every step; nothing would run')
     return runs
 
@@ -180,24 +217,31 @@ def _earlier(root, most:int=1000)->dict: # page -> [(parameters, seconds)]
     out = {}
     for f in itertools.islice(Path(root).glob('*/card.json'), most):
         c = read_json(f) or {}
-        if c.get('state')=='done' and c.get('spent') and isinstance(c.get('parameters'), dict): out.setdefault(c.get('page'), []).append((c['parameters'], float(c['spent'])))
+        if c.get('state')=='done' and c.get('spent') and isinstance(c.get('parameters'), dict):
+            out.setdefault(c.get('page'), []).append((c['parameters'], float(c['spent'])))
     return out
 
 def _size(given:dict)->float:
     "How much work parameters ask for, in no unit"
     out = 1.
-    for k in GROWS: out *= max(1., given[k]) if isinstance(given.get(k), (int,float)) and not isinstance(given.get(k), bool) else 1.
+    for k in GROWS:
+        out *= max(1., given[k]) if isinstance(
+            given.get(k), (int,float)) and not isinstance(given.get(k), bool) else 1.
     return out
 
 def estimate(
     runs:list[Run], root # Folder that holds the folders of runs
 )->dict: # key -> seconds, or None where no run of that page was ever finished here
     "How long runs will take: the median of the most similar earlier ones of the same page, in proportion to their size"
-    seen = _earlier(root); out,known = {},{}
+    seen = _earlier(root)
+    out,known = {},{}
     for r in runs:
         old = seen.get(Path(r.page).stem)
-        if not old: out[r.key] = None; continue
-        mine = {k:to_json(v) for k,v in r.given.items() if k!='seed' and k not in GROWS}; mark = (r.page, to_json(mine))
+        if not old:
+            out[r.key] = None
+            continue
+        mine = {k:to_json(v) for k,v in r.given.items() if k!='seed' and k not in GROWS}
+        mark = (r.page, to_json(mine))
         if mark not in known:
             far = [sum(to_json(p.get(k))!=v for k,v in mine.items()) for p,_ in old]
             known[mark] = [o for o,d in zip(old, far) if d==min(far)]

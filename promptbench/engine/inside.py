@@ -23,8 +23,11 @@ def attach(
 ):
     "Tie this process to a run: it ends when its parent is gone, stops when the folder holds a file `stop`, and sends rows to trackers"
     if os.getppid()!=parent: os._exit(1) # it was killed while this kernel started
-    folder = Path(folder); _here.update(folder=folder, track=tuple(track), name=name); _here.pop('tracker', None)
-    os.environ['PROMPTBENCH_STOP'] = str(folder/'stop'); shutil.rmtree(folder/'tracking', ignore_errors=True) # rows of earlier attempts come again
+    folder = Path(folder)
+    _here.update(folder=folder, track=tuple(track), name=name)
+    _here.pop('tracker', None)
+    os.environ['PROMPTBENCH_STOP'] = str(folder/'stop')
+    shutil.rmtree(folder/'tracking', ignore_errors=True)  # rows of earlier attempts come again
     write_atomic(folder/'kernel.json', to_json(dict(pid=os.getpid())))
     def look():
         while os.getppid()==parent: time.sleep(.5)
@@ -40,7 +43,10 @@ def watched(
     every:float=.5 # Seconds between two looks at the clock
 )->Iterator[dict]:
     "`rows` with a bar; inside a run also `progress.json` for others to read, and a point on every tracker"
-    folder = Path(out) if out else _here.get('folder'); marks = deque([(time.monotonic(), 0)], maxlen=60); track = tracker(); n = 0
+    folder = Path(out) if out else _here.get('folder')
+    marks = deque([(time.monotonic(), 0)], maxlen=60)
+    track = tracker()
+    n = 0
     for n,row in enumerate(progress(rows, total=total, desc=desc), 1):
         now = time.monotonic()
         if track and isinstance(row, dict): track(_numbers(row, desc), row.get('step', n-1))
@@ -49,14 +55,18 @@ def watched(
 
 def _tell(folder:Path, n:int, total, desc:str, marks, now:float):
     "Step, total and seconds per step over the last half minute; a full disk must not end a run here"
-    pace = (now-marks[0][0])/max(1, n-marks[0][1]); marks.append((now, n))
+    pace = (now-marks[0][0])/max(1, n-marks[0][1])
+    marks.append((now, n))
     try: write_atomic(folder/'progress.json', to_json(dict(step=n, total=total, pace=pace, what=desc)))
     except (OSError, UserError): pass
 
 def _numbers(row:dict, desc:str)->dict[str,float]:
     "Single numbers of a row, `budget` included, under the name of what is being done"
     flat = row|{f'budget/{k}':v for k,v in row.get('budget', {}).items()}
-    return {f'{desc}/{k}'.strip('/'):float(v) for k,v in flat.items() if isinstance(v, (int,float)) and not isinstance(v, bool) and k!='step'}
+    return (
+        {f'{desc}/{k}'.strip('/'):float(v)
+         for k,v in flat.items()
+         if isinstance(v, (int,float)) and not isinstance(v, bool) and k!='step'})
 
 # %% ../../nbs/70_engine/01_inside.ipynb #d0e85a5a
 def note(
@@ -68,7 +78,9 @@ def note(
     file = Path(out)/'facts.json'
     try: old = json.loads(file.read_text())
     except (OSError, ValueError): old = {}
-    new = {**old, **json.loads(to_json(facts))}; write_atomic(file, to_json(new)); return new
+    new = {**old, **json.loads(to_json(facts))}
+    write_atomic(file, to_json(new))
+    return new
 
 def keep(
     out, # Folder of the run; '' writes nothing
@@ -101,7 +113,9 @@ def check_track(
 )->tuple[str,...]:
     "The names, if they are known and installed"
     for n in names:
-        if importlib.util.find_spec(TRACKERS[one_of('tracker', n, TRACKERS)]) is None: raise UserError(f'tracker {n} needs the package {TRACKERS[n]}, which is not installed; pip install {TRACKERS[n]}')
+        if importlib.util.find_spec(TRACKERS[one_of('tracker', n, TRACKERS)]) is None:
+            raise UserError(
+                f'tracker {n} needs the package {TRACKERS[n]}, which is not installed; pip install {TRACKERS[n]}')
     return tuple(names)
 
 def tracker(): # A function (values, step), or None
@@ -115,12 +129,17 @@ class _start:
     def __init__(self):
         import atexit
         from accelerate import Accelerator
-        self.folder = _here['folder']/'tracking'; self.folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator(log_with=list(_here['track']), project_dir=str(self.folder)); self.lost = False
-        self.accelerator.init_trackers(_here['name'], init_kwargs=dict(wandb=dict(dir=str(self.folder)))); atexit.register(self.end)
+        self.folder = _here['folder']/'tracking'
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator = Accelerator(log_with=list(_here['track']), project_dir=str(self.folder))
+        self.lost = False
+        self.accelerator.init_trackers(_here['name'], init_kwargs=dict(wandb=dict(dir=str(self.folder))))
+        atexit.register(self.end)
     def log(self, values:dict, step:int):
         if self.lost or not values: return
         try: self.accelerator.log(values, step=step)
-        except Exception as e: self.lost = True; print(f'tracking ends here, the run goes on: {type(e).__name__}: {e}')
+        except Exception as e:
+            self.lost = True
+            print(f'tracking ends here, the run goes on: {type(e).__name__}: {e}')
     def end(self):
         if not self.lost: self.accelerator.end_training()

@@ -20,7 +20,11 @@ from .folder import begin, lock_of, read_json, run_state, set_card
 @dataclass(frozen=True)
 class Parameter:
     "A parameter as its page declares it"
-    name:str; default:object; kinds:tuple; choices:tuple; note:str # allowed types (None among them as type(None)); allowed values, or of items; the comment
+    name:str
+    default:object
+    kinds:tuple
+    choices:tuple
+    note:str  # allowed types (None among them as type(None)); allowed values, or of items; the comment
 
 _KINDS = {t.__name__:t for t in (int,float,str,bool,list,dict)}|{'None':type(None)}
 
@@ -28,16 +32,20 @@ def page(
     name # A name in nbs/runs, or the path of a notebook
 )->Path:
     "Where a run page is; `UserError` with the known names if there is none"
-    folder = home()/'nbs'/'runs'; p = Path(name)
+    folder = home()/'nbs'/'runs'
+    p = Path(name)
     if p.suffix!='.ipynb': p = folder/f'{name}.ipynb'
-    if not p.is_file(): raise UserError(f'there is no page {str(name)!r}; known pages are {sorted(q.stem for q in folder.glob("*.ipynb"))}, or give the path of a notebook')
+    if not p.is_file():
+        raise UserError(f'there is no page {str(name)!r}; known pages are '
+                        f'{sorted(q.stem for q in folder.glob("*.ipynb"))}, or give the path of a notebook')
     return p
 
 def declared(
     path # A run page
 )->dict[str,Parameter]:
     "The parameters of a page, from the literals and comments of its one cell tagged `parameters`"
-    s = os.stat(path); return _read_page(str(path), s.st_mtime_ns, s.st_size)[0]
+    s = os.stat(path)
+    return _read_page(str(path), s.st_mtime_ns, s.st_size)[0]
 
 def parameters(
     path # A run page
@@ -48,20 +56,34 @@ def parameters(
 @functools.lru_cache(maxsize=64)
 def _read_page(path:str, *stamp)->tuple[dict,str]: # parameters, hash of the other cells
     import nbformat
-    cells = nbformat.read(path, 4).cells; tagged = [c for c in cells if 'parameters' in c.metadata.get('tags', [])]
-    if len(tagged)!=1: raise UserError(f'{path} must have one cell tagged `parameters`, it has {len(tagged)}; papermill would run it with its defaults. Add the tag in Lab under Property Inspector, Cell Tags')
-    source = tagged[0].source; notes = {t.start[0]:t.string.lstrip('# ').strip() for t in tokenize.generate_tokens(StringIO(source).readline) if t.type==tokenize.COMMENT}; out = {}
+    cells = nbformat.read(path, 4).cells
+    tagged = [c for c in cells if 'parameters' in c.metadata.get('tags', [])]
+    if len(tagged)!=1:
+        raise UserError(f'{path} must have one cell tagged `parameters`, it has {len(tagged)}; papermill would run '
+                        'it with its defaults. Add the tag in Lab under Property Inspector, Cell Tags')
+    source = tagged[0].source
+    notes = {t.start[0]:t.string.lstrip('# ').strip()
+             for t in tokenize.generate_tokens(StringIO(source).readline)
+             if t.type==tokenize.COMMENT}
+    out = {}
     for node in ast.parse(source).body:
-        try: target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]; out[target.id] = _parameter(target.id, ast.literal_eval(node.value), getattr(node, 'annotation', None), notes.get(node.end_lineno, ''))
-        except (AttributeError, ValueError, TypeError): raise UserError(f'line {node.lineno} of the parameters of {path} must be `name = literal`') from None
+        try:
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            out[target.id] = _parameter(target.id, ast.literal_eval(node.value), getattr(node, 'annotation', None),
+                                        notes.get(node.end_lineno, ''))
+        except (AttributeError, ValueError, TypeError):
+            raise UserError(f'line {node.lineno} of the parameters of {path} must be `name = literal`') from None
     return out,key_of([c.source for c in cells if c.cell_type=='code' and c is not tagged[0]])
 
 def _parameter(name, default, annotation, note:str)->Parameter:
     "Types from the annotation, the comment's beginning, or the default; choices from a comment that begins with `one of`"
-    said = re.match(r'((?:int|float|str|bool|list|dict|None)(?: or (?:int|float|str|bool|list|dict|None))*):', note); words = re.findall(r'\w+', ast.unparse(annotation) if annotation is not None else said[1] if said else '')
+    said = re.match(r'((?:int|float|str|bool|list|dict|None)(?: or (?:int|float|str|bool|list|dict|None))*):', note)
+    words = re.findall(r'\w+', ast.unparse(annotation) if annotation is not None else said[1] if said else '')
     kinds = tuple(_KINDS[w] for w in words if w in _KINDS) or (() if default is None else (type(default),))
     listed = re.match(r'one of ((?:(?:"[^"]*"|[-\w.]+)(?:,? or |, ?|))+)', note)
-    return Parameter(name, default, kinds, tuple(ast.literal_eval(x) for x in re.findall(r'"[^"]*"|-?\d[\d.]*', listed[1])) if listed else (), note)
+    return Parameter(
+        name, default, kinds,
+        tuple(ast.literal_eval(x) for x in re.findall(r'"[^"]*"|-?\d[\d.]*', listed[1])) if listed else (), note)
 
 # %% ../../nbs/70_engine/02_pages.ipynb #a3a8ae8b
 def _fits(value, kinds)->bool:
@@ -71,11 +93,17 @@ def _fits(value, kinds)->bool:
 def _checked(p:Parameter, value, stem:str):
     "The value in its type, or a `UserError`"
     if not _fits(value, p.kinds):
-        raise UserError(f'parameter {p.name} of page {stem} must be {" or ".join("None" if k is type(None) else k.__name__ for k in p.kinds)}{"" if p.default is None else f" like {p.default!r}"}, got {value!r}')
-    items = value if isinstance(value, list) else [value]; like = {type(x) for x in p.default} if isinstance(p.default, list) else set()
+        raise UserError(
+            f'parameter {p.name} of page {stem} must be '
+            f'{" or ".join("None" if k is type(None) else k.__name__ for k in p.kinds)}{"" if p.default is None else f" like {p.default!r}"}, got {value!r}')
+    items = value if isinstance(value, list) else [value]
+    like = {type(x) for x in p.default} if isinstance(p.default, list) else set()
     for x in items:
-        if isinstance(value, list) and len(like)==1 and not _fits(x, tuple(like)): raise UserError(f'parameter {p.name} of page {stem} must be a list of {like.pop().__name__} like {p.default!r}, got {value!r}')
-        if p.choices and x is not None and x not in p.choices: raise UserError(f'parameter {p.name} of page {stem} must be one of {list(p.choices)}, got {x!r}')
+        if isinstance(value, list) and len(like)==1 and not _fits(x, tuple(like)):
+            raise UserError(
+                f'parameter {p.name} of page {stem} must be a list of {like.pop().__name__} like {p.default!r}, got {value!r}')
+        if p.choices and x is not None and x not in p.choices:
+            raise UserError(f'parameter {p.name} of page {stem} must be one of {list(p.choices)}, got {x!r}')
     return float(value) if type(value) is int and int not in p.kinds and float in p.kinds else value
 
 def check_parameters(
@@ -84,10 +112,12 @@ def check_parameters(
 )->dict: # All parameters with their final values
     "Defaults with changes; `UserError` for a name the page does not have, a value of another type, or not among the choices"
     import difflib
-    known = declared(path); stem = Path(path).stem
+    known = declared(path)
+    stem = Path(path).stem
     for odd in sorted(set(given)-set(known)):
         near = difflib.get_close_matches(odd, known, 1, .7)
-        raise UserError(f'page {stem} has no parameter {odd!r}{f"; did you mean {near[0]!r}?" if near else ""}; it has {list(known)}')
+        raise UserError(
+            f'page {stem} has no parameter {odd!r}{f"; did you mean {near[0]!r}?" if near else ""}; it has {list(known)}')
     return {n:_checked(p, given[n], stem) if n in given else p.default for n,p in known.items()}
 
 def parse_value(
@@ -109,7 +139,9 @@ def run_key(
     given:dict # Parameters that differ from the page's defaults, or all of them
 )->str: # Name of the run's folder
     "The same page, parameters and version of promptbench have the same key; those in `FREE` do not count"
-    path = page(name); values = {k:v for k,v in check_parameters(path, given).items() if k not in FREE}; s = os.stat(path)
+    path = page(name)
+    values = {k:v for k,v in check_parameters(path, given).items() if k not in FREE}
+    s = os.stat(path)
     return f'{path.stem}-{key_of(path.stem, _read_page(str(path), s.st_mtime_ns, s.st_size)[1], values, __version__)}'
 
 # %% ../../nbs/70_engine/02_pages.ipynb #f7703f97
@@ -119,7 +151,10 @@ def _kernel(path)->str:
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     name = nbformat.read(path, 4).metadata.get('kernelspec', {}).get('name', 'python3')
     try: KernelSpecManager().get_kernel_spec(name)
-    except NoSuchKernel: raise UserError(f'page {Path(path).stem} needs the kernel {name!r}, which is not installed; have {sorted(KernelSpecManager().find_kernel_specs())}: run `python -m ipykernel install --sys-prefix --name {name}`, or change the kernel of the page') from None
+    except NoSuchKernel:
+        raise UserError(f'page {Path(path).stem} needs the kernel {name!r}, which is not installed; have '
+                        f'{sorted(KernelSpecManager().find_kernel_specs())}: run `python -m ipykernel '
+                        f'install --sys-prefix --name {name}`, or change the kernel of the page') from None
     return name
 
 def _papermill(path, given:dict, out, log, begin_with:str=''):
@@ -127,25 +162,43 @@ def _papermill(path, given:dict, out, log, begin_with:str=''):
     import tempfile, papermill as pm
     from traitlets.config import Config
     extra = ['--IPKernelApp.log_level=50']+([f'--IPKernelApp.exec_lines={begin_with}'] if begin_with else [])
-    with tempfile.TemporaryDirectory(prefix='kernel-', ignore_cleanup_errors=True) as place: # free TCP ports are guessed, and kernels that start at once may guess the same one
-        apart = dict(config=Config(KernelManager=dict(transport='ipc', ip=os.path.join(place, 'at')))) if os.name=='posix' and len(place)<80 else {}
-        pm.execute_notebook(str(path), str(out), parameters=given, kernel_name=_kernel(path), progress_bar=False, stdout_file=log, stderr_file=log, store_widget_state=False, start_timeout=600, extra_arguments=extra, **apart)
+    # free TCP ports are guessed, and kernels that start at once may guess the same one
+    with tempfile.TemporaryDirectory(prefix='kernel-', ignore_cleanup_errors=True) as place:
+        apart = dict(
+            config=Config(
+                KernelManager=dict(
+                    transport='ipc', ip=os.path.join(place, 'at')))) if os.name=='posix' and len(place)<80 else {}
+        pm.execute_notebook(
+            str(path), str(out), parameters=given, kernel_name=_kernel(path), progress_bar=False, stdout_file=log,
+            stderr_file=log, store_widget_state=False, start_timeout=600, extra_arguments=extra, **apart)
 
 _MEMORY = re.compile(r'out of memory|OutOfMemory|MemoryError|allocate memory|DefaultCPUAllocator', re.I)
 
 def _why(e, path, out)->tuple[str,int]: # message of one screen, exit code
     "What went wrong in a page, where, and what the last lines of the traceback say"
     import nbformat
-    name,short = Path(path).stem,f'{getattr(e, "ename", type(e).__name__)}: {getattr(e, "evalue", e)}'; memory = bool(_MEMORY.search(short))
+    name,short = Path(path).stem,f'{getattr(e, "ename", type(e).__name__)}: {getattr(e, "evalue", e)}'
+    memory = bool(_MEMORY.search(short))
     hint = '\nmemory ran out: lower micro_tokens, batch_size or workers, or use a machine with more' if memory else ''
     if not hasattr(e, 'ename'):
         died = 'Dead' in type(e).__name__ or 'died' in str(e)
-        return (f'page {name}: its kernel died without a word, most often because the system ran out of memory; lower batch_size or workers, or use a machine with more (the page so far: {out})' if died else f'page {name} could not be run: {short}{hint} (the page so far: {out})'), 3 if died or memory else 1
+        return (
+            f'page {name}: its kernel died without a word, most often because the system ran out of memory; lower '
+            f'batch_size or workers, or use a machine with more (the page so far: {out})'
+            if died
+            else f'page {name} could not be run: {short}{hint} (the page so far: {out})'), 3 if died or memory else 1
     try: cells = nbformat.read(out, 4).cells
     except Exception: cells = []
-    bad = next((i for i,c in enumerate(cells) if any(o.output_type=='error' for o in c.get('outputs', []))), 0); where = next((c.source.strip('# \n').split('\n')[0] for c in reversed(cells[:bad]) if c.cell_type=='markdown' and c.source.startswith('#') and 'papermill' not in c.source), '')
+    bad = next((i for i,c in enumerate(cells) if any(o.output_type=='error' for o in c.get('outputs', []))), 0)
+    where = next(
+        (c.source.strip('# \n').split('\n')[0]
+         for c in reversed(cells[:bad])
+         if c.cell_type=='markdown' and c.source.startswith('#') and 'papermill' not in c.source),
+        '')
     tail = '\n'.join('    '+l for l in re.sub(r'\x1b\[[0-9;]*m', '', '\n'.join(e.traceback)).split('\n')[-12:])
-    return f'page {name} failed in cell {e.exec_count}{f" ({where!r})" if where else ""}: {short}{hint}\n{tail}\n(the page so far: {out})', 3 if memory else 1
+    return (
+        f'page {name} failed in cell {e.exec_count}{f" ({where!r})" if where else ""}: {short}{hint}\n{tail}\n(the page so far: {out})',
+        3 if memory else 1)
 
 def run_page(
     name, # A name in nbs/runs, or a path
@@ -155,18 +208,26 @@ def run_page(
 )->Path:
     "Execute a page into a file and nothing else; on failure the page is kept up to the failing cell and a `UserError` says which and why"
     import papermill as pm
-    path = page(name); check_parameters(path, given); _kernel(path); out = Path(out); write_atomic(out, '')
+    path = page(name)
+    check_parameters(path, given)
+    _kernel(path)
+    out = Path(out)
+    write_atomic(out, '')
     try: _papermill(path, given, out, log)
     except (pm.PapermillExecutionError, RuntimeError) as e: raise UserError(_why(e, path, out)[0]) from None
     return out
 
 # %% ../../nbs/70_engine/02_pages.ipynb #ce34d068
-EXITS = {0:'done, or done before', 1:'a cell of the page failed', 2:'the call was wrong, nothing ran', 3:'the kernel died or memory ran out', 75:'another process is at this run', 130:'stopped by Ctrl-C, the same call goes on', 143:'stopped by SIGTERM, the same call goes on'}
+EXITS = {0:'done, or done before', 1:'a cell of the page failed', 2:'the call was wrong, nothing ran',
+         3:'the kernel died or memory ran out', 75:'another process is at this run',
+         130:'stopped by Ctrl-C, the same call goes on', 143:'stopped by SIGTERM, the same call goes on'}
 
 @dataclass(frozen=True)
 class Run:
     "What became of a call of `execute`"
-    key:str; folder:Path; state:str # one of `rundir.STATES`
+    key:str
+    folder:Path
+    state:str  # one of `rundir.STATES`
     code:int=0 # One of `EXITS`
     message:str='' # Why, in one screen
     seconds:float=0. # Spent in this call
@@ -184,10 +245,13 @@ def _needs(values:dict, root:Path)->tuple[dict,list[str]]: # values with places 
         if not isinstance(v, str) or not v: return v
         if v.startswith('run:'):
             state = run_state(root/v[4:])
-            if state!='done': raise UserError(f'parameter {k} needs run {v[4:]} in {root} to be done, it is {state}; run it first')
+            if state!='done':
+                raise UserError(f'parameter {k} needs run {v[4:]} in {root} to be done, it is {state}; run it first')
             v = str(root/v[4:])
         elif not (os.sep in v or (root/v).exists() or Path(v).exists()): return v
-        at = Path(v).absolute(); keys.extend(q.name for q in (at, *at.parents) if q.parent==root and (read_json(q/'card.json') or {}).get('page'))
+        at = Path(v).absolute()
+        keys.extend(
+            q.name for q in (at, *at.parents) if q.parent==root and (read_json(q/'card.json') or {}).get('page'))
         return v
     return {k:place(k, v) for k,v in values.items()},sorted(set(keys))
 
@@ -195,10 +259,17 @@ def _circumstances()->dict:
     "Versions, commit and machine, without loading any of it"
     import platform, psutil
     version = lambda n: next(iter([importlib.metadata.version(n)] if importlib.util.find_spec(n) else []), None)
-    try: git = subprocess.run(['git','describe','--always','--dirty','--abbrev=40','--exclude=*'], cwd=home(), capture_output=True, text=True, timeout=5).stdout.strip() or None
+    try:
+        git = subprocess.run(['git','describe','--always','--dirty','--abbrev=40','--exclude=*'], cwd=home(),
+                             capture_output=True, text=True, timeout=5).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired): git = None
-    return dict(version=__version__, commit=git, versions=dict(python=platform.python_version(), **{n:version(n) for n in ('torch','transformers','numpy','pandas','papermill')}),
-                hardware=dict(machine=platform.machine(), system=platform.system(), cores=os.cpu_count(), memory_GiB=round(psutil.virtual_memory().total/2**30, 1), threads=os.environ.get('OMP_NUM_THREADS')))
+    return dict(
+        version=__version__, commit=git,
+        versions=dict(python=platform.python_version(),
+                      **{n:version(n) for n in ('torch','transformers','numpy','pandas','papermill')}),
+        hardware=dict(
+            machine=platform.machine(), system=platform.system(), cores=os.cpu_count(),
+            memory_GiB=round(psutil.virtual_memory().total/2**30, 1), threads=os.environ.get('OMP_NUM_THREADS')))
 
 # %% ../../nbs/70_engine/02_pages.ipynb #f9d0a55b
 class _Log:
@@ -220,7 +291,8 @@ class _Log:
 def _kill_kernel(folder:Path):
     "End the kernel that works for a folder, if there is one: known by the folder in its command line, so a used-again number hits nobody"
     import psutil
-    pid = (read_json(folder/'kernel.json') or {}).get('pid'); mine = [c.pid for c in psutil.Process().children()]
+    pid = (read_json(folder/'kernel.json') or {}).get('pid')
+    mine = [c.pid for c in psutil.Process().children()]
     for n in {pid, *mine}-{None}:
         try:
             p = psutil.Process(n)
@@ -233,13 +305,20 @@ def _supervised(work, folder:Path, grace:float)->tuple[Exception|None,int]: # wh
     def body():
         try: work()
         except BaseException as e: failed.append(e)
-    def ask(number, frame): asked.append(number); since[0] = time.monotonic() if len(asked)==1 else -1e9; ask_to_stop(folder)
+    def ask(number, frame):
+        asked.append(number)
+        since[0] = time.monotonic() if len(asked)==1 else -1e9
+        ask_to_stop(folder)
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {s:signal.signal(s, ask) for s in signals}; t = threading.Thread(target=body, daemon=True); t.start()
+    before = {s:signal.signal(s, ask) for s in signals}
+    t = threading.Thread(target=body, daemon=True)
+    t.start()
     try:
         while t.is_alive():
             t.join(.1)
-            if asked and time.monotonic()-since[0]>grace: _kill_kernel(folder); since[0] = time.monotonic()
+            if asked and time.monotonic()-since[0]>grace:
+                _kill_kernel(folder)
+                since[0] = time.monotonic()
     finally:
         for s,f in before.items(): signal.signal(s, f)
     return (failed[0] if failed else None),(asked[0] if asked else 0)
@@ -247,14 +326,32 @@ def _supervised(work, folder:Path, grace:float)->tuple[Exception|None,int]: # wh
 # %% ../../nbs/70_engine/02_pages.ipynb #35c66135
 def _finish(path, folder:Path, error, number:int, began:float, spent:float)->Run:
     "Write the outcome into the card, last of all"
-    page_file = folder/'page.ipynb'; seconds = time.monotonic()-began; stopped = error is not None and (number or (folder/'stop').exists() or getattr(error, 'ename', '') in ('Stopped','KeyboardInterrupt'))
+    page_file = folder/'page.ipynb'
+    seconds = time.monotonic()-began
+    stopped = error is not None and (
+        number or (folder/'stop').exists() or getattr(error, 'ename', '') in ('Stopped','KeyboardInterrupt'))
     if error is None: state,code,message = 'done',0,''
-    elif stopped: state,code,message = 'resumable',130 if number==signal.SIGINT else 143,f'page {Path(path).stem} was stopped; the same call goes on from its last checkpoint'
-    else: message,code = _why(error, path, page_file); state = 'failed'
+    elif stopped:
+        state,code,message = (
+            'resumable', 130 if number==signal.SIGINT else 143,
+            f'page {Path(path).stem} was stopped; the same call goes on from its last checkpoint')
+    else:
+        message,code = _why(error, path, page_file)
+        state = 'failed'
     for name in ('stop','kernel.json'): (folder/name).unlink(missing_ok=True)
-    facts = {k:v for k,v in (read_json(folder/'facts.json') or {}).items() if k not in (read_json(folder/'card.json') or {}) or k=='seeds'} # a page adds to the card, it does not rewrite it
-    try: set_card(folder, **{**facts, **dict(state=state, message=message, seconds=round(seconds, 2), spent=round(spent+seconds, 2), ended=time.strftime('%Y-%m-%dT%H:%M:%S%z'))})
-    except (OSError, UserError) as e: state,code,message = ('resumable',1,f'{message}\nthe card of {folder} could not be written: {e}'.strip())
+    # a page adds to the card, it does not rewrite it
+    facts = {k:v
+             for k,v in (read_json(folder/'facts.json') or {}).items()
+             if k not in (read_json(folder/'card.json') or {}) or k=='seeds'}
+    try:
+        set_card(
+            folder,
+            **{**facts,
+               **dict(
+                   state=state, message=message, seconds=round(seconds, 2), spent=round(spent+seconds, 2),
+                   ended=time.strftime('%Y-%m-%dT%H:%M:%S%z'))})
+    except (OSError, UserError) as e:
+        state,code,message = ('resumable',1,f'{message}\nthe card of {folder} could not be written: {e}'.strip())
     return Run(folder.name, folder, state, code, message, seconds)
 
 def execute(
@@ -267,21 +364,41 @@ def execute(
     again:bool=False # Compute although it is done
 )->Run:
     "Run a page into `root`/key unless it is done; a run that was interrupted goes on. `UserError` for a wrong call only"
-    path = page(name); key = run_key(path, given); root = Path(root).absolute(); folder = root/key; values = check_parameters(path, given); began = time.monotonic()
-    if given.get('out'): raise UserError(f"a run's folder is its key ({folder}), so `out` cannot be given; choose root instead, or use run_page")
+    path = page(name)
+    key = run_key(path, given)
+    root = Path(root).absolute()
+    folder = root/key
+    values = check_parameters(path, given)
+    began = time.monotonic()
+    if given.get('out'):
+        raise UserError(
+            f"a run's folder is its key ({folder}), so `out` cannot be given; choose root instead, or use run_page")
     if run_state(folder)=='done' and not again: return Run(key, folder, 'done', fresh=False)
-    track = check_track(track); _kernel(path); full,needs = _needs(values, root); full |= dict(out=str(folder)) if 'out' in values else {}
+    track = check_track(track)
+    _kernel(path)
+    full,needs = _needs(values, root)
+    full |= dict(out=str(folder)) if 'out' in values else {}
     from filelock import Timeout
     try: lock = lock_of(folder).acquire(timeout=1)
     except Timeout: return Run(key, folder, 'running', 75, f'another process is at run {key}')
     with lock:
         if run_state(folder)=='done' and not again: return Run(key, folder, 'done', fresh=False)
         _kill_kernel(folder)
-        try: card = begin(folder, dict(key=key, page=path.stem, parameters=values, needs=needs, seeds=values.get('seeds', values.get('seed')), track=list(track), command=sys.argv, pid=os.getpid(), **_circumstances())); out = _Log(folder/'log.txt', log)
-        except OSError as e: raise UserError(f'the run folder {folder} must be writable, but {e.strerror}; free some space, or choose another root') from None
-        start = f'from promptbench.engine.inside import attach; attach({str(folder)!r}, {os.getpid()}, track={track!r}, name={key!r})'
+        try:
+            card = begin(folder,
+                         dict(
+                             key=key, page=path.stem, parameters=values, needs=needs,
+                             seeds=values.get('seeds', values.get('seed')), track=list(track), command=sys.argv,
+                             pid=os.getpid(), **_circumstances()))
+            out = _Log(folder/'log.txt', log)
+        except OSError as e:
+            raise UserError(
+                f'the run folder {folder} must be writable, but {e.strerror}; free some space, or choose another root') from None
+        start = (
+            f'from promptbench.engine.inside import attach; attach({str(folder)!r}, {os.getpid()}, track={track!r}, name={key!r})')
         out.note(f'# attempt {card["attempts"]}, {card["started"]}\n')
         error,number = _supervised(lambda: _papermill(path, full, folder/'page.ipynb', out, start), folder, grace)
         run = _finish(path, folder, error, number, began, card['spent'])
-        out.note(run.message+'\n'*bool(run.message)); out.close()
+        out.note(run.message+'\n'*bool(run.message))
+        out.close()
         return run

@@ -46,12 +46,15 @@ def work(
     task:dict # From `task_of`
 )->int: # One of `runs.EXITS`
     "Do one run, or wait for somebody else who is doing it"
-    os.environ.update({v:str(task['threads']) for v in _THREADS}, PROMPTBENCH_QUIET='1'); why = notes_of(task['root'], task['key'])
+    os.environ.update({v:str(task['threads']) for v in _THREADS}, PROMPTBENCH_QUIET='1')
+    why = notes_of(task['root'], task['key'])
     try:
         why.unlink(missing_ok=True)
         while (run := execute(task['page'], task['given'], root=task['root'])).code==75: time.sleep(.5)
         return run.code
-    except (UserError, OSError) as e: write_atomic(why, f'{e}'); return 2
+    except (UserError, OSError) as e:
+        write_atomic(why, f'{e}')
+        return 2
 
 def main():
     "A worker as a command: one task as JSON on standard input"
@@ -64,9 +67,14 @@ def _begin_worker(task:dict, env:dict, log:str):
     "What a new worker does first: a session of its own, so that Ctrl-C reaches only the sweep; its log; an eye on its parent"
     import multiprocessing
     if hasattr(os, 'setsid'): os.setsid()
-    os.environ.clear(); os.environ.update(env); out = os.open(log, os.O_CREAT|os.O_APPEND|os.O_WRONLY); os.dup2(out, 1); os.dup2(out, 2)
+    os.environ.clear()
+    os.environ.update(env)
+    out = os.open(log, os.O_CREAT|os.O_APPEND|os.O_WRONLY)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
     def orphaned():
-        multiprocessing.parent_process().join(); _kill(os.getpid())
+        multiprocessing.parent_process().join()
+        _kill(os.getpid())
     threading.Thread(target=orphaned, daemon=True).start()
     sys.exit(work(task))
 
@@ -75,23 +83,32 @@ class LocalPool:
     def __init__(self, root, *, jobs:int=2):
         import multiprocessing
         if jobs<1: raise UserError(f'jobs must be 1 or more, got {jobs}')
-        self.jobs,self.logs,self.waiting,self.running = jobs,Path(root)/'sweeps'/'logs',[],{}; self.logs.mkdir(parents=True, exist_ok=True)
+        self.jobs,self.logs,self.waiting,self.running = jobs,Path(root)/'sweeps'/'logs',[],{}
+        self.logs.mkdir(parents=True, exist_ok=True)
         self.context = multiprocessing.get_context('forkserver' if hasattr(os, 'fork') else 'spawn')
         if hasattr(os, 'fork'): self.context.set_forkserver_preload(['papermill','filelock','promptbench.engine.pools'])
     def submit(self, tasks:list[dict]):
         "Take tasks; they begin as places become free, in this order"
-        self.waiting += tasks; self._fill()
+        self.waiting += tasks
+        self._fill()
     def _fill(self):
         while self.waiting and len(self.running)<self.jobs:
-            t = self.waiting.pop(0); p = self.running[t['key']] = self.context.Process(target=_begin_worker, args=(t, dict(os.environ), str(self.logs/f"{t['key']}.txt")), daemon=False); p.start()
-    def poll(self, seconds:float=.5)->dict[str,str]: # key -> 'queued', 'running', 'ended' or 'lost'; the last two are told once
+            t = self.waiting.pop(0)
+            p = self.running[t['key']] = self.context.Process(
+                target=_begin_worker, args=(t, dict(os.environ), str(self.logs/f"{t['key']}.txt")), daemon=False)
+            p.start()
+    # key -> 'queued', 'running', 'ended' or 'lost'; the last two are told once
+    def poll(self, seconds:float=.5)->dict[str,str]:
         "How the tasks stand, after at most `seconds`, sooner if one ends"
         from multiprocessing.connection import wait
         if self.running: wait([p.sentinel for p in self.running.values()], seconds)
         out = {t['key']:'queued' for t in self.waiting}|{k:'running' for k in self.running}
         for k,p in list(self.running.items()):
-            if p.exitcode is not None: out[k] = 'lost' if p.exitcode<0 else 'ended'; self.running.pop(k).close()
-        self._fill(); return out
+            if p.exitcode is not None:
+                out[k] = 'lost' if p.exitcode<0 else 'ended'
+                self.running.pop(k).close()
+        self._fill()
+        return out
     def cancel(self, hard:bool=False):
         "Ask the running tasks to keep what they have and stop; `hard`: end them at once. What waits is dropped"
         self.waiting = []
@@ -108,27 +125,43 @@ class Job:
     "A run as submitit carries it: a worker in a process of its own, stopped with a checkpoint when the cluster wants its machine back"
     def __init__(self, task:dict): self.task,self.child = task,None
     def __call__(self)->int:
-        deaf = lambda: [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGUSR1, signal.SIGUSR2)] # Slurm signals every process of a job, and these would kill
-        self.child = subprocess.Popen([sys.executable, '-m', 'promptbench.engine.pools'], stdin=subprocess.PIPE, text=True, preexec_fn=deaf); self.child.stdin.write(json.dumps(self.task)); self.child.stdin.close()
+        # Slurm signals every process of a job, and these would kill
+        deaf = lambda: [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGUSR1, signal.SIGUSR2)]
+        self.child = subprocess.Popen(
+            [sys.executable, '-m', 'promptbench.engine.pools'], stdin=subprocess.PIPE, text=True, preexec_fn=deaf)
+        self.child.stdin.write(json.dumps(self.task))
+        self.child.stdin.close()
         signal.signal(signal.SIGTERM, lambda *_: self.child.terminate())
         while (code := self.child.poll()) is None: time.sleep(.2)
         return code
     def checkpoint(self): # called by submitit inside a signal handler, while `__call__` sleeps
         import psutil, submitit
-        with contextlib.suppress(psutil.NoSuchProcess): p = psutil.Process(self.child.pid); p.terminate(); p.wait(60)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            p = psutil.Process(self.child.pid)
+            p.terminate()
+            p.wait(60)
         return submitit.helpers.DelayedSubmission(Job(self.task))
 
 class Cluster:
     "Runs as jobs of Slurm, or of submitit's `local` and `debug` stand-ins, which take the same path without a cluster"
-    def __init__(self, root, *, kind:str='slurm', **parameters): # of submitit: timeout_min, slurm_partition, slurm_array_parallelism, cpus_per_task, mem_gb, slurm_signal_delay_s, ...
+    # of submitit: timeout_min, slurm_partition, slurm_array_parallelism, cpus_per_task, mem_gb, slurm_signal_delay_s,
+    # ...
+    def __init__(self, root, *, kind:str='slurm', **parameters):
         try: import submitit
-        except ImportError: raise UserError('the executors slurm, submitit and debug need submitit; pip install "promptbench[cluster]"') from None
+        except ImportError:
+            raise UserError(
+                'the executors slurm, submitit and debug need submitit; pip install "promptbench[cluster]"') from None
         import shutil
         self.kind,self.jobs,self.looked = one_of('kind of cluster', kind, ('slurm','local','debug')),{},0.
-        if kind=='slurm' and not shutil.which('sbatch'): raise UserError('the executor slurm needs the command sbatch, which is not here; log in to a machine of the cluster, or use --executor local')
+        if kind=='slurm' and not shutil.which('sbatch'):
+            raise UserError('the executor slurm needs the command sbatch, which is not here; log in to a machine of '
+                            'the cluster, or use --executor local')
         parameters = dict(timeout_min=60)|parameters
-        try: self.submitit = submitit.AutoExecutor(folder=Path(root)/'sweeps'/'jobs', cluster=kind); self.submitit.update_parameters(**parameters)
-        except (NameError, ValueError, TypeError, AssertionError) as e: raise UserError(f'submitit does not take these parameters: {" ".join(str(e).split())[:300]}') from None
+        try:
+            self.submitit = submitit.AutoExecutor(folder=Path(root)/'sweeps'/'jobs', cluster=kind)
+            self.submitit.update_parameters(**parameters)
+        except (NameError, ValueError, TypeError, AssertionError) as e:
+            raise UserError(f'submitit does not take these parameters: {" ".join(str(e).split())[:300]}') from None
     def submit(self, tasks:list[dict]):
         "Queue tasks, as one array where the cluster has arrays"
         with self.submitit.batch(): self.jobs |= {t['key']:self.submitit.submit(Job(t)) for t in tasks}
@@ -137,22 +170,32 @@ class Cluster:
         if self.kind=='local': return {k:'running' if j.state=='RUNNING' else 'gone' for k,j in self.jobs.items()}
         if self.kind=='debug': return {}
         r = subprocess.run(['squeue','-h','-r','-o','%i %T','--me'], capture_output=True, text=True)
-        if r.returncode: return {k:'queued' for k in self.jobs} # the controller is busy: nothing is known, nothing is lost
-        said = dict(l.split()[:2] for l in r.stdout.splitlines()); return {k:('running' if said[j.job_id] in ('RUNNING','COMPLETING') else 'queued') if j.job_id in said else 'gone' for k,j in self.jobs.items()}
+        if r.returncode:
+            return {k:'queued' for k in self.jobs}  # the controller is busy: nothing is known, nothing is lost
+        said = dict(l.split()[:2] for l in r.stdout.splitlines())
+        return {
+            k:('running' if said[j.job_id] in ('RUNNING','COMPLETING') else 'queued') if j.job_id in said else 'gone'
+            for k,j in self.jobs.items()}
     def poll(self, seconds:float=.5)->dict[str,str]: # as `LocalPool.poll`
         "How the tasks stand; a job that left the queue without a result is lost"
         if self.kind=='debug': out = {k:'ended' for k,j in self.jobs.items() if j.results() is not None}
         else:
-            time.sleep(seconds); late = self._states(); out = {}
-            for k,j in self.jobs.items(): out[k] = 'ended' if j.paths.result_pickle.exists() else 'lost' if late[k]=='gone' else late[k]
-        self.jobs = {k:j for k,j in self.jobs.items() if out.get(k) not in ('ended','lost')}; return out
+            time.sleep(seconds)
+            late = self._states()
+            out = {}
+            for k,j in self.jobs.items():
+                out[k] = 'ended' if j.paths.result_pickle.exists() else 'lost' if late[k]=='gone' else late[k]
+        self.jobs = {k:j for k,j in self.jobs.items() if out.get(k) not in ('ended','lost')}
+        return out
     def cancel(self, hard:bool=False):
         "As `LocalPool.cancel`"
         ids = [j.job_id for j in self.jobs.values()]
         if self.kind=='slurm' and ids: # what waits in the queue leaves it; what runs is told, or ended
-            for how in ([],) if hard else (['--state=PENDING'],['--signal=TERM']): subprocess.run(['scancel', *how, *ids], capture_output=True)
+            for how in ([],) if hard else (['--state=PENDING'],['--signal=TERM']):
+                subprocess.run(['scancel', *how, *ids], capture_output=True)
         for j in self.jobs.values():
-            if self.kind=='local' and j._process.poll() is None: _kill(j._process.pid) if hard else j._process.terminate()
+            if self.kind=='local' and j._process.poll() is None:
+                _kill(j._process.pid) if hard else j._process.terminate()
     def close(self):
         "Jobs of a cluster outlive this process; stand-ins do not"
         if self.kind!='slurm': self.cancel(hard=True)
@@ -163,18 +206,25 @@ class Stop:
     def __init__(self): self.level = 0
     def ask(self, *_): self.level += 1
 
-OPEN = ('waiting','queued','running') # States of a run that may still change; the others: done, failed, skipped, stopped
+# States of a run that may still change; the others: done, failed, skipped, stopped
+OPEN = ('waiting','queued','running')
 
 def _why(r:Run, root, code:str)->str:
     "Why a run did not finish, in a line"
-    note = notes_of(root, r.key); state = run_state(Path(root)/r.key)
+    note = notes_of(root, r.key)
+    state = run_state(Path(root)/r.key)
     if note.exists(): return ' '.join(note.read_text().split())
-    return state.what.strip().split('\n')[0] if state=='failed' and state.what else f"its worker {'was killed' if code=='lost' else 'ended'} before the run was done; the log is {Path(root)/r.key/'log.txt'}"
+    return (
+        state.what.strip().split('\n')[0] if state=='failed'
+        and state.what
+        else f"its worker {'was killed' if code=='lost' else 'ended'} before the run was done; the log is {Path(root)/r.key/'log.txt'}")
 
 def _begin(root, r:Run, by:dict, now:dict)->str|None:
     "The new state of a waiting run: `ready`, `skipped`, or None for still waiting"
     bad = [k for k in r.needs if now[k]['state'] in ('failed','skipped','stopped')]
-    if bad: now[r.key].update(state='skipped', note=f"needs {now[bad[0]]['state']} {by[bad[0]]}"); return 'skipped'
+    if bad:
+        now[r.key].update(state='skipped', note=f"needs {now[bad[0]]['state']} {by[bad[0]]}")
+        return 'skipped'
     return 'ready' if all(now[k]['state']=='done' for k in r.needs) else None
 
 def run_sweep(
@@ -185,12 +235,16 @@ def run_sweep(
     retries:int=2 # How often a run is begun again whose worker was killed or had to give its machine back
 )->Iterator[dict]: # key -> dict(state, note, seconds): how all runs stand, about twice a second
     "Run what is not done yet; a failure stops only what needs it"
-    by = {r.key:r for r in runs}; stop = stop or Stop(); lost = Counter(); asked = 0
+    by = {r.key:r for r in runs}
+    stop = stop or Stop()
+    lost = Counter()
+    asked = 0
     now = {r.key:dict(state='done' if is_done(r, root) else 'waiting', note='', fresh=False) for r in runs}
     try:
         while any(n['state'] in OPEN for n in now.values()):
             if stop.level>asked:
-                asked = stop.level; executor.cancel(hard=asked>1)
+                asked = stop.level
+                executor.cancel(hard=asked>1)
                 for n in now.values():
                     if n['state'] in ('waiting','queued'): n['state'] = 'stopped'
             ready = [r for r in runs if now[r.key]['state']=='waiting' and _begin(root, r, by, now)=='ready']
@@ -198,10 +252,14 @@ def run_sweep(
             if ready: executor.submit([task_of(r, root, threads=threads) for r in ready])
             for r in ready: now[r.key]['state'] = 'queued'
             for k,s in executor.poll(.5).items():
-                if s in ('queued','running'): now[k]['state'] = s if now[k]['state']!='stopped' else 'stopped'; continue
+                if s in ('queued','running'):
+                    now[k]['state'] = s if now[k]['state']!='stopped' else 'stopped'
+                    continue
                 if is_done(by[k], root): now[k].update(state='done', note='', fresh=True)
                 elif asked: now[k]['state'] = 'stopped'
-                elif run_state(Path(root)/k)!='failed' and not notes_of(root, k).exists() and lost[k]<retries: lost[k] += 1; now[k].update(state='waiting', note=f'begun again, {lost[k]} of {retries}')
+                elif run_state(Path(root)/k)!='failed' and not notes_of(root, k).exists() and lost[k]<retries:
+                    lost[k] += 1
+                    now[k].update(state='waiting', note=f'begun again, {lost[k]} of {retries}')
                 else: now[k].update(state='failed', note=_why(by[k], root, s))
             yield now
         yield now

@@ -21,15 +21,18 @@ class Watch:
         prompt=None # What is trained; None: the bank of a `Tuning`
     ):
         self.rows,self.prompt = rows,prompt if prompt is not None else getattr(rows, '_bank', None)
-        self.params = [] if self.prompt is None else list(self.prompt.parameters()); self.start = [p.detach().clone() for p in self.params]
+        self.params = [] if self.prompt is None else list(self.prompt.parameters())
+        self.start = [p.detach().clone() for p in self.params]
     def __iter__(self): return self
     def __len__(self): return len(self.rows)
     def __next__(self)->dict:
         row = next(self.rows)
         if not self.params: return row
         grads = [p.grad for p in self.params if p.grad is not None]
-        norm = dict(prompt_grad=math.sqrt(sum(float(g.float().square().sum()) for g in grads))) if grads else {} # some loops have cleared it by now
-        return row|norm|dict(movement=_rms([p.detach()-s for p,s in zip(self.params, self.start)]), scale=_rms(self.start), reachable=all(p.requires_grad for p in self.params))
+        # some loops have cleared it by now
+        norm = dict(prompt_grad=math.sqrt(sum(float(g.float().square().sum()) for g in grads))) if grads else {}
+        return row|norm|dict(movement=_rms([p.detach()-s for p,s in zip(self.params, self.start)]),
+                             scale=_rms(self.start), reachable=all(p.requires_grad for p in self.params))
 
 def watch(rows, prompt=None)->Watch:
     "See `Watch`"
@@ -54,14 +57,24 @@ def probe(
     import torch
     from promptbench.model.batch import make_batch
     from promptbench.prompt.packed import target_nll
-    batch = make_batch(backbone.pairs(list(examples)[:4])).to(backbone.device); params = list(prompt.parameters()); nll = target_nll(backbone, batch, prompt=prompt); gradient = 0.
+    batch = make_batch(backbone.pairs(list(examples)[:4])).to(backbone.device)
+    params = list(prompt.parameters())
+    nll = target_nll(backbone, batch, prompt=prompt)
+    gradient = 0.
     if nll.requires_grad and (ask := [p for p in params if p.requires_grad]):
-        gradient = math.sqrt(sum(float(g.square().sum()) for g in torch.autograd.grad(nll.sum(), ask, allow_unused=True) if g is not None))
-    vocabulary = _rms([backbone.model.get_input_embeddings().weight]); scale = _rms(params); other = copy.deepcopy(prompt); gen = torch.Generator().manual_seed(0)
+        gradient = math.sqrt(
+            sum(float(g.square().sum())
+                for g in torch.autograd.grad(nll.sum(), ask, allow_unused=True)
+                if g is not None))
+    vocabulary = _rms([backbone.model.get_input_embeddings().weight])
+    scale = _rms(params)
+    other = copy.deepcopy(prompt)
+    gen = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in other.parameters(): p.add_(torch.randn(p.shape, generator=gen).to(p)*max(scale, vocabulary))
         effect = float((target_nll(backbone, batch, prompt=other)-nll).abs().max())
-    return dict(reachable=all(p.requires_grad for p in params), gradient=gradient, effect=effect, scale=scale, vocabulary=vocabulary)
+    return dict(reachable=all(p.requires_grad for p in params), gradient=gradient, effect=effect, scale=scale,
+                vocabulary=vocabulary)
 
 # %% ../../nbs/90_lab/03_diagnosis.ipynb #b1229962
 STEPS = 20 # Rows before slow faults are judged
@@ -74,39 +87,73 @@ def _found(kind:str, words:str, advice:str)->dict: return dict(kind=kind, words=
 
 def _no_gradient(rows, asked)->dict|None:
     "Frozen, masked, cut off, or left out of the optimiser"
-    last = rows[-3:]; key = 'prompt_grad' if 'prompt_grad' in last[-1] else 'grad_norm'; flat = all(r.get(key, 1.)<=1e-12 for r in last)
+    last = rows[-3:]
+    key = 'prompt_grad' if 'prompt_grad' in last[-1] else 'grad_norm'
+    flat = all(r.get(key, 1.)<=1e-12 for r in last)
     reachable = last[-1].get('reachable', True) and (asked or {}).get('reachable', True)
-    if not reachable: return _found('frozen', 'No gradient reaches the prompt: it is frozen (requires_grad is off).', 'Call prompt.requires_grad_(True) before training, and do not freeze the prompt together with the backbone.')
+    if not reachable:
+        return _found(
+            'frozen', 'No gradient reaches the prompt: it is frozen (requires_grad is off).',
+            'Call prompt.requires_grad_(True) before training, and do not freeze the prompt together with the backbone.')
     silent = asked is not None and asked['gradient']<=1e-12
-    if silent and asked['effect']<=1e-9: return _found('masked', 'The prompt is masked out: exchanging it for noise changes no answer at all, so there is nothing to learn.', 'Extend the attention mask by the length of the prompt, with ones; with a deep prompt look whether it is installed in every layer.')
-    if silent: return _found('cut', 'The model reads the prompt, but no gradient comes back to it: it is cut off on the way.', 'Look for detach(), torch.no_grad() or a copy made with .data between the prompt and the model.')
+    if silent and asked['effect']<=1e-9:
+        return _found(
+            'masked',
+            'The prompt is masked out: exchanging it for noise changes no answer at all, so there is nothing to learn.',
+            'Extend the attention mask by the length of the prompt, with ones; with a deep prompt look whether it '
+            'is installed in every layer.')
+    if silent:
+        return _found(
+            'cut', 'The model reads the prompt, but no gradient comes back to it: it is cut off on the way.',
+            'Look for detach(), torch.no_grad() or a copy made with .data between the prompt and the model.')
     still = len(rows)>=3 and last[-1].get('movement')==0
-    if flat or (still and not last[-1].get('prompt_grad')): return _found('no gradient', 'No gradient arrives at the prompt: it is masked out, or cut off by detach() or no_grad().', 'Call probe(backbone, prompt, examples): it tells which of the two.')
-    if still: return _found('not stepped', 'The prompt has a gradient and does not move: it is not among the tensors of the optimiser.', 'Make the optimiser after the prompt, and give it prompt.parameters().')
+    if flat or (still and not last[-1].get('prompt_grad')):
+        return _found('no gradient',
+                      'No gradient arrives at the prompt: it is masked out, or cut off by detach() or no_grad().',
+                      'Call probe(backbone, prompt, examples): it tells which of the two.')
+    if still:
+        return _found('not stepped',
+                      'The prompt has a gradient and does not move: it is not among the tensors of the optimiser.',
+                      'Make the optimiser after the prompt, and give it prompt.parameters().')
 
 def _too_slow(rows, lr, steps)->dict|None:
     "A learning rate that cannot move the prompt by a fiftieth of its size in the whole run"
-    row,n = rows[-1],len(rows); steps = max(steps or n, n); scale = row.get('scale')
+    row,n = rows[-1],len(rows)
+    steps = max(steps or n, n)
+    scale = row.get('scale')
     if not scale or n<STEPS: return None
-    rate = row['movement']/n if 'movement' in row else lr; fallen = 1-_mean(rows[-5:], 'loss')/_mean(rows[:5], 'loss')
+    rate = row['movement']/n if 'movement' in row else lr
+    fallen = 1-_mean(rows[-5:], 'loss')/_mean(rows[:5], 'loss')
     if rate is None or rate*steps>.02*scale or fallen>.02: return None
-    return _found('too slow', f'The learning rate is far too small for the scale of the prompt: its numbers are about {scale:.2g}, and in {steps:,} steps it will have moved by {rate*steps:.1g}.',
-                  f'Try a learning rate near {scale/steps:.0e} (its own size in the whole run) and ten times that; soft prompts want rates far above those of weights.')
+    return _found(
+        'too slow',
+        f'The learning rate is far too small for the scale of the prompt: its numbers are about {scale:.2g}, and in {steps:,} steps it will have moved by {rate*steps:.1g}.',
+        f'Try a learning rate near {scale/steps:.0e} (its own size in the whole run) and ten times that; soft '
+        'prompts want rates far above those of weights.')
 
 def _at_chance(rows, guess)->dict|None:
     "A loss that lies flat where guessing among the choices does"
     if not guess or len(rows)<STEPS: return None
-    half = rows[len(rows)//2:]; a,b = _mean(half[:len(half)//2], 'loss'),_mean(half[len(half)//2:], 'loss')
+    half = rows[len(rows)//2:]
+    a,b = _mean(half[:len(half)//2], 'loss'),_mean(half[len(half)//2:], 'loss')
     if not (.93*guess<=b<=1.35*guess) or a-b>.15*guess: return None
-    return _found('at chance', f'The loss stays at {b:.2f}, about what guessing among the choices costs ({guess:.2f} nats per token): the form of the answers is learnt, not which one is right.',
-                  'Look whether the rendered source still holds what decides the answer (a missing field, truncation) and whether labels and choices are in the same order; then try more steps, more shots, a longer or a deep prompt.')
+    return _found(
+        'at chance',
+        f'The loss stays at {b:.2f}, about what guessing among the choices costs ({guess:.2f} nats per token): the form of the answers is learnt, not which one is right.',
+        'Look whether the rendered source still holds what decides the answer (a missing field, truncation) and '
+        'whether labels and choices are in the same order; then try more steps, more shots, a longer or a deep '
+        'prompt.')
 
 def _off_scale(rows, asked)->dict|None:
     "A start far from the sizes the model knows, with a loss that does not fall"
     if not asked or len(rows)<STEPS or not rows[-1].get('scale'): return None
-    ratio = rows[-1]['scale']/asked['vocabulary']; fallen = 1-_mean(rows[-5:], 'loss')/_mean(rows[:5], 'loss')
+    ratio = rows[-1]['scale']/asked['vocabulary']
+    fallen = 1-_mean(rows[-5:], 'loss')/_mean(rows[:5], 'loss')
     if .1<=ratio<=10 or fallen>.1: return None
-    return _found('off scale', f'The prompt started {"far larger" if ratio>1 else "far smaller"} than words are ({ratio:.2g} times), and the loss hardly falls.', "Start from words of the vocabulary: new_prompt(..., init='vocab') or init='text'.")
+    return _found(
+        'off scale',
+        f'The prompt started {"far larger" if ratio>1 else "far smaller"} than words are ({ratio:.2g} times), and the loss hardly falls.',
+        "Start from words of the vocabulary: new_prompt(..., init='vocab') or init='text'.")
 
 def diagnose(
     rows:list[dict], # Rows of a run, best from `watch`
@@ -122,4 +169,5 @@ def diagnose(
 
 def doctor_line(found:list[dict])->str:
     "The diagnosis as text"
-    return ' '.join(f'{d["words"]} {d["advice"]}' for d in found) or 'Nothing speaks against it: the prompt gets a gradient and moves.'
+    return ' '.join(
+        f'{d["words"]} {d["advice"]}' for d in found) or 'Nothing speaks against it: the prompt gets a gradient and moves.'

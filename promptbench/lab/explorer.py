@@ -17,8 +17,11 @@ from ..show.plots import plot_accuracy
 from .panels import Panel, Plot, STYLE, choice, line, refill, several, table_html, tone
 
 # %% ../../nbs/90_lab/05_explorer.ipynb #5176a0f2
-Y = {'accuracy':'accuracy', 'gain over chance':'accuracy over chance, % of chance', 'gain over the commonest answer':'accuracy over the commonest answer, % of it'} # What can be on the y axis: its title
-X = ['dataset','cluster','template','method','prompt','shots','seed','suite','backbone','chance','majority'] # What can be on the x axis
+# What can be on the y axis: its title
+Y = {'accuracy':'accuracy', 'gain over chance':'accuracy over chance, % of chance',
+     'gain over the commonest answer':'accuracy over the commonest answer, % of it'}
+# What can be on the x axis
+X = ['dataset','cluster','template','method','prompt','shots','seed','suite','backbone','chance','majority']
 
 def explored(
     rows:pd.DataFrame, # Long table
@@ -26,7 +29,10 @@ def explored(
     cluster=None, dataset=None, method=None # Values to keep; None: all
 )->pd.DataFrame: # The rows kept, with their index, and the columns `x`, `y`, `colour`
     "Rows as points"
-    one_of('x', x, X); one_of('y', y, Y); one_of('colour', colour, X); d = rows[rows.metric=='accuracy'] if 'metric' in rows else rows
+    one_of('x', x, X)
+    one_of('y', y, Y)
+    one_of('colour', colour, X)
+    d = rows[rows.metric=='accuracy'] if 'metric' in rows else rows
     for col,keep in (('cluster',cluster), ('dataset',dataset), ('method',method)):
         if keep is not None: d = d[d[col].isin(list(keep))]
     if not len(d): raise UserError('no rows are left; choose more clusters, datasets or methods')
@@ -34,32 +40,59 @@ def explored(
     value = d.value if base is None else 100*(d.value/base.where(base>0)-1)
     return d.assign(x=d[x] if x in ('chance','majority') else d[x].astype(str), y=value, colour=d[colour].astype(str))
 
-def _said(r)->str: return f'<b>{r.method}</b>, {prompt_text(r.prompt)}, {shots_text(r.shots)}, seed {r.seed}<br>{r.dataset}, template {r.template}<br>accuracy {r.value:.1%} (chance {r.chance:.1%}), n = {r.n:,}'
+def _said(r)->str:
+    return (
+        f'<b>{r.method}</b>, {prompt_text(r.prompt)}, {shots_text(r.shots)}, seed {r.seed}<br>{r.dataset}, template '
+        f'{r.template}<br>accuracy {r.value:.1%} (chance {r.chance:.1%}), n = {r.n:,}')
 
 def plot_explored(d:pd.DataFrame, x:str, y:str, colour:str)->go.Figure:
     "A point per row, and a line per mean where there are several; a point's customdata is the index of its row"
-    kinds,places = list(dict.fromkeys(d.colour)),None if x in ('chance','majority') else list(dict.fromkeys(d.x)); traces = []; best = d.groupby('colour').y.mean()
+    kinds,places = list(dict.fromkeys(d.colour)),None if x in ('chance','majority') else list(dict.fromkeys(d.x))
+    traces = []
+    best = d.groupby('colour').y.mean()
     for j,k in enumerate(kinds):
-        e = d[d.colour==k]; (shade,mark) = look(k) if colour=='method' else tone(j); at = list(e.x) if places is None else [round(places.index(v)+(j-(len(kinds)-1)/2)*.7/len(kinds), 3) for v in e.x]
-        traces.append(dots(str(k), at, e.y.round(5), shade, mark, size=8, text=map(_said, e.itertuples()), customdata=[int(i) for i in e.index], opacity=.75, legendgroup=k))
-        if places is not None and e.x.duplicated().any(): m = e.groupby('x', sort=False).y.mean(); here = [places.index(v)+(j-(len(kinds)-1)/2)*.7/len(kinds) for v in m.index]; traces.append(dots(f'mean of {k}', [round(h, 3) for h in here], m.round(5), shade, 'line-ew', size=14, text=[f'{k}, {v}: mean {z:.3g}' for v,z in m.items()], edge=dict(width=3, color=shade), legendgroup=k, showlegend=False))
-    axis = dict(title=x) if places is None else dict(tickvals=list(range(len(places))), ticktext=[p if len(p)<16 else p[:14]+'…' for p in places], showgrid=False, title=x, range=[-.6,len(places)-.4])
+        e = d[d.colour==k]
+        (shade,mark) = look(k) if colour=='method' else tone(j)
+        at = list(e.x) if places is None else [
+            round(places.index(v)+(j-(len(kinds)-1)/2)*.7/len(kinds), 3) for v in e.x]
+        traces.append(
+            dots(str(k), at, e.y.round(5), shade, mark, size=8, text=map(_said, e.itertuples()),
+                 customdata=[int(i) for i in e.index], opacity=.75, legendgroup=k))
+        if places is not None and e.x.duplicated().any():
+            m = e.groupby('x', sort=False).y.mean()
+            here = [places.index(v)+(j-(len(kinds)-1)/2)*.7/len(kinds) for v in m.index]
+            traces.append(dots(
+                              f'mean of {k}', [round(h, 3) for h in here], m.round(5), shade, 'line-ew', size=14,
+                              text=[f'{k}, {v}: mean {z:.3g}' for v,z in m.items()], edge=dict(width=3, color=shade),
+                              legendgroup=k, showlegend=False))
+    axis = dict(title=x) if places is None else dict(
+        tickvals=list(range(len(places))), ticktext=[p if len(p)<16 else p[:14]+'…' for p in places], showgrid=False,
+        title=x, range=[-.6,len(places)-.4])
     many = f'{best.idxmax()} is highest on average, {best.max():.3g}; ' if len(kinds)>1 else ''
-    return go.Figure(traces, layout(f'{many}{plural(len(d), "row")}, n = {int(d.n.sum()):,} answers', 400, left=64, xaxis=axis, yaxis=dict(title=Y[y], **({'tickformat':'.0%'} if y=='accuracy' else {'zeroline':True}))))
+    return go.Figure(
+        traces,
+        layout(f'{many}{plural(len(d), "row")}, n = {int(d.n.sum()):,} answers', 400, left=64, xaxis=axis,
+               yaxis=dict(title=Y[y], **({'tickformat':'.0%'} if y=='accuracy' else {'zeroline':True}))))
 
 # %% ../../nbs/90_lab/05_explorer.ipynb #75650d51
 class Texts:
     "The words behind results: templates and examples of a suite, where there is one"
-    def __init__(self, suite=None): self.suite,self._seen = suite,{} # A `Suite`; None: suites that can be made by name are
+    def __init__(self, suite=None):
+        self.suite,self._seen = suite,{}  # A `Suite`; None: suites that can be made by name are
     def _of(self, name:str):
         if self.suite is None and name in SUITES: self.suite = load_suite(name)
         return self.suite if self.suite is not None and self.suite.name==name else None
     def template(self, suite:str, dataset:str, template:str)->str|None: # Its Jinja; None if unknown
-        s = self._of(suite); task = s and s._tasks.get(f'{dataset}/{template}')
-        return task._template.jinja+(f'\n\nchoices: {task._template.answer_choices}' if task._template.answer_choices else '') if task else None
+        s = self._of(suite)
+        task = s and s._tasks.get(f'{dataset}/{template}')
+        return task._template.jinja+(
+            f'\n\nchoices: {task._template.answer_choices}' if task._template.answer_choices else '') if task else None
     def examples(self, suite:str, dataset:str, template:str)->dict: # Instance id -> example; empty if unknown
-        key = (suite,dataset,template); s = self._of(suite); task = s and s._tasks.get(f'{dataset}/{template}')
-        if key not in self._seen: self._seen[key] = {getattr(s, 'draw', '')+e.id:e for e in task.examples('validation')} if task else {}
+        key = (suite,dataset,template)
+        s = self._of(suite)
+        task = s and s._tasks.get(f'{dataset}/{template}')
+        if key not in self._seen:
+            self._seen[key] = {getattr(s, 'draw', '')+e.id:e for e in task.examples('validation')} if task else {}
         return self._seen[key]
 
 def wrong(
@@ -72,12 +105,23 @@ def wrong(
     keep = pd.Series(True, index=predictions.index)
     for c in CELL+['seed','dataset','template']: keep &= predictions[c]==row[c]
     p = predictions[keep]
-    if not len(p): raise UserError(f'there are no predictions of {row["dataset"]}, template {row["template"]}; read the store with its predictions')
-    p = p[~p.correct]; known = texts.examples(row['suite'], row['dataset'], row['template']) if texts else {}; out = []
+    if not len(p):
+        raise UserError(
+            f'there are no predictions of {row["dataset"]}, template {row["template"]}; read the store with its predictions')
+    p = p[~p.correct]
+    known = texts.examples(row['suite'], row['dataset'], row['template']) if texts else {}
+    out = []
     for r in p.itertuples():
-        e = known.get(r.instance); word = lambda i: e.choices[i] if e is not None and e.choices and i<len(e.choices) else f'choice {i}'
-        out.append(dict(instance=r.instance, gold=word(r.gold), pred=word(r.pred), scores=[round(float(s), 2) for s in r.scores_mean], behind=float(r.scores_mean[r.pred]-r.scores_mean[r.gold]), source=e.source if e is not None else ''))
-    return pd.DataFrame(out, columns=['instance','gold','pred','scores','behind','source']).sort_values('behind', ascending=False, kind='stable', ignore_index=True)[:n]
+        e = known.get(r.instance)
+        word = lambda i: e.choices[i] if e is not None and e.choices and i<len(e.choices) else f'choice {i}'
+        out.append(
+            dict(instance=r.instance, gold=word(r.gold), pred=word(r.pred),
+                 scores=[round(float(s), 2) for s in r.scores_mean],
+                 behind=float(r.scores_mean[r.pred]-r.scores_mean[r.gold]), source=e.source if e is not None else ''))
+    return pd.DataFrame(
+        out,
+        columns=['instance', 'gold', 'pred', 'scores', 'behind',
+                 'source']).sort_values('behind', ascending=False, kind='stable', ignore_index=True)[:n]
 
 # %% ../../nbs/90_lab/05_explorer.ipynb #c9623e74
 class Explorer(Panel):
@@ -87,28 +131,69 @@ class Explorer(Panel):
         predictions:pd.DataFrame|None=None, # With a table of rows: their predictions
         *, suite=None # For templates and texts; None: suites that can be made by name are
     ):
-        self.rows = source if isinstance(source, pd.DataFrame) else results(source); self.rows = self.rows.reset_index(drop=True); self.texts,self.d = Texts(suite),None
+        self.rows = source if isinstance(source, pd.DataFrame) else results(source)
+        self.rows = self.rows.reset_index(drop=True)
+        self.texts,self.d = Texts(suite),None
         if predictions is None and not isinstance(source, pd.DataFrame):
             try: predictions = results(source, table='predictions')
             except UserError: pass                                     # a store may hold rows only
-        self.predictions = predictions; each = lambda c: sorted(self.rows[c].astype(str).unique())
-        self.x,self.y,self.colour = choice('x axis', X, width='220px'),choice('y axis', list(Y), width='330px'),choice('colour', X, value='method' if self.rows.method.nunique()>1 else 'prompt', width='220px')
-        self.cluster,self.dataset,self.method = several('cluster', each('cluster')),several('dataset', each('dataset')),several('method', list(dict.fromkeys(self.rows.method)))
-        self.point = W.Dropdown(description='point', options=[('(click a point, or choose one here)',None)], style=STYLE, layout=W.Layout(width='98%')); self.plot,self.words,self.one = Plot(),W.HTML(),Plot()
-        super().__init__('Results explorer', line(self.x, self.y, self.colour), line(self.cluster, self.dataset, self.method), self.plot, self.point, self.words, self.one, note=f'{plural(len(self.rows), "row")}. Every point is one template under one method, setting and seed; click it to see its template and what it got wrong.')
-        self.on([self.x, self.y, self.colour, self.cluster, self.dataset, self.method], self.update); self.on(self.point, self.show_point); self.plot.observe(self.guarded(self._clicked), 'clicked'); self.guarded(self.update)()
+        self.predictions = predictions
+        each = lambda c: sorted(self.rows[c].astype(str).unique())
+        self.x,self.y,self.colour = choice('x axis', X, width='220px'),choice('y axis', list(Y), width='330px'),choice(
+            'colour', X, value='method' if self.rows.method.nunique()>1 else 'prompt', width='220px')
+        self.cluster,self.dataset,self.method = (
+            several('cluster', each('cluster')), several('dataset', each('dataset')),
+            several('method', list(dict.fromkeys(self.rows.method))))
+        self.point = W.Dropdown(description='point', options=[('(click a point, or choose one here)',None)],
+                                style=STYLE, layout=W.Layout(width='98%'))
+        self.plot,self.words,self.one = Plot(),W.HTML(),Plot()
+        super().__init__(
+            'Results explorer', line(self.x, self.y, self.colour), line(self.cluster, self.dataset, self.method),
+            self.plot, self.point, self.words, self.one,
+            note=f'{plural(len(self.rows), "row")}. Every point is one template under one method, setting and seed; click it to see its template and what it got wrong.')
+        self.on([self.x, self.y, self.colour, self.cluster, self.dataset, self.method], self.update)
+        self.on(self.point, self.show_point)
+        self.plot.observe(self.guarded(self._clicked), 'clicked')
+        self.guarded(self.update)()
     def update(self):
-        self.d = explored(self.rows, x=self.x.value, y=self.y.value, colour=self.colour.value, cluster=self.cluster.value, dataset=self.dataset.value, method=self.method.value)
+        self.d = explored(self.rows, x=self.x.value, y=self.y.value, colour=self.colour.value,
+                          cluster=self.cluster.value, dataset=self.dataset.value, method=self.method.value)
         self.plot.draw(plot_explored(self.d, self.x.value, self.y.value, self.colour.value))
-        refill(self.point, [('(click a point, or choose one here)',None)]+[(f'{r.dataset}/{r.template}: {r.method}, {prompt_text(r.prompt)}, {shots_text(r.shots)}, seed {r.seed}: {r.value:.1%}', int(r.Index)) for r in self.d.sort_values(['dataset','template','value']).itertuples()])
+        refill(
+            self.point,
+            [('(click a point, or choose one here)',None)]
+            +[
+                (
+                    f'{r.dataset}/{r.template}: {r.method}, {prompt_text(r.prompt)}, {shots_text(r.shots)}, seed {r.seed}: {r.value:.1%}',
+                    int(r.Index))
+                for r in self.d.sort_values(['dataset','template','value']).itertuples()])
     def _clicked(self, change):
         if isinstance(change.new.get('key'), int): self.point.value = change.new['key']
     def show_point(self):
-        if self.point.value is None: self.words.value = ''; self.one.draw(None); return
-        r = self.rows.loc[self.point.value]; text = self.texts.template(r.suite, r.dataset, r.template)
-        head = f'<b>{html.escape(r.dataset)}, template {html.escape(r.template)}</b> <span class="pb-soft">{html.escape(r.method)}, {prompt_text(r.prompt)}, {shots_text(r.shots)}, seed {r.seed}: {r.value:.1%} of {r.n:,}</span>'
-        head += f'<div class="pb-text pb-template">{html.escape(text)}</div>' if text else '<div class="pb-soft">The suite is not at hand, so the template cannot be shown; give suite=…</div>'
-        self.words.value = head; kind = r.prompt if r.prompt!='none' else next((p for p in self.rows.prompt if p!='none'), 'none')
+        if self.point.value is None:
+            self.words.value = ''
+            self.one.draw(None)
+            return
+        r = self.rows.loc[self.point.value]
+        text = self.texts.template(r.suite, r.dataset, r.template)
+        head = (
+            f'<b>{html.escape(r.dataset)}, template {html.escape(r.template)}</b> <span '
+            f'class="pb-soft">{html.escape(r.method)}, {prompt_text(r.prompt)}, {shots_text(r.shots)}, seed '
+            f'{r.seed}: {r.value:.1%} of {r.n:,}</span>')
+        head += (
+            f'<div class="pb-text pb-template">{html.escape(text)}</div>' if text
+            else '<div class="pb-soft">The suite is not at hand, so the template cannot be shown; give suite=…</div>')
+        self.words.value = head
+        kind = r.prompt if r.prompt!='none' else next((p for p in self.rows.prompt if p!='none'), 'none')
         self.one.draw(plot_accuracy(self.rows, kind, int(r.shots), dataset=r.dataset))
-        if self.predictions is None: self.words.value = head+'<div class="pb-soft">Without predictions there are no wrong answers to show.</div>'; return
-        w = wrong(self.predictions, r, texts=self.texts); self.words.value = head+f'<b>Wrong answers</b> <span class="pb-soft">{plural(len(w), "answer")} shown, the surest mistakes first</span>'+table_html(['instance','said','right','scores per token','source'], [(x.instance, x.pred, x.gold, ', '.join(f'{s:.2f}' for s in x.scores), x.source) for x in w.itertuples()])
+        if self.predictions is None:
+            self.words.value = head+'<div class="pb-soft">Without predictions there are no wrong answers to show.</div>'
+            return
+        w = wrong(self.predictions, r, texts=self.texts)
+        self.words.value = (
+            head
+            +f'<b>Wrong answers</b> <span class="pb-soft">{plural(len(w), "answer")} shown, the surest mistakes first</span>'
+            +table_html(['instance','said','right','scores per token','source'],
+                        [
+                            (x.instance, x.pred, x.gold, ', '.join(f'{s:.2f}' for s in x.scores), x.source)
+                            for x in w.itertuples()]))

@@ -20,29 +20,52 @@ def plot_map(
     chosen:int|None=None # Which one is looked at
 )->go.Figure:
     "Prompts of many tasks on two principal components, coloured by group"
-    kinds = list(dict.fromkeys(groups)); traces = []
+    kinds = list(dict.fromkeys(groups))
+    traces = []
     for j,g in enumerate(kinds):
         at = [i for i,x in enumerate(groups) if x==g]
-        traces.append(dots(g, [round(float(places[i,0]), 4) for i in at], [round(float(places[i,1]), 4) for i in at], *tone(j), text=[names[i] for i in at], customdata=at))
-    if chosen is not None: traces.append(dots('chosen', [float(places[chosen,0])], [float(places[chosen,1])], TEXT, 'circle-open', size=20, edge=dict(width=2, color=TEXT), text=[names[chosen]], showlegend=False, hoverinfo='skip'))
-    return go.Figure(traces, layout(f'{len(names)} prompts on two axes that show {100*share.sum():.0f} % of their variance', 340, left=56, xaxis=dict(title=f'first component ({share[0]:.0%})'), yaxis=dict(title=f'second ({share[1]:.0%})')))
+        traces.append(
+            dots(g, [round(float(places[i,0]), 4) for i in at], [round(float(places[i,1]), 4) for i in at], *tone(j),
+                 text=[names[i] for i in at], customdata=at))
+    if chosen is not None:
+        traces.append(
+            dots('chosen', [float(places[chosen,0])], [float(places[chosen,1])], TEXT, 'circle-open', size=20,
+                 edge=dict(width=2, color=TEXT), text=[names[chosen]], showlegend=False, hoverinfo='skip'))
+    return go.Figure(
+        traces,
+        layout(f'{len(names)} prompts on two axes that show {100*share.sum():.0f} % of their variance', 340, left=56,
+               xaxis=dict(title=f'first component ({share[0]:.0%})'), yaxis=dict(title=f'second ({share[1]:.0%})')))
 
 def plot_mass(
     mass:pd.DataFrame, # From `attention_mass`
     n:int, length:int # Examples behind it; positions of the prompt
 )->go.Figure:
     "Share of attention on the prompt, a row per slot and a column per head"
-    t = mass.pivot(index='slot', columns='head', values='mass').loc[list(dict.fromkeys(mass.slot))]; top = mass.loc[mass.mass.idxmax()]
-    grid = dict(type='heatmap', z=t.to_numpy().round(4).tolist(), x=[f'head {h}' for h in t.columns], y=list(t.index), zmin=0, zmax=1, colorscale=[[0,PAPER],[1,'#D9600A']], showscale=False, xgap=2, ygap=2,
-                text=[[f'{v:.0%}' for v in r] for r in t.to_numpy()], texttemplate='%{text}', hovertemplate='%{y}, %{x}: %{z:.2%}<extra></extra>')
-    return go.Figure([grid], layout(f'The prompt gets {mass.mass.mean():.0%} of the attention on average, at most {top.mass:.0%} ({top.slot}, head {top["head"]}; {length} positions, n = {plural(n, "example")})', 70+30*len(t), left=90, legend=False, yaxis=dict(autorange='reversed', showgrid=False), xaxis=dict(side='bottom', showgrid=False)))
+    t = mass.pivot(index='slot', columns='head', values='mass').loc[list(dict.fromkeys(mass.slot))]
+    top = mass.loc[mass.mass.idxmax()]
+    grid = dict(type='heatmap', z=t.to_numpy().round(4).tolist(), x=[f'head {h}' for h in t.columns], y=list(t.index),
+                zmin=0, zmax=1, colorscale=[[0,PAPER],[1,'#D9600A']], showscale=False, xgap=2, ygap=2,
+                text=[[f'{v:.0%}' for v in r] for r in t.to_numpy()], texttemplate='%{text}',
+                hovertemplate='%{y}, %{x}: %{z:.2%}<extra></extra>')
+    return go.Figure(
+        [grid],
+        layout(
+            f'The prompt gets {mass.mass.mean():.0%} of the attention on average, at most {top.mass:.0%} ({top.slot}, head {top["head"]}; {length} positions, n = {plural(n, "example")})',
+            70+30*len(t), left=90, legend=False, yaxis=dict(autorange='reversed', showgrid=False),
+            xaxis=dict(side='bottom', showgrid=False)))
 
 # %% ../../nbs/90_lab/02_inspector.ipynb #758037ae
 def words_html(near:pd.DataFrame, measure:str)->str:
     "Nearest words as a table"
     say = lambda w,v: f'{html.escape(w)} <span class="pb-soft">{v:.2f}</span>'
-    head = f'<b>Nearest words</b> <span class="pb-soft">{"cosine, 1 is the same direction" if measure=="cosine" else "Euclidean distance, 0 is the same vector"}; norm beside the median norm of words</span>'
-    return head+table_html(['#position','#norm','#of words','nearest first'], [(r.position, f'{r.norm:.2f}', f'{r.of_words:.2f} ×', Raw(', '.join(say(w, v) for w,v in getattr(r, measure)))) for r in near.itertuples()])
+    head = (
+        '<b>Nearest words</b> <span '
+        f'class="pb-soft">{"cosine, 1 is the same direction" if measure=="cosine" else "Euclidean distance, 0 is the same vector"}; norm beside the median norm of words</span>')
+    return head+table_html(
+        ['#position','#norm','#of words','nearest first'],
+        [(r.position, f'{r.norm:.2f}', f'{r.of_words:.2f} ×',
+          Raw(', '.join(say(w, v) for w,v in getattr(r, measure))))
+         for r in near.itertuples()])
 
 class Inspector(Panel):
     "Look at prompts: of one task, and of many"
@@ -52,29 +75,61 @@ class Inspector(Panel):
     ):
         self.backbone,self.prompts,self.tasks = backbone,dict(prompts),list(tasks)
         if not self.prompts or not self.tasks: raise UserError('the inspector needs at least one prompt and one task')
-        self.prompt,self.task,self.measure = choice('prompt', list(self.prompts)),choice('task', [(t.name,i) for i,t in enumerate(self.tasks)]),choice('measure', ['cosine','euclidean'], width='220px')
-        self.k = W.IntSlider(5, min=1, max=12, description='words', style=STYLE, layout=W.Layout(width='300px'), continuous_update=False); self.n = W.IntSlider(8, min=1, max=32, description='examples', style=STYLE, layout=W.Layout(width='300px'), continuous_update=False)
-        self.words,self.map,self.mass = W.HTML(),Plot(),Plot(); self.near = self.shares = self.at = None
-        super().__init__('Prompt inspector', line(self.prompt, self.task), line(self.measure, self.k, self.n), self.words, self.mass, self.map, note='What words lie nearest to each vector, how much attention the prompt gets, and where it lies among the prompts of other tasks. Click a point of the map to choose its task.')
-        self.on([self.prompt, self.task], self.update); self.on([self.measure, self.k], self.show_words); self.on(self.n, self.show_mass); self.map.observe(self.guarded(self._clicked), 'clicked'); self.guarded(self.update)()
+        self.prompt,self.task,self.measure = (
+            choice('prompt', list(self.prompts)), choice('task', [(t.name,i) for i,t in enumerate(self.tasks)]),
+            choice('measure', ['cosine','euclidean'], width='220px'))
+        self.k = W.IntSlider(5, min=1, max=12, description='words', style=STYLE, layout=W.Layout(width='300px'),
+                             continuous_update=False)
+        self.n = W.IntSlider(8, min=1, max=32, description='examples', style=STYLE, layout=W.Layout(width='300px'),
+                             continuous_update=False)
+        self.words,self.map,self.mass = W.HTML(),Plot(),Plot()
+        self.near = self.shares = self.at = None
+        super().__init__(
+            'Prompt inspector', line(self.prompt, self.task), line(self.measure, self.k, self.n), self.words,
+            self.mass, self.map,
+            note='What words lie nearest to each vector, how much attention the prompt gets, and where it lies among the prompts of other tasks. Click a point of the map to choose its task.')
+        self.on([self.prompt, self.task], self.update)
+        self.on([self.measure, self.k], self.show_words)
+        self.on(self.n, self.show_mass)
+        self.map.observe(self.guarded(self._clicked), 'clicked')
+        self.guarded(self.update)()
     @property
-    def index(self)->int: return self.task.value if len(self.bank)==len(self.tasks) else 0 # A single prompt serves all tasks
+    def index(self)->int:
+        return self.task.value if len(self.bank)==len(self.tasks) else 0  # A single prompt serves all tasks
     @property
     def bank(self): return self.prompts[self.prompt.value]
     def _clicked(self, change):
         if not isinstance(change.new.get('key'), int): return
-        name,row = self.places[change.new['key']]; self.prompt.value = name
+        name,row = self.places[change.new['key']]
+        self.prompt.value = name
         if len(self.bank)==len(self.tasks): self.task.value = row
-    def update(self): self.show_words(); self.show_mass(); self.show_map()
+    def update(self):
+        self.show_words()
+        self.show_mass()
+        self.show_map()
     def show_words(self):
-        if self.bank.kind=='shallow': self.near = nearest_words(self.backbone, self.bank, index=self.index, k=self.k.value); self.words.value = words_html(self.near, self.measure.value); return
-        d = deep_norms(self.backbone, self.bank, self.index); self.near = None
-        self.words.value = '<b>Norms of keys and values</b> <span class="pb-soft">a deep prompt lives inside the layers, where no words are near</span>'+table_html(['slot','#keys','#values'], [(r.slot, f'{r.keys:.2f}', f'{r.values:.2f}') for r in d.itertuples()])
+        if self.bank.kind=='shallow':
+            self.near = nearest_words(self.backbone, self.bank, index=self.index, k=self.k.value)
+            self.words.value = words_html(self.near, self.measure.value)
+            return
+        d = deep_norms(self.backbone, self.bank, self.index)
+        self.near = None
+        self.words.value = (
+            '<b>Norms of keys and values</b> <span class="pb-soft">a deep prompt lives inside the layers, where no words are near</span>'
+            +table_html(
+                ['slot','#keys','#values'], [(r.slot, f'{r.keys:.2f}', f'{r.values:.2f}') for r in d.itertuples()]))
     def show_mass(self):
-        es = self.tasks[self.task.value].examples('validation', self.n.value); self.shares = attention_mass(self.backbone, es, self.bank, index=self.index); self.mass.draw(plot_mass(self.shares, len(es), self.bank.length))
+        es = self.tasks[self.task.value].examples('validation', self.n.value)
+        self.shares = attention_mass(self.backbone, es, self.bank, index=self.index)
+        self.mass.draw(plot_mass(self.shares, len(es), self.bank.length))
     def show_map(self):
-        like = {n:p for n,p in self.prompts.items() if p.kind==self.bank.kind and p.length==self.bank.length}; names,groups,chosen,many,self.places = [],[],None,len(like)>1,[]
+        like = {n:p for n,p in self.prompts.items() if p.kind==self.bank.kind and p.length==self.bank.length}
+        names,groups,chosen,many,self.places = [],[],None,len(like)>1,[]
         for n,p in like.items():
             if n==self.prompt.value: chosen = len(names)+self.index
-            own = len(p)==len(self.tasks); self.places += [(n,i) for i in range(len(p))]; names += [f'{n}: {self.tasks[i].name}' if own else f'{n} {i}' for i in range(len(p))]; groups += [n if many or not own else self.tasks[i].cluster for i in range(len(p))]
-        self.at = prompt_map(list(like.values())); self.map.draw(plot_map(*self.at, names, groups, chosen) if len(names)>1 else None)
+            own = len(p)==len(self.tasks)
+            self.places += [(n,i) for i in range(len(p))]
+            names += [f'{n}: {self.tasks[i].name}' if own else f'{n} {i}' for i in range(len(p))]
+            groups += [n if many or not own else self.tasks[i].cluster for i in range(len(p))]
+        self.at = prompt_map(list(like.values()))
+        self.map.draw(plot_map(*self.at, names, groups, chosen) if len(names)>1 else None)

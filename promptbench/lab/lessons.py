@@ -25,7 +25,8 @@ def small_task(
     seed:int=0 # Which draw
 )->Task:
     "A task of the microworld with as many records as asked; validation never repeats a training record"
-    old = load_suite('microworld').task(name); of = lambda split,n: draw(old.dataset, n, seed=seed, split=split, role=old.role)
+    old = load_suite('microworld').task(name)
+    of = lambda split,n: draw(old.dataset, n, seed=seed, split=split, role=old.role)
     records = dict(train=of('train', shots), validation=of('validation', n))
     return Task('microworld', Dataset(old.dataset, old.cluster, old.role, records, old._data.templates), old._template)
 
@@ -46,7 +47,9 @@ def wilson(
     z:float=1.96 # 1.96 for 95 %
 )->tuple: # lo, hi
     "Interval of a share; stays between 0 and 1 and is never of width 0"
-    share,n = np.asarray(share, float),np.asarray(n, float); mid = (share+z*z/2/n)/(1+z*z/n); half = z/(1+z*z/n)*np.sqrt(share*(1-share)/n+z*z/4/n/n)
+    share,n = np.asarray(share, float),np.asarray(n, float)
+    mid = (share+z*z/2/n)/(1+z*z/n)
+    half = z/(1+z*z/n)*np.sqrt(share*(1-share)/n+z*z/4/n/n)
     return mid-half, mid+half
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #4c4568dc
@@ -58,9 +61,13 @@ def figure(
 
 def scores_title(scores:pd.DataFrame, chance:float, what:str)->str: # One sentence
     "Best against worst, how many answers, and chance"
-    best,worst = scores.iloc[scores.value.argmax()],scores.iloc[scores.value.argmin()]; n = sorted(set(scores.n)); each = f'{n[0]}' if len(n)==1 else f'{n[0]} to {n[-1]}'
+    best,worst = scores.iloc[scores.value.argmax()],scores.iloc[scores.value.argmin()]
+    n = sorted(set(scores.n))
+    each = f'{n[0]}' if len(n)==1 else f'{n[0]} to {n[-1]}'
     if len(scores)==1: return f'{what}: {best["name"]}, {best.value:.0%} right (n = {each}, chance {chance:.0%})'
-    return f'{what}: from {worst.value:.0%} right ({worst["name"]})<br>to {best.value:.0%} ({best["name"]}); n = {each} each, chance {chance:.0%}'
+    return (
+        f'{what}: from {worst.value:.0%} right ({worst["name"]})<br>to {best.value:.0%} ({best["name"]}); n = '
+        f'{each} each, chance {chance:.0%}')
 
 def plot_scores(
     scores:pd.DataFrame, # name, value (a share), n
@@ -68,11 +75,23 @@ def plot_scores(
     what:str # What is compared, for the title
 )->go.Figure:
     "A dot per name with its 95 % interval, and a line at chance"
-    lo,hi = wilson(scores.value, scores.n); names = list(scores['name']); text = [f'{a}: {v:.1%} [{l:.0%}, {h:.0%}], n = {n}' for a,v,l,h,n in zip(names, scores.value, lo, hi, scores.n)]
-    points = dots('accuracy', scores.value, range(len(names)), METHODS['T-only'][0], 'circle', text=text, error_x=bars(scores.value, lo, hi, METHODS['T-only'][0]))
-    return figure([points], layout(scores_title(scores, chance, what), 130+34*len(names), left=max(90, 8*max(map(len, names))+16), legend=False, yaxis=rows_axis(names),
-        xaxis=dict(title='share of right answers, with 95 % interval', range=[0,1.02], tickformat='.0%'), shapes=[dict(type='line', x0=chance, x1=chance, y0=0, y1=1, yref='paper', line=dict(color=LINE, dash='dash'))],
-        annotations=[dict(x=chance, y=1, yref='paper', yanchor='bottom', text='chance', showarrow=False, font=dict(size=12))]))
+    lo,hi = wilson(scores.value, scores.n)
+    names = list(scores['name'])
+    text = [f'{a}: {v:.1%} [{l:.0%}, {h:.0%}], n = {n}' for a,v,l,h,n in zip(names, scores.value, lo, hi, scores.n)]
+    points = dots('accuracy', scores.value, range(len(names)), METHODS['T-only'][0], 'circle', text=text,
+                  error_x=bars(scores.value, lo, hi, METHODS['T-only'][0]))
+    return figure(
+        [points],
+        layout(
+            scores_title(scores, chance, what), 130+34*len(names), left=max(90, 8*max(map(len, names))+16),
+            legend=False, yaxis=rows_axis(names),
+            xaxis=dict(title='share of right answers, with 95 % interval', range=[0,1.02], tickformat='.0%'),
+            shapes=[
+                dict(
+                    type='line', x0=chance, x1=chance, y0=0, y1=1, yref='paper', line=dict(color=LINE, dash='dash'))],
+            annotations=[dict(
+                             x=chance, y=1, yref='paper', yanchor='bottom', text='chance', showarrow=False,
+                             font=dict(size=12))]))
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #8a7094c5
 def plot_lines(
@@ -81,9 +100,15 @@ def plot_lines(
     x:str='step', at=None # Name of the horizontal axis, and its values if they are not 0, 1, 2, ...
 )->go.Figure:
     "One line per name, told apart by colour and dash; a method has its own colour, as in every figure"
-    pens = [METHODS[m][0] for m in ('T+P','T-only','P-only','FOMAML','Reptile','none')]+[OTHER[0]]; dashes = ['solid','dash','dot','dashdot','longdash','solid','dash']
-    def line(i, name, v): return go.Scatter(x=list(range(len(v))) if at is None else list(at), y=np.round(np.asarray(v, float), 4).tolist(), name=name, mode='lines' if len(v)>12 else 'lines+markers', line=dict(color=METHODS.get(name, (pens[i%7],))[0], dash=dashes[i%7], width=2.2))
-    return figure([line(i, n, v) for i,(n,v) in enumerate(lines.items())], layout(title, 380, left=64, xaxis=dict(title=x), yaxis=dict(title=y)))
+    pens = [METHODS[m][0] for m in ('T+P','T-only','P-only','FOMAML','Reptile','none')]+[OTHER[0]]
+    dashes = ['solid','dash','dot','dashdot','longdash','solid','dash']
+    def line(i, name, v):
+        return go.Scatter(
+            x=list(range(len(v))) if at is None else list(at), y=np.round(np.asarray(v, float), 4).tolist(),
+            name=name, mode='lines' if len(v)>12 else 'lines+markers',
+            line=dict(color=METHODS.get(name, (pens[i%7],))[0], dash=dashes[i%7], width=2.2))
+    return figure([line(i, n, v) for i,(n,v) in enumerate(lines.items())],
+                  layout(title, 380, left=64, xaxis=dict(title=x), yaxis=dict(title=y)))
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #8fad7b49
 @torch.no_grad()
@@ -94,7 +119,8 @@ def losses_of(
     *, kind:str='shallow', rows:int=512 # Most examples x prompts in a pass
 )->np.ndarray: # [N], nats per target token
     "Loss of every prompt on the same examples"
-    out = []; each = max(1, rows//len(pairs))
+    out = []
+    each = max(1, rows//len(pairs))
     for part in torch.as_tensor(tables, dtype=torch.float).split(each):
         batch = make_batch([p for _ in part for p in pairs], [i for i in range(len(part)) for _ in pairs])
         nll_B = sequence_nll(forward(backbone, batch, prompt_from(kind, part)), batch.tgt_BU, batch.tgt_mask_BU).sum(1)
@@ -106,7 +132,8 @@ def plane(
     path # Prompts on the way, [S,P,X] or [S,1,P,X]; at least three
 )->tuple: # Centre [M], two directions [2,M] of length 1, places of the path in them [S,2]
     "The plane that lies closest to a path: its two main directions"
-    flat = torch.stack([torch.as_tensor(t).detach().flatten() for t in path]).double(); centre = flat[-1]
+    flat = torch.stack([torch.as_tensor(t).detach().flatten() for t in path]).double()
+    centre = flat[-1]
     if len(flat)<3: raise UserError(f'a plane needs a path of at least 3 points, got {len(flat)}; keep more steps')
     _,s,v = torch.linalg.svd(flat-centre, full_matrices=False)
     return centre, v[:2], (flat-centre) @ v[:2].T
@@ -118,8 +145,12 @@ def landscape(
     margin:float=.35 # Room around the path, as a share of its size
 )->tuple[pd.DataFrame,np.ndarray]: # a, b, loss of the grid; places of the path [S,2]
     "Loss over the plane of a path"
-    centre,ways,at = plane(path); lo,hi = at.min(0).values,at.max(0).values; size = (hi-lo).max(); room = margin*size+1e-6
-    a,b = (torch.linspace(float(lo[i]-room), float(hi[i]+room), points).double() for i in (0,1)); grid = torch.cartesian_prod(a, b)
+    centre,ways,at = plane(path)
+    lo,hi = at.min(0).values,at.max(0).values
+    size = (hi-lo).max()
+    room = margin*size+1e-6
+    a,b = (torch.linspace(float(lo[i]-room), float(hi[i]+room), points).double() for i in (0,1))
+    grid = torch.cartesian_prod(a, b)
     return pd.DataFrame(dict(a=grid[:,0].numpy(), b=grid[:,1].numpy(), loss=loss_of(centre+grid @ ways))), at.numpy()
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #5e4c11dc
@@ -129,11 +160,21 @@ def plot_landscape(
     *, title:str
 )->go.Figure:
     "Heights as colours, the path on top"
-    table = grid.pivot(index='b', columns='a', values='loss'); r = lambda x: np.round(np.asarray(x, float), 3).tolist()
-    hills = go.Contour(x=r(table.columns), y=r(table.index), z=np.round(table.to_numpy(), 3).tolist(), colorscale='Viridis', reversescale=True, contours=dict(coloring='heatmap', showlines=False), colorbar=dict(title=dict(text='loss,<br>nats')), hovertemplate='loss %{z:.2f}<extra></extra>')
-    way = go.Scatter(x=r(at[:,0]), y=r(at[:,1]), mode='lines+markers', line=dict(color='white', width=2), marker=dict(size=4, color='black'), showlegend=False, hoverinfo='skip')
-    ends = go.Scatter(x=r(at[[0,-1],0]), y=r(at[[0,-1],1]), mode='markers+text', text=['start','end'], textposition='top center', marker=dict(size=12, color='#D9600A', line=dict(color='white', width=1.5)), textfont=dict(color='black', size=14), showlegend=False, hoverinfo='skip')
-    return figure([hills,way,ends], layout(title, 460, left=64, legend=False, xaxis=dict(title='along the first direction of the path'), yaxis=dict(title='along the second')))
+    table = grid.pivot(index='b', columns='a', values='loss')
+    r = lambda x: np.round(np.asarray(x, float), 3).tolist()
+    hills = go.Contour(x=r(table.columns), y=r(table.index), z=np.round(table.to_numpy(), 3).tolist(),
+                       colorscale='Viridis', reversescale=True, contours=dict(coloring='heatmap', showlines=False),
+                       colorbar=dict(title=dict(text='loss,<br>nats')), hovertemplate='loss %{z:.2f}<extra></extra>')
+    way = go.Scatter(x=r(at[:,0]), y=r(at[:,1]), mode='lines+markers', line=dict(color='white', width=2),
+                     marker=dict(size=4, color='black'), showlegend=False, hoverinfo='skip')
+    ends = go.Scatter(
+        x=r(at[[0,-1],0]), y=r(at[[0,-1],1]), mode='markers+text', text=['start','end'], textposition='top center',
+        marker=dict(size=12, color='#D9600A', line=dict(color='white', width=1.5)),
+        textfont=dict(color='black', size=14), showlegend=False, hoverinfo='skip')
+    return figure(
+        [hills,way,ends],
+        layout(title, 460, left=64, legend=False, xaxis=dict(title='along the first direction of the path'),
+               yaxis=dict(title='along the second')))
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #e685f392
 def plot_attention(
@@ -141,24 +182,46 @@ def plot_attention(
     *, title:str
 )->go.Figure:
     "A square per head and layer: share of attention on the prompt"
-    names = [f'{p} {l+1}' for p,l in mass[['place','layer']].drop_duplicates().itertuples(index=False)]; heads = sorted(mass['head'].unique())
-    table = mass.assign(name=[f'{p} {l+1}' for p,l in zip(mass.place, mass.layer)]).pivot(index='name', columns='head', values='mass').loc[names]
-    squares = go.Heatmap(z=table.to_numpy().round(3).tolist(), x=[f'head {h+1}' for h in heads], y=names, zmin=0, zmax=1, colorscale='Viridis', text=[[f'{v:.0%}' for v in r] for r in table.to_numpy()], texttemplate='%{text}', hovertemplate='%{y}, %{x}: %{text} of its attention<extra></extra>', colorbar=dict(title=dict(text='share'), tickformat='.0%'))
+    names = [f'{p} {l+1}' for p,l in mass[['place','layer']].drop_duplicates().itertuples(index=False)]
+    heads = sorted(mass['head'].unique())
+    table = mass.assign(
+        name=[
+            f'{p} {l+1}' for p,l in zip(mass.place, mass.layer)]).pivot(index='name', columns='head', values='mass').loc[names]
+    squares = go.Heatmap(z=table.to_numpy().round(3).tolist(), x=[f'head {h+1}' for h in heads], y=names, zmin=0,
+                         zmax=1, colorscale='Viridis', text=[[f'{v:.0%}' for v in r] for r in table.to_numpy()],
+                         texttemplate='%{text}', hovertemplate='%{y}, %{x}: %{text} of its attention<extra></extra>',
+                         colorbar=dict(title=dict(text='share'), tickformat='.0%'))
     return figure([squares], layout(title, 150+34*len(names), left=96, legend=False, yaxis=dict(autorange='reversed')))
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #3f3ccb39
-_BOXES = dict(suite=(0,1,'suite','datasets<br>× templates'), backbone=(0,0,'backbone','the language<br>model'), pretrain=(1,1,'pretrain','T-only, P-only, T+P<br>FOMAML, Reptile'), prompt=(1,0,'prompt','none, shallow,<br>or deep'),
-              tune=(2,.5,'tune','16 examples,<br>the prompt alone'), rank=(3,.5,'rank','score every<br>answer'), rows=(4,.5,'rows','one measured<br>number each'), report=(5,.5,'report','intervals,<br>claims'))
-_WAYS = [('suite','pretrain'),('backbone','pretrain'),('backbone','prompt'),('prompt','tune'),('pretrain','tune'),('tune','rank'),('rank','rows'),('rows','report')]
+_BOXES = dict(suite=(0,1,'suite','datasets<br>× templates'), backbone=(0,0,'backbone','the language<br>model'),
+              pretrain=(1,1,'pretrain','T-only, P-only, T+P<br>FOMAML, Reptile'),
+              prompt=(1,0,'prompt','none, shallow,<br>or deep'),
+              tune=(2,.5,'tune','16 examples,<br>the prompt alone'), rank=(3,.5,'rank','score every<br>answer'),
+              rows=(4,.5,'rows','one measured<br>number each'), report=(5,.5,'report','intervals,<br>claims'))
+_WAYS = [('suite','pretrain'), ('backbone','pretrain'), ('backbone','prompt'), ('prompt','tune'), ('pretrain','tune'),
+         ('tune','rank'), ('rank','rows'), ('rows','report')]
 
 def data_flow()->go.Figure:
     "The parts of promptbench and what goes from where to where"
-    at = {n:(1.25*x,1.1*y) for n,(x,y,_,_) in _BOXES.items()}; half_x,half_y = .55,.42
-    boxes = [dict(type='rect', x0=x-half_x, x1=x+half_x, y0=y-half_y, y1=y+half_y, line=dict(color=METHODS['T-only'][0], width=1.5), fillcolor='rgba(43,99,198,.10)') for x,y in at.values()]
-    names = [dict(x=at[n][0], y=at[n][1], text=f'<b>{name}</b><br><span style="font-size:11px">{what}</span>', showarrow=False) for n,(_,_,name,what) in _BOXES.items()]
+    at = {n:(1.25*x,1.1*y) for n,(x,y,_,_) in _BOXES.items()}
+    half_x,half_y = .55,.42
+    boxes = [
+        dict(type='rect', x0=x-half_x, x1=x+half_x, y0=y-half_y, y1=y+half_y,
+             line=dict(color=METHODS['T-only'][0], width=1.5), fillcolor='rgba(43,99,198,.10)')
+        for x,y in at.values()]
+    names = [
+        dict(x=at[n][0], y=at[n][1], text=f'<b>{name}</b><br><span style="font-size:11px">{what}</span>',
+             showarrow=False)
+        for n,(_,_,name,what) in _BOXES.items()]
     def arrow(a, b):
         (x0,y0),(x1,y1) = at[a],at[b]
-        return dict(ax=x0+half_x, ay=y0, x=x1-half_x, y=y1+(.2 if y0>y1 else -.2 if y0<y1 else 0), axref='x', ayref='y', xref='x', yref='y', text='', showarrow=True, arrowhead=2, arrowwidth=1.5, arrowcolor=LINE)
+        return dict(
+            ax=x0+half_x, ay=y0, x=x1-half_x, y=y1+(.2 if y0>y1 else -.2 if y0<y1 else 0), axref='x', ayref='y',
+            xref='x', yref='y', text='', showarrow=True, arrowhead=2, arrowwidth=1.5, arrowcolor=LINE)
     hidden = dict(visible=False, fixedrange=True)
-    return figure([dict(type='scatter', x=[0], y=[0], mode='markers', marker=dict(opacity=0), hoverinfo='skip')], layout('Everything flows one way: from tasks and a model to rows, and from rows to charts', 330, left=10, margin=dict(l=10, r=10, t=60, b=10), legend=False,
-        xaxis=hidden|dict(range=[-.6,6.85]), yaxis=hidden|dict(range=[-.5,1.6]), shapes=boxes, annotations=names+[arrow(a, b) for a,b in _WAYS]))
+    return figure(
+        [dict(type='scatter', x=[0], y=[0], mode='markers', marker=dict(opacity=0), hoverinfo='skip')],
+        layout('Everything flows one way: from tasks and a model to rows, and from rows to charts', 330, left=10,
+               margin=dict(l=10, r=10, t=60, b=10), legend=False, xaxis=hidden|dict(range=[-.6,6.85]),
+               yaxis=hidden|dict(range=[-.5,1.6]), shapes=boxes, annotations=names+[arrow(a, b) for a,b in _WAYS]))

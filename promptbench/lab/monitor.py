@@ -30,26 +30,49 @@ class Job:
         on_state, # Called with the job whenever its state changes
         *, every:int=1 # A stop waits for a row whose number divides by this: there the run has a checkpoint
     ):
-        self.make,self.on_row,self.on_state,self.every = rows,on_row,on_state,every; self.state,self.error,self.count,self.active = 'ready',None,0,0.
-        self._go,self._stop = threading.Event(),False; self._go.set(); self.thread = threading.Thread(target=self._run, daemon=True)
-    def start(self)->'Job': self._to('running'); self.thread.start(); return self
+        self.make,self.on_row,self.on_state,self.every = rows,on_row,on_state,every
+        self.state,self.error,self.count,self.active = 'ready',None,0,0.
+        self._go,self._stop = threading.Event(),False
+        self._go.set()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+    def start(self)->'Job':
+        self._to('running')
+        self.thread.start()
+        return self
     def pause(self):
-        if self.state=='running': self._go.clear(); self._to('paused')
+        if self.state=='running':
+            self._go.clear()
+            self._to('paused')
     def resume(self):
-        if self.state=='paused': self._to('running'); self._go.set()
+        if self.state=='paused':
+            self._to('running')
+            self._go.set()
     def stop(self):
-        if self.state in ('running','paused'): self._stop = True; self._to('stopping'); self._go.set()
-    def wait(self, timeout:float|None=None)->'Job': self.thread.join(timeout); return self
-    def _to(self, state): self.state = state; self.on_state(self)
+        if self.state in ('running','paused'):
+            self._stop = True
+            self._to('stopping')
+            self._go.set()
+    def wait(self, timeout:float|None=None)->'Job':
+        self.thread.join(timeout)
+        return self
+    def _to(self, state):
+        self.state = state
+        self.on_state(self)
     def _run(self):
         try:
-            rows = iter(self.make()); began = time.perf_counter()
+            rows = iter(self.make())
+            began = time.perf_counter()
             for row in rows:
-                self.count += 1; self.active += time.perf_counter()-began; self.on_row(row)
+                self.count += 1
+                self.active += time.perf_counter()-began
+                self.on_row(row)
                 if self._stop and self.count%self.every==0: break
-                self._go.wait(); began = time.perf_counter()
+                self._go.wait()
+                began = time.perf_counter()
             self._to('stopped' if self._stop else 'done')
-        except Exception as e: self.error = e; self._to('failed')
+        except Exception as e:
+            self.error = e
+            self._to('failed')
 
 # %% ../../nbs/90_lab/04_monitor.ipynb #690e48f4
 @dataclass
@@ -57,8 +80,10 @@ class Plan:
     "A run as a monitor needs it"
     name:str # For the title
     make:object # Function of (folder, every) that gives rows, backbone and prompt; the same numbers every time
-    steps:int|None; lr:float|None # Rows planned; learning rate of the prompt
-    examples:list; guess:float|None=None # A few of the training examples; what guessing would cost, nats per token
+    steps:int|None
+    lr:float|None  # Rows planned; learning rate of the prompt
+    examples:list
+    guess:float|None=None  # A few of the training examples; what guessing would cost, nats per token
     measure:object=None # Function of (backbone, prompt) that gives arg, lo, hi and n; None: nothing is held out
 
 def held_out(
@@ -69,7 +94,8 @@ def held_out(
     "ARG on held-out examples with its 95 % interval, every dataset alike"
     def measure(backbone, prompt):
         rows,ps = evaluate(backbone, tasks, suite=suite, prompt=prompt, method='live', n=n)
-        e = estimate(replicate(ps, n=samples, rows=rows, by='datasets'), ('live', rows.prompt.iloc[0], 0)); return dict(arg=e['estimate'], lo=e['lo'], hi=e['hi'], n=len(ps))
+        e = estimate(replicate(ps, n=samples, rows=rows, by='datasets'), ('live', rows.prompt.iloc[0], 0))
+        return dict(arg=e['estimate'], lo=e['lo'], hi=e['hi'], n=len(ps))
     return measure
 
 def tuning_plan(
@@ -77,17 +103,26 @@ def tuning_plan(
     *, suite=None, n:int=30 # For the held-out ARG; None: nothing is held out
 )->Plan:
     "Few-shot tuning of one prompt per task"
-    tasks = list(tasks); shots = [e for t in tasks for e in (t.shots(config.shots, config.seed) if hasattr(t, 'shots') else t)]
-    def make(folder, every): b = backbone.clone(); rows = tune(b, prompt, tasks, config, folder=folder, every=every); return watch(rows),b,rows._bank
-    return Plan(f'tuning {len(tasks)} prompt{"s"*(len(tasks)>1)}', make, config.steps, config.prompt_lr or config.lr, shots[:4], guess_loss(backbone, shots), held_out(tasks, suite, n) if suite is not None else None)
+    tasks = list(tasks)
+    shots = [e for t in tasks for e in (t.shots(config.shots, config.seed) if hasattr(t, 'shots') else t)]
+    def make(folder, every):
+        b = backbone.clone()
+        rows = tune(b, prompt, tasks, config, folder=folder, every=every)
+        return watch(rows),b,rows._bank
+    return Plan(f'tuning {len(tasks)} prompt{"s"*(len(tasks)>1)}', make, config.steps, config.prompt_lr or config.lr,
+                shots[:4], guess_loss(backbone, shots), held_out(tasks, suite, n) if suite is not None else None)
 
 def pretraining_plan(
     backbone, prompt, tasks, config, # As for `methods.run_method`
     *, suite=None, held=None, n:int=10 # Suite and tasks for the held-out ARG; None: nothing is held out
 )->Plan:
     "Continued pretraining by any method"
-    def make(folder, every): b,p = backbone.clone(),copy.deepcopy(prompt); return watch(run_method(b, p, tasks, config, folder=folder, every=every), p),b,p
-    return Plan(f'pretraining, {config.method}', make, updates_of(config), config.prompt_lr or config.lr, tasks[0].examples('train', 4), None, held_out(held or suite.tasks('eval', limit=1), suite, n) if suite is not None else None)
+    def make(folder, every):
+        b,p = backbone.clone(),copy.deepcopy(prompt)
+        return watch(run_method(b, p, tasks, config, folder=folder, every=every), p),b,p
+    return Plan(f'pretraining, {config.method}', make, updates_of(config), config.prompt_lr or config.lr,
+                tasks[0].examples('train', 4), None,
+                held_out(held or suite.tasks('eval', limit=1), suite, n) if suite is not None else None)
 
 # %% ../../nbs/90_lab/04_monitor.ipynb #b997a6eb
 def thinned(points:list, most:int=300)->list:
@@ -97,25 +132,61 @@ def thinned(points:list, most:int=300)->list:
 def run_title(rows:list[dict], measured:list[dict], steps:int|None)->str:
     "Where the run is, in a sentence"
     if not rows: return 'Nothing has been run yet'
-    text = f'After {len(rows):,}{f" of {steps:,}" if steps else ""} updates: loss {rows[-1]["loss"]:.2f} nats per token (from {rows[0]["loss"]:.2f})'
-    return text+(f', held-out ARG {measured[-1]["arg"]:.1f} [{measured[-1]["lo"]:.1f}, {measured[-1]["hi"]:.1f}] (n = {measured[-1]["n"]:,})' if measured else '')
+    text = (
+        f'After {len(rows):,}{f" of {steps:,}" if steps else ""} updates: loss {rows[-1]["loss"]:.2f} nats per '
+        f'token (from {rows[0]["loss"]:.2f})')
+    return text+(
+        f', held-out ARG {measured[-1]["arg"]:.1f} [{measured[-1]["lo"]:.1f}, {measured[-1]["hi"]:.1f}] (n = {measured[-1]["n"]:,})'
+        if measured else '')
 
 def plot_run(
     rows:list[dict], measured:list[dict]=(), # From `watch`; from `held_out`, with `step`
     *, steps:int|None=None, guess:float|None=None # Rows planned; a line at what guessing costs
 )->go.Figure: # Loss, gradient norm, movement and held-out ARG
     "A run in four small charts that share their x axis"
-    d = thinned(rows); x = [r['step']+1 for r in d]; blue,orange = look('T-only')[0],look('T+P')[0]; end = max(steps or 0, len(rows), 1); traces,shapes = [],[]
-    curve = lambda n, y, colour, what: dict(type='scatter', mode='lines', x=x, y=y, xaxis=f'x{n}', yaxis=f'y{n}', line=dict(color=colour, width=2), name=what, hovertemplate='update %{x}: %{y:.4g}<extra></extra>')
-    traces += [curve('', [round(r['loss'], 5) for r in d], blue, 'loss'), curve('2', [r.get('prompt_grad' if 'prompt_grad' in d[-1] else 'grad_norm') for r in d], blue, 'gradient norm')]
-    if d and 'movement' in d[-1]: traces.append(curve('3', [100*r['movement']/(r['scale'] or 1) if 'movement' in r else None for r in d], orange, 'movement'))
-    if measured: y = [m['arg'] for m in measured]; traces.append(dots('held-out ARG', [m['step'] for m in measured], y, orange, 'circle', size=8, text=[f'update {m["step"]}: ARG {m["arg"]:.1f} [{m["lo"]:.1f}, {m["hi"]:.1f}]' for m in measured], mode='lines+markers', error_y=bars(y, [m['lo'] for m in measured], [m['hi'] for m in measured], orange), xaxis='x4', yaxis='y4'))
-    if guess: shapes.append(dict(type='line', xref='x', yref='y', x0=0, x1=end, y0=guess, y1=guess, line=dict(color=TEXT, width=1, dash='dot')))
+    d = thinned(rows)
+    x = [r['step']+1 for r in d]
+    blue,orange = look('T-only')[0],look('T+P')[0]
+    end = max(steps or 0, len(rows), 1)
+    traces,shapes = [],[]
+    curve = lambda n, y, colour, what: dict(
+        type='scatter', mode='lines', x=x, y=y, xaxis=f'x{n}', yaxis=f'y{n}', line=dict(color=colour, width=2),
+        name=what, hovertemplate='update %{x}: %{y:.4g}<extra></extra>')
+    traces += [
+        curve('', [round(r['loss'], 5) for r in d], blue, 'loss'),
+        curve('2', [r.get('prompt_grad' if 'prompt_grad' in d[-1] else 'grad_norm') for r in d], blue, 'gradient norm')]
+    if d and 'movement' in d[-1]:
+        traces.append(
+            curve(
+                '3', [100*r['movement']/(r['scale'] or 1) if 'movement' in r else None for r in d], orange, 'movement'))
+    if measured:
+        y = [m['arg'] for m in measured]
+        traces.append(
+            dots('held-out ARG', [m['step'] for m in measured], y, orange, 'circle', size=8,
+                 text=[f'update {m["step"]}: ARG {m["arg"]:.1f} [{m["lo"]:.1f}, {m["hi"]:.1f}]' for m in measured],
+                 mode='lines+markers',
+                 error_y=bars(y, [m['lo'] for m in measured], [m['hi'] for m in measured], orange), xaxis='x4',
+                 yaxis='y4'))
+    if guess:
+        shapes.append(
+            dict(type='line', xref='x', yref='y', x0=0, x1=end, y0=guess, y1=guess,
+                 line=dict(color=TEXT, width=1, dash='dot')))
     axes,notes = {},[]
-    for i,(n,words) in enumerate((('','loss, nats per token'+(' (dotted: guessing)' if guess else '')),('2','gradient norm of the prompt' if d and 'prompt_grad' in d[-1] else 'gradient norm'),('3','movement from the start, % of the prompt’s size'),('4','held-out ARG, points, 95 % interval'))):
-        left,top = i%2*.54,1-i//2*.56; axes |= {f'xaxis{n}':dict(domain=[left,left+.46], anchor=f'y{n}', range=[0,end*1.02], title='updates' if i>1 else None), f'yaxis{n}':dict(domain=[top-.4,top], anchor=f'x{n}', rangemode='tozero' if i!=3 else 'normal', nticks=5)}
-        notes.append(dict(text=f'<b>{words}</b>', x=left, y=top+.01, xref='paper', yref='paper', xanchor='left', yanchor='bottom', showarrow=False, font=dict(size=12)))
-    return go.Figure(traces, layout(run_title(rows, measured, steps), 430, left=56, legend=False, shapes=shapes, annotations=notes, **axes))
+    for i,(n,words) in enumerate(
+            (('','loss, nats per token'+(' (dotted: guessing)' if guess else '')),
+             ('2','gradient norm of the prompt' if d and 'prompt_grad' in d[-1] else 'gradient norm'),
+             ('3','movement from the start, % of the prompt’s size'), ('4','held-out ARG, points, 95 % interval'))):
+        left,top = i%2*.54,1-i//2*.56
+        axes |= {
+            f'xaxis{n}':dict(domain=[left,left+.46], anchor=f'y{n}', range=[0,end*1.02], title='updates' if i>1 else None),
+            f'yaxis{n}':dict(domain=[top-.4,top], anchor=f'x{n}', rangemode='tozero' if i!=3 else 'normal', nticks=5)}
+        notes.append(
+            dict(text=f'<b>{words}</b>', x=left, y=top+.01, xref='paper', yref='paper', xanchor='left',
+                 yanchor='bottom', showarrow=False, font=dict(size=12)))
+    return go.Figure(
+        traces,
+        layout(
+            run_title(rows, measured, steps), 430, left=56, legend=False, shapes=shapes, annotations=notes, **axes))
 
 # %% ../../nbs/90_lab/04_monitor.ipynb #b7112e4f
 def remaining(seconds:float)->str:
@@ -131,47 +202,95 @@ class Monitor(Panel):
         measure_every:int|None=None, # Updates between two measurements on held-out examples; None: a tenth of the run, 20 at least
         redraw:float=.4 # Seconds between two drawings, at least
     ):
-        self.plan,self.folder,self.every,self.redraw = plan,Path(folder),every,redraw; self.measure_every = measure_every or max(20, (plan.steps or 200)//10); self.job,self.found,self.asked = None,[],None; self.backbone = self.prompt = None; self._drawn,self.replay = 0.,0; self._recall()
-        button = lambda words, icon, style='': W.Button(description=words, icon=icon, button_style=style, layout=W.Layout(width='110px'))
-        self.start,self.pause,self.stop = button('Start','play','primary'),button('Pause','pause'),button('Stop','stop'); self.bar = W.IntProgress(max=plan.steps or 1, layout=W.Layout(width='220px')); self.status,self.doctor,self.plot = W.HTML(),W.HTML(),Plot()
-        super().__init__(f'Training monitor: {plan.name}', line(self.start, self.pause, self.stop, self.bar, self.status), self.doctor, self.plot, note='The run goes on when the page is closed. Stop waits for the next checkpoint; Start goes on from there.')
-        self.start.on_click(self.guarded(lambda _: self._start())); self.pause.on_click(self.guarded(lambda _: self.job.resume() if self.job.state=='paused' else self.job.pause())); self.stop.on_click(self.guarded(lambda _: self.job.stop())); self._state(None); self.draw()
+        self.plan,self.folder,self.every,self.redraw = plan,Path(folder),every,redraw
+        self.measure_every = measure_every or max(20, (plan.steps or 200)//10)
+        self.job,self.found,self.asked = None,[],None
+        self.backbone = self.prompt = None
+        self._drawn,self.replay = 0.,0
+        self._recall()
+        button = lambda words, icon, style='': W.Button(
+            description=words, icon=icon, button_style=style, layout=W.Layout(width='110px'))
+        self.start,self.pause,self.stop = button(
+            'Start','play','primary'),button('Pause','pause'),button('Stop','stop')
+        self.bar = W.IntProgress(max=plan.steps or 1, layout=W.Layout(width='220px'))
+        self.status,self.doctor,self.plot = W.HTML(),W.HTML(),Plot()
+        super().__init__(
+            f'Training monitor: {plan.name}', line(self.start, self.pause, self.stop, self.bar, self.status),
+            self.doctor, self.plot,
+            note='The run goes on when the page is closed. Stop waits for the next checkpoint; Start goes on from there.')
+        self.start.on_click(self.guarded(lambda _: self._start()))
+        self.pause.on_click(
+            self.guarded(lambda _: self.job.resume() if self.job.state=='paused' else self.job.pause()))
+        self.stop.on_click(self.guarded(lambda _: self.job.stop()))
+        self._state(None)
+        self.draw()
     def _recall(self):
         "Rows and measurements that an earlier run left here"
-        kept,path = self.folder/'result',last_step(self.folder/'steps'); state = load_state(kept) if (kept/'card.json').exists() else load_state(path) if path else {}
+        kept,path = self.folder/'result',last_step(self.folder/'steps')
+        state = load_state(kept) if (kept/'card.json').exists() else load_state(path) if path else {}
         self.rows,self.measured = list(state.get('rows', [])),list(state.get('measured', []))
     def _start(self):
-        if self.job and self.job.state in ('running','paused','stopping'): raise UserError('the run must end before it can start again; press Stop first')
+        if self.job and self.job.state in ('running','paused','stopping'):
+            raise UserError('the run must end before it can start again; press Stop first')
         if self.job is None: self._recall()
-        self.known,self.rows = {r['step']:r for r in self.rows},[]; self.job = Job(self._rows, self._row, self._state, every=self.every); self.job.start()
+        self.known,self.rows = {r['step']:r for r in self.rows},[]
+        self.job = Job(self._rows, self._row, self._state, every=self.every)
+        self.job.start()
     def _rows(self):
         "The rows, in the thread; the model is asked once about its prompt before the first"
-        path = last_step(self.folder/'steps'); self.replay = len(load_state(path).get('rows', [])) if path else 0; self.measured = [m for m in self.measured if m['step']<=self.replay]
-        rows,self.backbone,self.prompt = self.plan.make(self.folder/'steps', self.every); self.asked = None
-        if self.prompt is not None and list(self.prompt.parameters()): self.asked = probe(self.backbone, self.prompt, self.plan.examples)
+        path = last_step(self.folder/'steps')
+        self.replay = len(load_state(path).get('rows', [])) if path else 0
+        self.measured = [m for m in self.measured if m['step']<=self.replay]
+        rows,self.backbone,self.prompt = self.plan.make(self.folder/'steps', self.every)
+        self.asked = None
+        if self.prompt is not None and list(self.prompt.parameters()):
+            self.asked = probe(self.backbone, self.prompt, self.plan.examples)
         return rows
     def _row(self, row):
-        n = len(self.rows)+1; old = n<=self.replay                # read again from the checkpoint, while the prompt is further already
-        if old: row = self.known.get(row['step']) or {k:v for k,v in row.items() if k not in ('movement','scale','prompt_grad')}
+        n = len(self.rows)+1
+        old = n<=self.replay  # read again from the checkpoint, while the prompt is further already
+        if old:
+            row = self.known.get(row['step']) or {
+                k:v for k,v in row.items() if k not in ('movement','scale','prompt_grad')}
         self.rows.append(row)
-        if self.plan.measure and not old and (n%self.measure_every==0 or n==self.plan.steps): self.measured.append(dict(step=n)|self.plan.measure(self.backbone, self.prompt))
+        if self.plan.measure and not old and (n%self.measure_every==0 or n==self.plan.steps):
+            self.measured.append(dict(step=n)|self.plan.measure(self.backbone, self.prompt))
         if time.monotonic()-self._drawn>self.redraw or n==1: self.draw()
     def _state(self, job):
-        state = job.state if job else 'ready'; live = state in ('running','paused','stopping')
-        self.start.disabled,self.pause.disabled,self.stop.disabled = live,state not in ('running','paused'),state not in ('running','paused'); self.pause.description = 'Go on' if state=='paused' else 'Pause'; self.start.description = 'Go on' if state=='stopped' or (state=='ready' and self.rows) else 'Start'
+        state = job.state if job else 'ready'
+        live = state in ('running','paused','stopping')
+        self.start.disabled,self.pause.disabled,self.stop.disabled = (
+            live,state not in ('running','paused'),state not in ('running','paused'))
+        self.pause.description = 'Go on' if state=='paused' else 'Pause'
+        self.start.description = 'Go on' if state=='stopped' or (state=='ready' and self.rows) else 'Start'
         if state in ('stopped','done'): self._save(state)
         if state=='failed': self.show_error(job.error)
         if job: self.draw()
     def _save(self, state):
-        trained = any(p.requires_grad for p in self.backbone.model.parameters()) or 'pretraining' in self.plan.name; words = dict(what=self.plan.name, updates=len(self.rows), ended=state)
-        save_checkpoint(self.folder/'result', backbone=self.backbone, reference=None if trained else self.backbone.name, prompt=self.prompt, card=words, state=dict(rows=self.rows, measured=self.measured))
+        trained = any(p.requires_grad for p in self.backbone.model.parameters()) or 'pretraining' in self.plan.name
+        words = dict(what=self.plan.name, updates=len(self.rows), ended=state)
+        save_checkpoint(
+            self.folder/'result', backbone=self.backbone, reference=None if trained else self.backbone.name,
+            prompt=self.prompt, card=words, state=dict(rows=self.rows, measured=self.measured))
     def _status(self)->str:
-        n,state = len(self.rows),self.job.state if self.job else 'ready'; rate = self.job.active/self.job.count if self.job and self.job.count else 0.; left = f', about {remaining(rate*(self.plan.steps-n))} left' if rate and self.plan.steps and n<self.plan.steps else ''
+        n,state = len(self.rows),self.job.state if self.job else 'ready'
+        rate = self.job.active/self.job.count if self.job and self.job.count else 0.
+        left = (
+            f', about {remaining(rate*(self.plan.steps-n))} left' if rate and self.plan.steps and n<self.plan.steps else '')
         kept = f'; checkpoint in {html.escape(str(self.folder/"result"))}' if state in ('stopped','done') else ''
-        return f'<b class="pb-state">{state}</b> <span class="pb-step">{n:,}</span>{f" of {self.plan.steps:,}" if self.plan.steps else ""} updates'+(f', {1/rate:.1f} per second{left}' if rate else '')+kept
+        return (
+            f'<b class="pb-state">{state}</b> <span '
+            f'class="pb-step">{n:,}</span>{f" of {self.plan.steps:,}" if self.plan.steps else ""} updates'
+            +(f', {1/rate:.1f} per second{left}' if rate else '') +kept)
     def draw(self):
         "Bring everything shown up to date"
-        self._drawn = time.monotonic(); self.bar.value = min(len(self.rows), self.bar.max); self.status.value = self._status()
-        self.found = diagnose(self.rows, lr=self.plan.lr, steps=self.plan.steps, guess=self.plan.guess, asked=self.asked); early = not self.found and len(self.rows)<STEPS
-        words = 'The doctor looks at the run from its first updates on.' if early else doctor_line(self.found); self.doctor.value = f'<div class="{"pb-warn" if self.found else "pb-good"}" role="status"><b>Doctor</b> {html.escape(words)}</div>'
+        self._drawn = time.monotonic()
+        self.bar.value = min(len(self.rows), self.bar.max)
+        self.status.value = self._status()
+        self.found = diagnose(
+            self.rows, lr=self.plan.lr, steps=self.plan.steps, guess=self.plan.guess, asked=self.asked)
+        early = not self.found and len(self.rows)<STEPS
+        words = 'The doctor looks at the run from its first updates on.' if early else doctor_line(self.found)
+        self.doctor.value = (
+            f'<div class="{"pb-warn" if self.found else "pb-good"}" role="status"><b>Doctor</b> {html.escape(words)}</div>')
         self.plot.draw(plot_run(self.rows, self.measured, steps=self.plan.steps, guess=self.plan.guess))

@@ -9,7 +9,9 @@ __all__ = ['CSS', 'STYLE', 'TONES', 'MARKS', 'Plot', 'Panel', 'tone', 'table_htm
 # %% ../../nbs/90_lab/00_panels.ipynb #1a10a049
 import html, json, traceback
 try: import anywidget, ipywidgets as W, traitlets as T
-except ImportError as e: raise ImportError(f'panels need ipywidgets and anywidget ({e.name} is missing): pip install "promptbench[lab]"') from None
+except ImportError as e:
+    raise ImportError(
+        f'panels need ipywidgets and anywidget ({e.name} is missing): pip install "promptbench[lab]"') from None
 from ..base.core import UserError
 from ..show.frame import figure_json
 from ..show.look import NIGHT
@@ -55,11 +57,15 @@ export default { render };
 class Plot(anywidget.AnyWidget):
     "A plotly figure as a widget; its whole state is one JSON value, so that every view and every reload of the page shows the same"
     _esm = _DRAW
-    _css = '.pb-caption{font-size:13px;line-height:1.4;color:var(--jp-ui-font-color1);margin:6px 2px 2px;max-width:60em}.pb-plot{width:100%}'
+    _css = (
+        '.pb-caption{font-size:13px;line-height:1.4;color:var(--jp-ui-font-color1);margin:6px 2px '
+        '2px;max-width:60em}.pb-plot{width:100%}')
     figure = T.Dict().tag(sync=True) # data, layout, caption: from `page.figure_json`
     clicked = T.Dict().tag(sync=True) # The last point clicked: key (its customdata), curve, point, at
     def __init__(self, fig=None, **more):
-        super().__init__(**more); self.on_msg(self._serve); self.draw(fig)
+        super().__init__(**more)
+        self.on_msg(self._serve)
+        self.draw(fig)
     def draw(self, fig):
         "Show a plotly figure (or its data and layout as a dict); None shows nothing"
         self.figure = {} if fig is None else figure_json(fig)
@@ -88,15 +94,26 @@ class Panel(W.VBox):
         title:str, *children, # Its name; the widgets inside
         note:str='' # One line that says what it is for
     ):
-        self._depth,self._error = 0,W.HTML(); super().__init__([W.HTML(f'{CSS}<div class="pb-title" role="heading" aria-level="3">{html.escape(title)}</div>'+(f'<div class="pb-note">{html.escape(note)}</div>' if note else '')), self._error, *children]); self.add_class('pb-panel')
+        self._depth,self._error = 0,W.HTML()
+        super().__init__(
+            [W.HTML(
+                 f'{CSS}<div class="pb-title" role="heading" aria-level="3">{html.escape(title)}</div>'
+                 +(f'<div class="pb-note">{html.escape(note)}</div>' if note else '')),
+             self._error, *children])
+        self.add_class('pb-panel')
     @property
     def problem(self)->str: return self._error.value # What the error area shows; '' if nothing is wrong
     def show_error(self, e:Exception|None):
         "Put an exception into the error area; None clears it"
-        if e is None: self._error.value = ''; return
-        trace = '' if isinstance(e, UserError) else f'<details><summary>Where it happened</summary><pre>{html.escape("".join(traceback.format_exception(e)))}</pre></details>'
+        if e is None:
+            self._error.value = ''
+            return
+        trace = (
+            '' if isinstance(e, UserError)
+            else f'<details><summary>Where it happened</summary><pre>{html.escape("".join(traceback.format_exception(e)))}</pre></details>')
         name = '' if isinstance(e, UserError) else f'{type(e).__name__}: '
-        self._error.value = f'<div class="pb-error" role="alert"><b>That did not work.</b> {html.escape(name+str(e))}{trace}</div>'
+        self._error.value = (
+            f'<div class="pb-error" role="alert"><b>That did not work.</b> {html.escape(name+str(e))}{trace}</div>')
     def guarded(self, fn):
         "`fn` as a callback: what it raises is shown here, until the next callback succeeds"
         def call(*args):
@@ -113,7 +130,8 @@ class Panel(W.VBox):
 
 # %% ../../nbs/90_lab/00_panels.ipynb #0b867fb4
 STYLE = dict(description_width='92px') # Of controls
-TONES = ('#2B63C6','#D9600A','#3AA18C','#A8107F','#74500A','#3E4145','#0E7FB8') # Colours of kinds that have none of their own
+# Colours of kinds that have none of their own
+TONES = ('#2B63C6','#D9600A','#3AA18C','#A8107F','#74500A','#3E4145','#0E7FB8')
 MARKS = ('circle','square','diamond','triangle-up','pentagon','hexagon2','star')
 
 def tone(
@@ -127,9 +145,13 @@ def table_html(
     lines:list # Cells of every line; text is escaped, `Raw` is not
 )->str:
     "A table as the panels show it"
-    kind = ['num' if c.startswith('#') else '' for c in columns]; cell = lambda x: x if isinstance(x, Raw) else html.escape(str(x))
+    kind = ['num' if c.startswith('#') else '' for c in columns]
+    cell = lambda x: x if isinstance(x, Raw) else html.escape(str(x))
     head = ''.join(f'<th class="{k}">{html.escape(c.lstrip("#"))}</th>' for c,k in zip(columns, kind))
-    return f'<div class="pb-scroll"><table class="pb"><thead><tr>{head}</tr></thead><tbody>'+''.join('<tr>'+''.join(f'<td class="{k}">{cell(x)}</td>' for x,k in zip(l, kind))+'</tr>' for l in lines)+'</tbody></table></div>'
+    return (
+        f'<div class="pb-scroll"><table class="pb"><thead><tr>{head}</tr></thead><tbody>'
+        +''.join('<tr>'+''.join(f'<td class="{k}">{cell(x)}</td>' for x,k in zip(l, kind))+'</tr>' for l in lines)
+        +'</tbody></table></div>')
 
 class Raw(str): "Text that is HTML already"
 
@@ -141,17 +163,21 @@ def bar(
 
 def choice(description:str, options, **more)->W.Dropdown:
     "A dropdown in the look of the panels"
-    return W.Dropdown(options=options, description=description, style=STYLE, layout=W.Layout(width=more.pop('width', '320px')), **more)
+    return W.Dropdown(options=options, description=description, style=STYLE,
+                      layout=W.Layout(width=more.pop('width', '320px')), **more)
 
 def refill(pick, options):
     "Give a dropdown other options; it keeps its value where it can, and takes the first one otherwise"
-    options,was = list(options),pick.value; values = [o[1] if isinstance(o, tuple) else o for o in options]
+    options,was = list(options),pick.value
+    values = [o[1] if isinstance(o, tuple) else o for o in options]
     pick.options = options
     if values: pick.value = was if was in values else values[0]
 
 def several(description:str, options, rows:int=5, **more)->W.SelectMultiple:
     "A list of which several can be chosen, all of them at first"
-    options = list(options); return W.SelectMultiple(options=options, value=options, rows=min(rows, max(2, len(options))), description=description, style=STYLE, layout=W.Layout(width='300px'), **more)
+    options = list(options)
+    return W.SelectMultiple(options=options, value=options, rows=min(rows, max(2, len(options))),
+                            description=description, style=STYLE, layout=W.Layout(width='300px'), **more)
 
 def line(*widgets)->W.HBox:
     "Controls side by side, broken into lines where the screen is narrow"

@@ -19,9 +19,14 @@ from .panels import Panel, Raw, STYLE, bar, choice, line, refill, table_html
 @dataclass
 class Seen:
     "A record through a template: the texts, their tokens, what is cut off, and why it would be skipped"
-    source:str; target:str; choices:tuple|None; gold:int|None
-    kept:str; cut:str # The source that stays, and what truncation takes away
-    source_tokens:int; choice_tokens:list # Ids the model gets: of the source after the cut, of each choice
+    source:str
+    target:str
+    choices:tuple|None
+    gold:int|None
+    kept:str
+    cut:str  # The source that stays, and what truncation takes away
+    source_tokens:int
+    choice_tokens:list  # Ids the model gets: of the source after the cut, of each choice
     lost_tokens:int # Ids taken away
     problem:str|None # Why this record would be skipped; None if it would not
 
@@ -35,7 +40,9 @@ def _fits(backbone, text:str, limit:int)->tuple[str,str,int]:
     "The part of `text` within `limit` ids, the rest, and how many ids the rest has"
     ids = backbone.tokenizer(text, add_special_tokens=False, verbose=False)['input_ids']
     if len(ids)<=limit: return text,'',0
-    try: ends = backbone.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)['offset_mapping']
+    try:
+        ends = backbone.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)['offset_mapping']
     except NotImplementedError: at = len(backbone.tokenizer.decode(ids[:limit])) # slow tokenizers know no places
     else: at = ends[limit-1][1]
     return text[:at],text[at:],len(ids)-limit
@@ -48,10 +55,13 @@ def seen(
     *, max_source:int=768, max_target:int=192 # Tokens kept, `</s>` not counted
 )->Seen:
     "Render a record and count its tokens; `UserError` for a template that fails"
-    t = Template('your template', jinja, answer_choices if (answer_choices or '').strip() else None); source,target,choices = t.parts(record)
-    kept,cut,lost = _fits(backbone, source, max_source); texts = list(choices or (target,))
+    t = Template('your template', jinja, answer_choices if (answer_choices or '').strip() else None)
+    source,target,choices = t.parts(record)
+    kept,cut,lost = _fits(backbone, source, max_source)
+    texts = list(choices or (target,))
     return Seen(source, target, choices, choices.index(target) if choices and target in choices else None, kept, cut,
-                len(backbone.sources([source], max_source)[0]), [len(i) for i in backbone.targets(texts, max_target)], lost, t.problem(record))
+                len(backbone.sources([source], max_source)[0]), [len(i) for i in backbone.targets(texts, max_target)],
+                lost, t.problem(record))
 
 # %% ../../nbs/90_lab/01_playground.ipynb #5d73c9aa
 def answers(
@@ -62,24 +72,39 @@ def answers(
     "How the model ranks the choices of a rendered record"
     one_of('rule', rule, ['mean','sum'])
     if not e.choices: raise UserError('ranking needs answer choices; write them as `no ||| yes`')
-    s, = rank(backbone, [[Example('playground', e.source, e.target, e.choices, e.gold or 0)]], prompt, max_source=max_source, max_target=max_target)
-    by = np.asarray(getattr(s, rule)[0]); p = np.exp(by-by.max()); p = p/p.sum()
-    out = [dict(choice=c, gold=i==e.gold, tokens=n, logp=float(a), per_token=float(m), probability=float(q)) for i,(c,n,a,m,q) in enumerate(zip(e.choices, e.choice_tokens, s.sum[0], s.mean[0], p))]
+    s, = rank(backbone, [[Example('playground', e.source, e.target, e.choices, e.gold or 0)]], prompt,
+              max_source=max_source, max_target=max_target)
+    by = np.asarray(getattr(s, rule)[0])
+    p = np.exp(by-by.max())
+    p = p/p.sum()
+    out = [dict(choice=c, gold=i==e.gold, tokens=n, logp=float(a), per_token=float(m), probability=float(q))
+           for i,(c,n,a,m,q) in enumerate(zip(e.choices, e.choice_tokens, s.sum[0], s.mean[0], p))]
     return sorted(out, key=lambda d: -d['probability'])
 
 # %% ../../nbs/90_lab/01_playground.ipynb #a0e1f510
 def seen_html(e:Seen)->str:
     "The rendered texts, with what truncation takes away struck out"
-    cut = f'<span class="pb-cut">{html.escape(e.cut)}</span>' if e.cut else ''; target = html.escape(e.target or '(empty)')
-    head = f'<b>Source</b> <span class="pb-soft">{e.source_tokens} tokens'+(f', {e.lost_tokens} more are cut off' if e.lost_tokens else '')+f'</span><div class="pb-text pb-source">{html.escape(e.kept)}{cut}</div>'
-    tail = f'<b>Target</b> <span class="pb-soft">{"" if e.choices else f"{e.choice_tokens[0]} tokens"}</span><div class="pb-text">{target}</div>'
-    return head+tail+(f'<div class="pb-warn">This record would be skipped: {html.escape(e.problem)}</div>' if e.problem else '')
+    cut = f'<span class="pb-cut">{html.escape(e.cut)}</span>' if e.cut else ''
+    target = html.escape(e.target or '(empty)')
+    head = f'<b>Source</b> <span class="pb-soft">{e.source_tokens} tokens'+(
+        f', {e.lost_tokens} more are cut off' if e.lost_tokens
+        else '')+f'</span><div class="pb-text pb-source">{html.escape(e.kept)}{cut}</div>'
+    tail = (
+        f'<b>Target</b> <span class="pb-soft">{"" if e.choices else f"{e.choice_tokens[0]} tokens"}</span><div '
+        f'class="pb-text">{target}</div>')
+    return head+tail+(
+        f'<div class="pb-warn">This record would be skipped: {html.escape(e.problem)}</div>' if e.problem else '')
 
 def answers_html(ranked:list[dict], seconds:float)->str:
     "The ranking as a table"
-    lines = [(('✓ ' if d['gold'] else '')+d['choice'], bar(d['probability']), d['tokens'], f"{d['logp']:.2f}", f"{d['per_token']:.2f}") for d in ranked]
+    lines = [
+        (('✓ ' if d['gold'] else '')+d['choice'], bar(d['probability']), d['tokens'], f"{d['logp']:.2f}",
+         f"{d['per_token']:.2f}")
+        for d in ranked]
     verdict = 'right' if ranked[0]['gold'] else 'wrong'
-    return f'<b>Ranking</b> <span class="pb-soft">the model is {verdict}; ✓ is the right answer; {1000*seconds:.0f} ms</span>'+table_html(['choice','probability among the choices','#tokens','#log p','#per token'], lines)
+    return (
+        f'<b>Ranking</b> <span class="pb-soft">the model is {verdict}; ✓ is the right answer; {1000*seconds:.0f} ms</span>'
+        +table_html(['choice','probability among the choices','#tokens','#log p','#per token'], lines))
 
 class Playground(Panel):
     "Pick a task and a record, edit the template, watch the answer"
@@ -88,35 +113,63 @@ class Playground(Panel):
         prompts:dict|None=None, # Name -> prompt, to rank with
         *, role:str|None='eval', max_source:int=768 # Which tasks to offer; tokens kept at first
     ):
-        self._quiet = False; self.backbone,self.suite,self.prompts = backbone,suite,{'no prompt':None}|dict(prompts or {}); names = list(dict.fromkeys(t.dataset for t in suite.tasks(role)))
-        self.dataset,self.template,self.prompt = choice('dataset', names),choice('template', []),choice('prompt', list(self.prompts))
-        self.index = W.BoundedIntText(0, min=0, max=0, description='example', style=STYLE, layout=W.Layout(width='200px')); self.limit = W.IntSlider(max_source, min=4, max=max(768, max_source), description='keep tokens', style=STYLE, layout=W.Layout(width='320px'), continuous_update=False)
-        self.rule = choice('rule', ['mean','sum'], width='200px'); self.reset = W.Button(description='the original again', layout=W.Layout(width='160px'))
-        self.jinja = W.Textarea(description='template', style=STYLE, rows=5, layout=W.Layout(width='98%')); self.choices = W.Text(description='choices', style=STYLE, layout=W.Layout(width='98%'))
-        self.fields,self.shown,self.ranked = W.HTML(),W.HTML(),W.HTML(); self.seconds = None
-        super().__init__('Template playground', line(self.dataset, self.template, self.index), self.fields, self.jinja, self.choices, line(self.prompt, self.rule), line(self.limit, self.reset), self.shown, self.ranked,
-                         note='Change the wording and see what the model reads and how it ranks the answers. Fields of the record stand in {{double braces}}; ||| parts source from target.')
-        self.on(self.dataset, self._dataset); self.on(self.template, self._original); self.reset.on_click(self.guarded(lambda _: self._original()))
-        self.on([self.index, self.jinja, self.choices, self.prompt, self.rule, self.limit], self.update); self.guarded(self._dataset)()
+        self._quiet = False
+        self.backbone,self.suite,self.prompts = backbone,suite,{'no prompt':None}|dict(prompts or {})
+        names = list(dict.fromkeys(t.dataset for t in suite.tasks(role)))
+        self.dataset,self.template,self.prompt = choice('dataset', names),choice('template', []),choice(
+            'prompt', list(self.prompts))
+        self.index = W.BoundedIntText(
+            0, min=0, max=0, description='example', style=STYLE, layout=W.Layout(width='200px'))
+        self.limit = W.IntSlider(max_source, min=4, max=max(768, max_source), description='keep tokens', style=STYLE,
+                                 layout=W.Layout(width='320px'), continuous_update=False)
+        self.rule = choice('rule', ['mean','sum'], width='200px')
+        self.reset = W.Button(description='the original again', layout=W.Layout(width='160px'))
+        self.jinja = W.Textarea(description='template', style=STYLE, rows=5, layout=W.Layout(width='98%'))
+        self.choices = W.Text(description='choices', style=STYLE, layout=W.Layout(width='98%'))
+        self.fields,self.shown,self.ranked = W.HTML(),W.HTML(),W.HTML()
+        self.seconds = None
+        super().__init__(
+            'Template playground', line(self.dataset, self.template, self.index), self.fields, self.jinja,
+            self.choices, line(self.prompt, self.rule), line(self.limit, self.reset), self.shown, self.ranked,
+            note='Change the wording and see what the model reads and how it ranks the answers. Fields of the record stand in {{double braces}}; ||| parts source from target.')
+        self.on(self.dataset, self._dataset)
+        self.on(self.template, self._original)
+        self.reset.on_click(self.guarded(lambda _: self._original()))
+        self.on([self.index, self.jinja, self.choices, self.prompt, self.rule, self.limit], self.update)
+        self.guarded(self._dataset)()
     @property
     def task(self): return self.suite.task(f'{self.dataset.value}/{self.template.value}')
     def _dataset(self):
         self._quiet = True
-        try: refill(self.template, [t.template for t in self.suite.tasks(dataset=self.dataset.value)]); self.index.max = max(0, self.task.size('validation')-1)
+        try:
+            refill(self.template, [t.template for t in self.suite.tasks(dataset=self.dataset.value)])
+            self.index.max = max(0, self.task.size('validation')-1)
         finally: self._quiet = False
         self._original()
     def _original(self):
         if self._quiet: return
-        t = self.task._template; self._quiet = True
+        t = self.task._template
+        self._quiet = True
         try: self.jinja.value,self.choices.value = t.jinja,t.answer_choices or ''
         finally: self._quiet = False
         self.update()
     def update(self):
         "Render and rank what the controls say"
         if self._quiet: return
-        record = record_of(self.task, self.index.value); self.fields.value = '<span class="pb-soft">Record:</span> '+'; '.join(f'<b>{html.escape(str(k))}</b> {html.escape(str(v))}' for k,v in record.items())
-        self.seen = self.answers = None; self.ranked.value = ''; began = time.perf_counter(); options = dict(max_source=self.limit.value)
+        record = record_of(self.task, self.index.value)
+        self.fields.value = '<span class="pb-soft">Record:</span> '+'; '.join(
+            f'<b>{html.escape(str(k))}</b> {html.escape(str(v))}' for k,v in record.items())
+        self.seen = self.answers = None
+        self.ranked.value = ''
+        began = time.perf_counter()
+        options = dict(max_source=self.limit.value)
         try: self.seen = seen(self.backbone, record, self.jinja.value, self.choices.value, **options)
-        except UserError: self.shown.value = '<span class="pb-soft">Nothing to show until the template is mended.</span>'; raise
+        except UserError:
+            self.shown.value = '<span class="pb-soft">Nothing to show until the template is mended.</span>'
+            raise
         self.shown.value = seen_html(self.seen)
-        if self.seen.choices: self.answers = answers(self.backbone, self.seen, self.prompts[self.prompt.value], rule=self.rule.value, **options); self.seconds = time.perf_counter()-began; self.ranked.value = answers_html(self.answers, self.seconds)
+        if self.seen.choices:
+            self.answers = answers(
+                self.backbone, self.seen, self.prompts[self.prompt.value], rule=self.rule.value, **options)
+            self.seconds = time.perf_counter()-began
+            self.ranked.value = answers_html(self.answers, self.seconds)

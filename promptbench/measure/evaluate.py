@@ -23,13 +23,18 @@ def instance_ids(
 # %% ../../nbs/55_measure/01_evaluate.ipynb #a1b1aeb4
 def _predictions(task, examples, ids, scores, head:dict, rule:str)->pd.DataFrame:
     pred = scores.pred(rule)
-    return pd.DataFrame({**head, 'cluster':task.cluster, 'dataset':task.dataset, 'template':task.template, 'instance':ids, 'gold':scores.gold, 'pred':pred,
-                         'correct':pred==scores.gold, 'scores_sum':[s.tolist() for s in scores.sum], 'scores_mean':[s.tolist() for s in scores.mean]})
+    return pd.DataFrame(
+        {**head, 'cluster':task.cluster, 'dataset':task.dataset, 'template':task.template, 'instance':ids,
+         'gold':scores.gold, 'pred':pred, 'correct':pred==scores.gold, 'scores_sum':[s.tolist() for s in scores.sum],
+         'scores_mean':[s.tolist() for s in scores.mean]})
 
 def _row(task, p:pd.DataFrame, head:dict)->dict:
-    choices = np.array([len(s) for s in p.scores_sum]); share = np.bincount(p.gold)/len(p)
-    return {**head, 'cluster':task.cluster, 'dataset':task.dataset, 'template':task.template, 'metric':'accuracy', 'value':float(p.correct.mean()), 'n':len(p),
-            'chance':float((1/choices).mean()) if getattr(task, 'baseline', None) is None else task.baseline, 'majority':float(share.max())}
+    choices = np.array([len(s) for s in p.scores_sum])
+    share = np.bincount(p.gold)/len(p)
+    return {**head, 'cluster':task.cluster, 'dataset':task.dataset, 'template':task.template, 'metric':'accuracy',
+            'value':float(p.correct.mean()), 'n':len(p),
+            'chance':float((1/choices).mean()) if getattr(task, 'baseline', None) is None else task.baseline,
+            'majority':float(share.max())}
 
 def evaluate(
     backbone, tasks, *, suite,
@@ -42,9 +47,12 @@ def evaluate(
 )->tuple[pd.DataFrame,pd.DataFrame]: # rows, predictions
     "Rank the validation examples of `tasks` (paper, section 4); baselines are of the instances used"
     one_of('rule', rule, ['mean','sum'])
-    if not tasks: raise UserError("there must be at least one task to evaluate, got none; does the suite have datasets with the role 'eval'?")
+    if not tasks:
+        raise UserError(
+            "there must be at least one task to evaluate, got none; does the suite have datasets with the role 'eval'?")
     examples = [t.examples('validation', n) for t in tasks]
-    head = dict(run=run, suite=suite.name, backbone=backbone.name, method=method, prompt=prompt_kind or (prompt.kind if prompt is not None else 'none'), shots=shots, seed=seed)
+    head = dict(run=run, suite=suite.name, backbone=backbone.name, method=method,
+                prompt=prompt_kind or (prompt.kind if prompt is not None else 'none'), shots=shots, seed=seed)
     scores = rank(backbone, examples, prompt, tick=tick, show=show)
     tables = [_predictions(t, es, instance_ids(suite, es), s, head, rule) for t,es,s in zip(tasks, examples, scores)]
     rows = check_rows(pd.DataFrame([_row(t, p, head) for t,p in zip(tasks, tables)]))
@@ -56,4 +64,5 @@ def by_dataset(
 )->pd.DataFrame: # cluster, dataset, templates, n, accuracy, chance, majority
     "Accuracy per dataset: the mean over its templates"
     g = rows.groupby(['cluster','dataset'], sort=False)
-    return g.agg(templates=('template','nunique'), n=('n','max'), accuracy=('value','mean'), lowest=('value','min'), highest=('value','max'), chance=('chance','mean'), majority=('majority','mean')).reset_index()
+    return g.agg(templates=('template','nunique'), n=('n','max'), accuracy=('value','mean'), lowest=('value','min'),
+                 highest=('value','max'), chance=('chance','mean'), majority=('majority','mean')).reset_index()

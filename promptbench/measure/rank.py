@@ -33,21 +33,25 @@ class TaskScores:
 @dataclass
 class Ragged:
     "Lists of unequal length end to end in one array: list i is flat[start[i]:start[i+1]]"
-    flat:np.ndarray; start:np.ndarray
+    flat:np.ndarray
+    start:np.ndarray
     @classmethod
     def of(cls, lists)->'Ragged':
         "From Python lists of ids"
-        lists = list(lists); start = np.cumsum([0]+[len(x) for x in lists])
+        lists = list(lists)
+        start = np.cumsum([0]+[len(x) for x in lists])
         return cls(np.fromiter((i for x in lists for i in x), np.int32, count=start[-1]), start)
     def __len__(self): return len(self.start)-1
     @property
     def lengths(self)->np.ndarray: return np.diff(self.start)
     def take(self, which)->'Ragged':
         "Lists `which`, in that order"
-        n = self.lengths[which]; return Ragged(self.flat[spans(self.start[which], n)], np.concatenate([[0], np.cumsum(n)]))
+        n = self.lengths[which]
+        return Ragged(self.flat[spans(self.start[which], n)], np.concatenate([[0], np.cumsum(n)]))
     def pad(self, which, width:int, fill:int=0)->np.ndarray: # [len(which),width]
         "Lists `which` as a rectangle"
-        at = self.start[which][:,None]+np.arange(width); inside = at<self.start[np.asarray(which)+1][:,None]
+        at = self.start[which][:,None]+np.arange(width)
+        inside = at<self.start[np.asarray(which)+1][:,None]
         return np.where(inside, self.flat[np.where(inside, at, 0)], fill) if len(self.flat) else np.full(at.shape, fill)
 
 def spans(first, count)->np.ndarray:
@@ -61,12 +65,16 @@ def plan_batches(
     multiple:int=4 # Lengths are rounded up to a multiple of this
 )->list[list[int]]: # Positions of the items, batch by batch, the short ones first
     "Sort by length and cut so that no padded batch exceeds `budget`; an item larger than it goes alone"
-    cost = np.asarray(costs, dtype=np.int64).reshape(-1,2); T,U = (-(-cost//multiple)*multiple).T
-    order = np.lexsort((cost[:,1], T)); out,a = [],0
+    cost = np.asarray(costs, dtype=np.int64).reshape(-1,2)
+    T,U = (-(-cost//multiple)*multiple).T
+    order = np.lexsort((cost[:,1], T))
+    out,a = [],0
     while a<len(order):
         some = order[a:a+max(1, budget//max(multiple, T[order[a]]))]                    # more of this length cannot fit
         full = np.arange(1, len(some)+1)*(T[some]+np.maximum.accumulate(U[some]))
-        n = max(1, int(np.searchsorted(full, budget, side='right'))); out.append(some[:n].tolist()); a += n
+        n = max(1, int(np.searchsorted(full, budget, side='right')))
+        out.append(some[:n].tolist())
+        a += n
     return out
 
 # %% ../../nbs/55_measure/00_rank.ipynb #a571f7f7
@@ -76,7 +84,9 @@ ROW = 256 # Most target tokens that share a decoder row, unless one choice alone
 class Work:
     "All that is to be scored, without repeats: units are distinct (prompt, source), choices are distinct (unit, target)"
     src:Ragged # Ids of distinct source texts
-    unit_src:np.ndarray; unit_index:np.ndarray; unit_examples:np.ndarray # Of each unit: its text, its row of the prompt bank, how many examples it serves
+    unit_src:np.ndarray
+    unit_index:np.ndarray
+    unit_examples:np.ndarray  # Of each unit: its text, its row of the prompt bank, how many examples it serves
     unit_row:np.ndarray # First decoder row of each unit, and the end
     say:Ragged # Of each decoder row, the target ids
     choice:Ragged # Of each of these ids, the choice it belongs to
@@ -86,27 +96,38 @@ class Work:
 
 def _distinct(values)->tuple[list,np.ndarray]:
     "The distinct values in order, and which one each is"
-    seen = {}; which = np.fromiter((seen.setdefault(v, len(seen)) for v in values), np.int64); return list(seen),which
+    seen = {}
+    which = np.fromiter((seen.setdefault(v, len(seen)) for v in values), np.int64)
+    return list(seen),which
 
 def _ids(texts, make)->Ragged:
     "Ids of many texts; the lists of a thousand exist at a time"
     parts = [Ragged.of(make(texts[i:i+1000])) for i in range(0, len(texts), 1000)] or [Ragged.of([])]
-    return Ragged(np.concatenate([p.flat for p in parts]), np.concatenate([[0], np.cumsum(np.concatenate([p.lengths for p in parts]))]).astype(np.int64))
+    return Ragged(np.concatenate([p.flat for p in parts]),
+                  np.concatenate([[0], np.cumsum(np.concatenate([p.lengths for p in parts]))]).astype(np.int64))
 
 def lay_out(backbone, items, banked:bool, max_source:int, max_target:int)->Work:
     "`items` are (task, example); tokenise the distinct texts and lay the rest out as arrays"
-    sources,which_src = _distinct(e.source for _,e in items); targets,which_tgt = _distinct(c for _,e in items for c in e.choices)
-    src,tgt = _ids(sources, lambda t: backbone.sources(t, max_source)),_ids(targets, lambda t: backbone.targets(t, max_target))
-    index = np.fromiter((t if banked else 0 for t,_ in items), np.int64); counts = np.fromiter((len(e.choices) for _,e in items), np.int64)
+    sources,which_src = _distinct(e.source for _,e in items)
+    targets,which_tgt = _distinct(c for _,e in items for c in e.choices)
+    src,tgt = _ids(sources, lambda t: backbone.sources(t, max_source)),_ids(
+        targets, lambda t: backbone.targets(t, max_target))
+    index = np.fromiter((t if banked else 0 for t,_ in items), np.int64)
+    counts = np.fromiter((len(e.choices) for _,e in items), np.int64)
     units,unit_of,examples = np.unique(index*max(1, len(sources))+which_src, return_inverse=True, return_counts=True)
     keys,asked = np.unique(np.repeat(unit_of, counts)*max(1, len(targets))+which_tgt, return_inverse=True)
-    unit,text = keys//max(1, len(targets)),keys%max(1, len(targets)); n = tgt.lengths[text]; ends = np.cumsum(n)
-    before = ends-n; base = before[np.searchsorted(unit, unit)]                         # tokens ahead of a choice, and ahead of its unit
+    unit,text = keys//max(1, len(targets)),keys%max(1, len(targets))
+    n = tgt.lengths[text]
+    ends = np.cumsum(n)
+    before = ends-n
+    base = before[np.searchsorted(unit, unit)]  # tokens ahead of a choice, and ahead of its unit
     part = (before-base)//ROW if backbone.causal or backbone.relative else np.arange(len(unit))
     new = np.concatenate([[True], (np.diff(unit)>0)|(np.diff(part)>0)])[:len(unit)]
-    start = np.concatenate([before[new], [n.sum()]]).astype(np.int64); said = tgt.take(text).flat
-    return Work(src, units%max(1, len(sources)), units//max(1, len(sources)), examples, np.searchsorted(unit[new], np.arange(len(units)+1)),
-        Ragged(said, start), Ragged(np.repeat(np.arange(len(unit)), n), start), n, asked)
+    start = np.concatenate([before[new], [n.sum()]]).astype(np.int64)
+    said = tgt.take(text).flat
+    return Work(src, units%max(1, len(sources)), units//max(1, len(sources)), examples,
+                np.searchsorted(unit[new], np.arange(len(units)+1)), Ragged(said, start),
+                Ragged(np.repeat(np.arange(len(unit)), n), start), n, asked)
 
 # %% ../../nbs/55_measure/00_rank.ipynb #c84206cf
 def _nll(logits_NV, say_N)->torch.Tensor: # [N], fp32
@@ -123,11 +144,19 @@ def score_units(
     prompt=None # A prompt or None
 )->tuple[np.ndarray,np.ndarray]: # Number of a choice, and what one of its tokens adds to its log-probability
     "Encode each source once and decode all its choices against it"
-    units = np.asarray(units); here = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(backbone.device); src = work.unit_src[units]
-    T = _up(work.src.lengths[src].max()); mask_BT = here((np.arange(T)<work.src.lengths[src][:,None]).astype(np.int64)); src_BT = here(work.src.pad(src, T).astype(np.int64))
+    units = np.asarray(units)
+    here = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(backbone.device)
+    src = work.unit_src[units]
+    T = _up(work.src.lengths[src].max())
+    mask_BT = here((np.arange(T)<work.src.lengths[src][:,None]).astype(np.int64))
+    src_BT = here(work.src.pad(src, T).astype(np.int64))
     memory = encode(backbone, Batch(src_BT, src_BT, here(work.unit_index[units]), mask_BT, mask_BT), prompt)
-    count = np.diff(work.unit_row)[units]; rows = spans(work.unit_row[units], count); of_R = np.repeat(np.arange(len(units)), count)
-    U = _up(work.say.lengths[rows].max()); say_RU = work.say.pad(rows, U).astype(np.int64); choice_RU = work.choice.pad(rows, U, fill=-1)
+    count = np.diff(work.unit_row)[units]
+    rows = spans(work.unit_row[units], count)
+    of_R = np.repeat(np.arange(len(units)), count)
+    U = _up(work.say.lengths[rows].max())
+    say_RU = work.say.pad(rows, U).astype(np.int64)
+    choice_RU = work.choice.pad(rows, U, fill=-1)
     if len(rows)>len(units): memory = memory[here(of_R)]
     nll_N = (_nll_behind if backbone.causal else _nll_decoded)(backbone, memory, here(say_RU), here(choice_RU))
     return choice_RU[choice_RU>=0],-nll_N.double().cpu().numpy()
@@ -141,14 +170,19 @@ def _nll_decoded(backbone, memory, say_RU, choice_RU):
 
 def _nll_behind(backbone, past, say_RU, choice_RU):
     "Of a decoder-only model, [N]: the source itself says the first token of every choice, and nobody reads the last"
-    first_RU = F.pad(choice_RU[:,1:]!=choice_RU[:,:-1], (1,0), value=True)&(choice_RU>=0); out_RU = torch.zeros(say_RU.shape, device=say_RU.device)
-    norm_R = past.first_BV.float().logsumexp(-1); row_C = first_RU.nonzero()[:,0]
+    first_RU = F.pad(choice_RU[:,1:]!=choice_RU[:,:-1], (1,0), value=True)&(choice_RU>=0)
+    out_RU = torch.zeros(say_RU.shape, device=say_RU.device)
+    norm_R = past.first_BV.float().logsumexp(-1)
+    row_C = first_RU.nonzero()[:,0]
     out_RU[first_RU] = norm_R[row_C]-past.first_BV[row_C,say_RU[first_RU]].float()
-    feed_RU = (choice_RU[:,1:]==choice_RU[:,:-1])&(choice_RU[:,1:]>=0)                # ids whose follower is of the same choice
+    feed_RU = (choice_RU[:,1:]==choice_RU[:,:-1])&(choice_RU[:,1:]>=0)  # ids whose follower is of the same choice
     if feed_RU.any():
-        keep = feed_RU.int().sort(dim=1, descending=True, stable=True).indices[:,:int(feed_RU.sum(1).max())]; real = feed_RU.gather(1, keep)
+        keep = feed_RU.int().sort(dim=1, descending=True, stable=True).indices[:,:int(feed_RU.sum(1).max())]
+        real = feed_RU.gather(1, keep)
         part = lambda x: x[:,:-1].gather(1, keep)
-        with head_input(backbone, lambda states: states[real]): logits_NV = continue_from(backbone, past, part(say_RU), part(choice_RU).where(real, -1), part(offsets(first_RU)))
+        with head_input(backbone, lambda states: states[real]):
+            logits_NV = continue_from(
+                backbone, past, part(say_RU), part(choice_RU).where(real, -1), part(offsets(first_RU)))
         out_RU[:,1:][feed_RU] = _nll(logits_NV, say_RU[:,1:][feed_RU])
     return out_RU[choice_RU>=0]
 
@@ -163,39 +197,66 @@ def rank(
     tick=None # Called with the number of examples finished after every batch
 )->list[TaskScores]:
     "Log-probability of every choice of every example of every task"
-    tasks = [list(es) for es in tasks_examples]; items = [(t,e) for t,es in enumerate(tasks) for e in es]; banked = _check_inputs(items, len(tasks), prompt)
-    work = lay_out(backbone, items, banked, max_source, max_target); total_C = np.zeros(len(work.choice_len)); was = backbone.model.training; backbone.eval()
-    on_cpu = backbone.device.type=='cpu'; budget = TokenBudget(token_budget or (4096 if on_cpu else 65536), floor=1)
-    costs = _costs(backbone, work, budget.tokens, 2**26 if on_cpu else 2**28)+np.array([prompt.length if getattr(prompt, 'kind', 'none')=='shallow' else 0, 0]); bar = progress(None, total=len(items), desc=show or '', quiet=None if show else True)
+    tasks = [list(es) for es in tasks_examples]
+    items = [(t,e) for t,es in enumerate(tasks) for e in es]
+    banked = _check_inputs(items, len(tasks), prompt)
+    work = lay_out(backbone, items, banked, max_source, max_target)
+    total_C = np.zeros(len(work.choice_len))
+    was = backbone.model.training
+    backbone.eval()
+    on_cpu = backbone.device.type=='cpu'
+    budget = TokenBudget(token_budget or (4096 if on_cpu else 65536), floor=1)
+    costs = _costs(backbone, work, budget.tokens, 2**26 if on_cpu else 2**28)+np.array(
+        [prompt.length if getattr(prompt, 'kind', 'none')=='shallow' else 0, 0])
+    bar = progress(None, total=len(items), desc=show or '', quiet=None if show else True)
     try:
         for units in plan_batches(costs, budget.tokens):
             units = np.array(units)
-            parts = budget.run(lambda tokens: [score_units(backbone, work, units[part], prompt) for part in plan_batches(costs[units], tokens)], need=int(costs[units].max(0).sum())*len(units))
+            parts = budget.run(
+                lambda tokens: [
+                    score_units(backbone, work, units[part], prompt) for part in plan_batches(costs[units], tokens)],
+                need=int(costs[units].max(0).sum())*len(units))
             for choice_N,logp_N in parts: np.add.at(total_C, choice_N, logp_N)
-            n = int(work.unit_examples[units].sum()); bar.update(n)
+            n = int(work.unit_examples[units].sum())
+            bar.update(n)
             if tick: tick(n)
-    finally: bar.close(); backbone.train(was)
+    finally:
+        bar.close()
+        backbone.train(was)
     return _by_task(tasks, total_C[work.asked], work.choice_len[work.asked])
 
 # %% ../../nbs/55_measure/00_rank.ipynb #a3c0b29b
 def _costs(backbone, work:Work, budget:int, cells:int)->np.ndarray: # [units,2]
     "Positions in the encoder and in the decoder; further rows also need a copy of the source, and a large vocabulary counts by its logits"
-    T = work.src.lengths[work.unit_src]; n = np.diff(work.unit_row); tokens = work.say.start[work.unit_row]; tokens = np.diff(tokens)
+    T = work.src.lengths[work.unit_src]
+    n = np.diff(work.unit_row)
+    tokens = work.say.start[work.unit_row]
+    tokens = np.diff(tokens)
     return np.stack([T, (tokens*max(1., backbone.vocab*budget/cells)+np.where(n>1, n*T, 0)).astype(np.int64)], 1)
 
 def _check_inputs(items, n_tasks, prompt)->bool:
     "Whether the prompt is a bank with a row per task; refuses examples that cannot be ranked"
     for t,e in items:
-        if not e.choices: raise UserError(f'ranking needs answer choices, and example {e.id!r} of task {t} has none; leave out templates for free generation')
-        if e.gold is None or not 0<=e.gold<len(e.choices): raise UserError(f'ranking needs the index of the right choice, and example {e.id!r} of task {t} has gold={e.gold!r} for {len(e.choices)} choices')
+        if not e.choices:
+            raise UserError(
+                f'ranking needs answer choices, and example {e.id!r} of task {t} has none; leave out templates for free generation')
+        if e.gold is None or not 0<=e.gold<len(e.choices):
+            raise UserError(f'ranking needs the index of the right choice, and example {e.id!r} of task {t} has '
+                            f'gold={e.gold!r} for {len(e.choices)} choices')
     n = 1 if prompt is None else len(prompt)
-    if n not in (1, n_tasks): raise UserError(f'a prompt bank must hold one prompt or one per task, got {n} prompts for {n_tasks} tasks')
+    if n not in (1, n_tasks):
+        raise UserError(f'a prompt bank must hold one prompt or one per task, got {n} prompts for {n_tasks} tasks')
     return n>1
 
 def _by_task(tasks, total, count)->list[TaskScores]:
     "Cut the scores of all choices back into examples and tasks"
-    mean = total/(count+1e-6); ends = np.cumsum([len(e.choices) for es in tasks for e in es]).tolist(); starts = iter(zip([0]+ends, ends)); out = []
+    mean = total/(count+1e-6)
+    ends = np.cumsum([len(e.choices) for es in tasks for e in es]).tolist()
+    starts = iter(zip([0]+ends, ends))
+    out = []
     for es in tasks:
         cuts = [next(starts) for _ in es]
-        out.append(TaskScores([total[a:b] for a,b in cuts], [mean[a:b] for a,b in cuts], np.array([e.gold for e in es], dtype=int)))
+        out.append(
+            TaskScores(
+                [total[a:b] for a,b in cuts], [mean[a:b] for a,b in cuts], np.array([e.gold for e in es], dtype=int)))
     return out

@@ -24,11 +24,14 @@ def prompted_attention(
     scaling=None, dropout=0., position_bias=None, **more
 ):
     "Attention over the prompt's keys and values followed by the text's: the prompt is never masked and has no relative position"
-    if odd := [n for n in ('softcap','s_aux') if more.get(n) is not None]: raise UserError(f'attention must be a plain softmax over scores, and {type(module).__name__} asks for {odd[0]}; choose another model')
+    if odd := [n for n in ('softcap','s_aux') if more.get(n) is not None]:
+        raise UserError(
+            f'attention must be a plain softmax over scores, and {type(module).__name__} asks for {odd[0]}; choose another model')
     prompt,cut = getattr(module, 'prompt_kv', None),getattr(module, 'segments', None)
     if scaling is None: scaling = query.shape[-1]**-.5
     if cut is not None: return cut(query, key, value, prompt, position_bias, scaling, dropout),None
-    out,weight = attend(query, key, value, [t for t in (position_bias, attention_mask) if t is not None], scaling, dropout, prompt)
+    out,weight = attend(
+        query, key, value, [t for t in (position_bias, attention_mask) if t is not None], scaling, dropout, prompt)
     return out.transpose(1,2).contiguous(),weight
 
 def attend(
@@ -40,11 +43,14 @@ def attend(
     "The sum itself, fused or written out"
     P = 0
     if prompt is not None:
-        k,v = (t.to(key.dtype) for t in prompt); P = k.shape[2]
+        k,v = (t.to(key.dtype) for t in prompt)
+        P = k.shape[2]
         key,value = torch.cat([k,key], 2),torch.cat([v,value], 2)
-    if query.shape[1]!=key.shape[1]: key,value = (t.repeat_interleave(query.shape[1]//t.shape[1], 1) for t in (key,value))
+    if query.shape[1]!=key.shape[1]:
+        key,value = (t.repeat_interleave(query.shape[1]//t.shape[1], 1) for t in (key,value))
     if _use_sdpa(query, key, dropout, any(t.requires_grad for t in biases)):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=_whole(biases, P, query.dtype), dropout_p=dropout, scale=scaling),None
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=_whole(biases, P, query.dtype), dropout_p=dropout, scale=scaling),None
     if P: biases = [F.pad(t, (P,0)) for t in biases]
     score = torch.matmul(query if scaling==1 else query*scaling, key.transpose(2,3)).float()
     for bias in biases: score += bias
@@ -55,9 +61,14 @@ def attend(
 def _whole(biases:list, P:int, dtype):
     "The biases as one, with the prompt's zero columns; every layer of a stack is handed the same tensors, so the first layer's answer stays with them"
     if not biases: return None
-    first,*rest = biases; known = getattr(first, '_whole', None); asked = (P, dtype, torch.is_grad_enabled())
-    if known is not None and known[0]==asked and len(known[1])==len(rest) and all(a is b for a,b in zip(known[1], rest)): return known[2]
-    parts = [F.pad(t, (P,0)) if P else t for t in biases]; out = sum(parts[1:], parts[0]).to(dtype)
+    first,*rest = biases
+    known = getattr(first, '_whole', None)
+    asked = (P, dtype, torch.is_grad_enabled())
+    if known is not None and known[0]==asked and len(known[1])==len(rest) and all(
+            a is b for a,b in zip(known[1], rest)):
+        return known[2]
+    parts = [F.pad(t, (P,0)) if P else t for t in biases]
+    out = sum(parts[1:], parts[0]).to(dtype)
     if out is not first: first._whole = (asked, rest, out)
     return out
 
@@ -75,13 +86,15 @@ def _mask(*args, dtype=torch.float32, allow_is_causal_skip=False, **kw):
 
 def is_slot(module)->bool:
     "Whether `module` is an attention layer that makes its own keys"
-    return type(module).__name__.endswith('Attention') and any(hasattr(module, n) for n in ('k','k_proj','c_attn','query_key_value','qkv_proj'))
+    return type(module).__name__.endswith('Attention') and any(
+        hasattr(module, n) for n in ('k','k_proj','c_attn','query_key_value','qkv_proj'))
 
 def register_attention():
     "Make transformers know `prompted_attention`; calling it again changes nothing"
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
-    AttentionInterface.register(ATTENTION, prompted_attention); AttentionMaskInterface.register(ATTENTION, _mask)
+    AttentionInterface.register(ATTENTION, prompted_attention)
+    AttentionMaskInterface.register(ATTENTION, _mask)
 
 def use_attention(
     model, # A transformers model
@@ -99,10 +112,16 @@ def deep_prompt(
     rows_BPX # Keys and values for every slot, one prompt per example; None changes nothing
 ):
     "Within the block, every attention slot sees its part of `rows_BPX`; afterwards, also after an error, it is gone"
-    if rows_BPX is None: yield; return
-    slots = backbone.slots; before = [getattr(s, 'prompt_kv', None) for s in slots]
-    B,P,X = rows_BPX.shape; S,H,K = len(slots),backbone.heads,backbone.head_dim
-    if X!=S*2*H*K: raise UserError(f'a deep prompt for {backbone.name} must have {S*2*H*K} numbers per position ({S} slots x 2 x {H} heads x {K}), got {X}; it was made for another backbone')
+    if rows_BPX is None:
+        yield
+        return
+    slots = backbone.slots
+    before = [getattr(s, 'prompt_kv', None) for s in slots]
+    B,P,X = rows_BPX.shape
+    S,H,K = len(slots),backbone.heads,backbone.head_dim
+    if X!=S*2*H*K:
+        raise UserError(f'a deep prompt for {backbone.name} must have {S*2*H*K} numbers per position ({S} slots x 2 '
+                        f'x {H} heads x {K}), got {X}; it was made for another backbone')
     kv = rows_BPX.reshape(B, P, S, 2, H, K).permute(2,3,0,4,1,5)
     try:
         for i,s in enumerate(slots): s.prompt_kv = (kv[i,0], kv[i,1])
@@ -114,10 +133,13 @@ def deep_prompt(
 class _Take(torch.autograd.Function):
     "Rows of `x` in another order; the gradient is the same walk backwards, not a sum into places"
     @staticmethod
-    def forward(ctx, x, there, back, real): ctx.save_for_backward(back, real); return x.index_select(0, there)
+    def forward(ctx, x, there, back, real):
+        ctx.save_for_backward(back, real)
+        return x.index_select(0, there)
     @staticmethod
     def backward(ctx, g):
-        back,real = ctx.saved_tensors; g = g.index_select(0, back)
+        back,real = ctx.saved_tensors
+        g = g.index_select(0, back)
         return g if real is None else g.masked_fill(~real[:,None], 0),None,None,None
 
 def take(
@@ -135,7 +157,8 @@ def spans(
     P:int=0 # Positions of a prompt before each
 )->tuple[Tensor,Tensor]: # Both [sum(len_B)+B*P]
     "The number of the example each position of a packed row belongs to, and the place inside it (below 0: in its prompt)"
-    full = len_B+P; owner = torch.repeat_interleave(torch.arange(len(len_B)), full)
+    full = len_B+P
+    owner = torch.repeat_interleave(torch.arange(len(len_B)), full)
     return owner, torch.arange(len(owner))-(full.cumsum(0)-full)[owner]-P
 
 def before_each(
@@ -144,9 +167,12 @@ def before_each(
     len_B:Tensor # Tokens of every example, on the CPU
 )->Tensor: # [T+B*P,X]
     "The row with each example's own prompt directly before it"
-    B,P = prompt_BPX.shape[:2]; owner,place = spans(len_B, P); dev = text_TX.device
+    B,P = prompt_BPX.shape[:2]
+    owner,place = spans(len_B, P)
+    dev = text_TX.device
     there = torch.where(place<0, owner*P+place+P, B*P+torch.arange(len(owner))-(owner+1)*P)
-    return take(torch.cat([prompt_BPX.reshape(B*P, -1), text_TX.reshape(len(text_TX), -1)]), there.to(dev), there.argsort().to(dev))
+    return take(torch.cat([prompt_BPX.reshape(B*P, -1), text_TX.reshape(len(text_TX), -1)]), there.to(dev),
+                there.argsort().to(dev))
 
 # %% ../../nbs/40_model/05_attention.ipynb #2cc7dddb
 WAYS = ['auto','fused','grouped','flex','dense']
@@ -155,17 +181,22 @@ class Segments:
     "How the rows of queries and keys are cut into examples, and attention inside them"
     def __init__(self, q_len, k_len, *, causal:bool=False, way:str='auto'):
         self.q_len,self.k_len,self.causal,self.way = q_len,k_len,causal,one_of('attention', way, WAYS)
-        self.L = int(max(q_len.max(), k_len.max())); self._plan,self._ready = {},('nothing yet',None)
+        self.L = int(max(q_len.max(), k_len.max()))
+        self._plan,self._ready = {},('nothing yet',None)
     def __call__(self, query, key, value, prompt, table_HL, scaling, dropout): # Queries [1,H,T,K]; the result [1,T,H,K]
         way = self._chosen(query, key, value, dropout)
         if table_HL is not None and not table_HL.numel(): table_HL = None
         if key.shape[1]!=query.shape[1]:
-            key,value,*prompt = (t.repeat_interleave(query.shape[1]//t.shape[1], 1) for t in (key,value,*(prompt or ()))); prompt = prompt or None
+            key,value,*prompt = (
+                t.repeat_interleave(query.shape[1]//t.shape[1], 1) for t in (key,value,*(prompt or ())))
+            prompt = prompt or None
         run = dict(fused=_fused, grouped=_grouped, flex=_flex, dense=_dense)[way]
         return run(self, query, key, value, prompt, table_HL, scaling, dropout)
     def _chosen(self, query, key, value, dropout)->str:
         way = self.way
-        if way in ('fused','flex') and dropout: raise UserError(f"{dict(fused='attention fused', flex='FlexAttention')[way]} cannot drop attention weights; set dropout to 0, or choose attention grouped")
+        if way in ('fused','flex') and dropout:
+            raise UserError(f"{dict(fused='attention fused', flex='FlexAttention')[way]} cannot drop attention "
+                            "weights; set dropout to 0, or choose attention grouped")
         if way=='fused' or (way=='auto' and query.is_cuda and not dropout):
             from promptbench.model.fused import unfit
             why = unfit(query, key, value)
@@ -182,8 +213,10 @@ class Segments:
 # %% ../../nbs/40_model/05_attention.ipynb #6c77108f
 def _rectangles(cut, H, dev):
     "Examples of similar lengths together: for every rectangle its examples and sides, and the walks of queries and keys into them and back"
-    groups = cut.plan(_groups); shapes = [(g,int(cut.q_len[g].max()),int(cut.k_len[g].max())) for g in groups]
-    return [(g.to(dev),Q,K) for g,Q,K in shapes], _walk(cut.q_len, [(g,Q) for g,Q,_ in shapes], H, dev), _walk(cut.k_len, [(g,K) for g,_,K in shapes], H, dev)
+    groups = cut.plan(_groups)
+    shapes = [(g,int(cut.q_len[g].max()),int(cut.k_len[g].max())) for g in groups]
+    return [(g.to(dev),Q,K) for g,Q,K in shapes], _walk(cut.q_len, [(g,Q) for g,Q,_ in shapes], H, dev), _walk(
+        cut.k_len, [(g,K) for g,_,K in shapes], H, dev)
 
 def _groups(cut): return _split(cut.q_len, cut.k_len, torch.arange(len(cut.q_len)))
 
@@ -193,19 +226,28 @@ def _split(q, k, ids)->list:
     "Cut a set of examples by one of their lengths, and the parts again, as long as it saves more scores than a rectangle costs"
     best,parts = len(ids)*int(q[ids].max())*int(k[ids].max())-EXTRA,None
     for by in [q] if q is k else [q,k]:
-        o = ids[by[ids].argsort(stable=True)]; n = torch.arange(1, len(o))
-        head = [x[o].cummax(0).values[:-1] for x in (q,k)]; tail = [x[o].flip(0).cummax(0).values.flip(0)[1:] for x in (q,k)]
+        o = ids[by[ids].argsort(stable=True)]
+        n = torch.arange(1, len(o))
+        head = [x[o].cummax(0).values[:-1] for x in (q,k)]
+        tail = [x[o].flip(0).cummax(0).values.flip(0)[1:] for x in (q,k)]
         cost = n*head[0]*head[1]+(len(o)-n)*tail[0]*tail[1]
-        if len(cost) and int(cost.min())<best: best,at = int(cost.min()),int(cost.argmin())+1; parts = o[:at],o[at:]
+        if len(cost) and int(cost.min())<best:
+            best,at = int(cost.min()),int(cost.argmin())+1
+            parts = o[:at],o[at:]
     return [ids] if parts is None else _split(q, k, parts[0])+_split(q, k, parts[1])
 
 def _walk(len_B, groups, H, dev):
     "For positions of rectangles [B,H,L] the place in the row [T,H] (any, where there is none) and whether there is one; for the row the position in a rectangle"
-    start = len_B.cumsum(0)-len_B; there,real = [],[]
+    start = len_B.cumsum(0)-len_B
+    there,real = [],[]
     for g,L in groups:
-        at = torch.arange(L)[None].expand(len(g),-1); ok = at<len_B[g][:,None]; place = torch.where(ok, start[g][:,None]+at, 0)
-        there.append((place[:,None]*H+torch.arange(H)[:,None]).flatten()); real.append(ok[:,None].expand(-1,H,-1).flatten())
-    there,real = torch.cat(there),torch.cat(real); back = torch.empty(int(len_B.sum())*H, dtype=torch.long)
+        at = torch.arange(L)[None].expand(len(g),-1)
+        ok = at<len_B[g][:,None]
+        place = torch.where(ok, start[g][:,None]+at, 0)
+        there.append((place[:,None]*H+torch.arange(H)[:,None]).flatten())
+        real.append(ok[:,None].expand(-1,H,-1).flatten())
+    there,real = torch.cat(there),torch.cat(real)
+    back = torch.empty(int(len_B.sum())*H, dtype=torch.long)
     back[there[real]] = real.nonzero()[:,0]
     return there.to(dev),back.to(dev),None if real.all() else real.to(dev)
 
@@ -219,7 +261,9 @@ def _group_biases(cut, table_HL, dev, H):
     "For every rectangle what is added to its scores: the relative bias, the mask of shorter keys, the mask of later ones"
     out = []
     for g,Q,K in cut.plan(_rectangles, H, dev)[0]:
-        zero,at = torch.zeros((), device=dev),torch.arange(K, device=dev); bias = []; k_len = cut.k_len.to(dev)[g]
+        zero,at = torch.zeros((), device=dev),torch.arange(K, device=dev)
+        bias = []
+        k_len = cut.k_len.to(dev)[g]
         if table_HL is not None: bias.append(_toeplitz(table_HL, Q, K))
         if cut.causal: bias.append(zero.where(at<=torch.arange(Q, device=dev)[:,None], -1e9)[None,None])
         elif int(k_len.min())<K: bias.append(zero.where(at<k_len[:,None], -1e9)[:,None,None])
@@ -228,9 +272,13 @@ def _group_biases(cut, table_HL, dev, H):
 
 def _grouped(cut, query, key, value, prompt, table_HL, scaling, dropout):
     "Attention in rectangles of examples of similar lengths"
-    H,dev = query.shape[1],query.device; shapes,q_walk,k_walk = cut.plan(_rectangles, H, dev)
-    biases = cut.biases(_group_biases, table_HL, dev, H); out = []
-    q,k,v = (take(x.transpose(1,2).reshape(-1, x.shape[3]), *walk[:2]).split([len(g)*H*(Q if walk is q_walk else K) for g,Q,K in shapes]) for x,walk in ((query,q_walk),(key,k_walk),(value,k_walk)))
+    H,dev = query.shape[1],query.device
+    shapes,q_walk,k_walk = cut.plan(_rectangles, H, dev)
+    biases = cut.biases(_group_biases, table_HL, dev, H)
+    out = []
+    q,k,v = (take(x.transpose(1,2).reshape(-1, x.shape[3]), *walk[:2]).split(
+                 [len(g)*H*(Q if walk is q_walk else K) for g,Q,K in shapes])
+             for x,walk in ((query,q_walk),(key,k_walk),(value,k_walk)))
     for (g,Q,K),bias,*qkv in zip(shapes, biases, q, k, v):
         own = None if prompt is None else [t[:1].expand(len(g),-1,-1,-1) if t.stride(0)==0 else t[g] for t in prompt]
         rows = attend(*(x.view(len(g), H, -1, x.shape[1]) for x in qkv), bias, scaling, dropout, own)[0]
@@ -260,7 +308,8 @@ def _places(cut, P, q_pad, k_pad, dev):
 
 def _dense_bias(cut, table_HL, dev, P):
     "Everything added to the scores of the whole square"
-    q_own,q_at,k_own,k_at = cut.plan(_places, P, 0, 0, dev); same = q_own[:,None]==k_own
+    q_own,q_at,k_own,k_at = cut.plan(_places, P, 0, 0, dev)
+    same = q_own[:,None]==k_own
     seen = same&(k_at<=q_at[:,None]) if cut.causal else same
     bias = torch.zeros((), device=dev).where(seen, -1e9)[None,None]
     if table_HL is None: return bias
@@ -271,7 +320,8 @@ def _dense(cut, query, key, value, prompt, table_HL, scaling, dropout):
     "Attention over the whole row, with a mask between examples"
     k,v = prompt or (None,None)
     bias = _dense_bias(cut, table_HL, query.device, 0 if k is None else k.shape[2])
-    return attend(query, _with_prompts(cut, key, k), _with_prompts(cut, value, v), [bias], scaling, dropout)[0].transpose(1,2).contiguous()
+    return attend(query, _with_prompts(cut, key, k), _with_prompts(cut, value, v), [bias], scaling,
+                  dropout)[0].transpose(1,2).contiguous()
 
 # %% ../../nbs/40_model/05_attention.ipynb #a36954b7
 @lru_cache
@@ -284,18 +334,28 @@ def _block_mask(cut, P, q_pad, k_pad, dev, block:int=128):
     from torch.nn.attention.flex_attention import BlockMask
     q_own,q_at,k_own,k_at = cut.plan(_places, P, q_pad, k_pad, dev)
     def mod(b, h, i, j): return (q_own[i]==k_own[j])&(k_at[j]<=q_at[i]) if cut.causal else q_own[i]==k_own[j]
-    n,m = -(-len(q_own)//block),-(-len(k_own)//block); edge = torch.arange(n, device=dev)*block
+    n,m = -(-len(q_own)//block),-(-len(k_own)//block)
+    edge = torch.arange(n, device=dev)*block
     first,last = q_own[edge],q_own[(edge+block-1).clamp(max=len(q_own)-1)]
-    low = torch.searchsorted(k_own, first).clamp(max=len(k_own)-1)//block; high = (torch.searchsorted(k_own, last, right=True)-1).clamp(min=0)//block
+    low = torch.searchsorted(k_own, first).clamp(max=len(k_own)-1)//block
+    high = (torch.searchsorted(k_own, last, right=True)-1).clamp(min=0)//block
     tiles = ((low[:,None]+torch.arange(m, device=dev))%m).int()[None,None]
-    return BlockMask.from_kv_blocks((high-low+1).clamp(min=1).int()[None,None], tiles, BLOCK_SIZE=block, mask_mod=mod, seq_lengths=(len(q_own),len(k_own)))
+    return BlockMask.from_kv_blocks((high-low+1).clamp(min=1).int()[None,None], tiles, BLOCK_SIZE=block, mask_mod=mod,
+                                    seq_lengths=(len(q_own),len(k_own)))
 
 def _flex(cut, query, key, value, prompt, table_HL, scaling, dropout, round_to:int=128):
     "FlexAttention: the mask by tiles, the relative bias by a look-up in the table of distances"
-    dev = query.device; pk,pv = prompt or (None,None); P = 0 if pk is None else pk.shape[2]; T = query.shape[2]
-    key,value = _with_prompts(cut, key, pk),_with_prompts(cut, value, pv); q_pad,k_pad = -T%round_to,-key.shape[2]%round_to
-    query = F.pad(query, (0,0,0,q_pad)); key,value = (F.pad(x, (0,0,0,k_pad)) for x in (key,value))
-    q_own,q_at,k_own,k_at = cut.plan(_places, P, q_pad, k_pad, dev); mask = cut.plan(_block_mask, P, q_pad, k_pad, dev); mod = None
+    dev = query.device
+    pk,pv = prompt or (None,None)
+    P = 0 if pk is None else pk.shape[2]
+    T = query.shape[2]
+    key,value = _with_prompts(cut, key, pk),_with_prompts(cut, value, pv)
+    q_pad,k_pad = -T%round_to,-key.shape[2]%round_to
+    query = F.pad(query, (0,0,0,q_pad))
+    key,value = (F.pad(x, (0,0,0,k_pad)) for x in (key,value))
+    q_own,q_at,k_own,k_at = cut.plan(_places, P, q_pad, k_pad, dev)
+    mask = cut.plan(_block_mask, P, q_pad, k_pad, dev)
+    mod = None
     if table_HL is not None:
         zero_at = q_at-table_HL.shape[1]//2 # so that key minus this is the column of their distance
         def mod(s, b, h, i, j):
@@ -308,12 +368,15 @@ def _flex(cut, query, key, value, prompt, table_HL, scaling, dropout, round_to:i
 def distances(module, L:int)->Tensor: # [H,2L-1]
     "The relative bias of an attention layer for the distances -(L-1) ... L-1"
     dev = module.relative_attention_bias.weight.device
-    return torch.cat([module.compute_bias(L, 1, device=dev)[0,:,:,0].flip(1), module.compute_bias(1, L, device=dev)[0,:,0,1:]], 1)
+    return torch.cat(
+        [module.compute_bias(L, 1, device=dev)[0,:,:,0].flip(1), module.compute_bias(1, L, device=dev)[0,:,0,1:]], 1)
 
 def _give_table(cut):
     "Hook: the first layer of a stack gets the table instead of computing a bias over the whole row"
     def hook(module, args, kw):
-        if kw.get('position_bias') is None: kw['position_bias'] = distances(module, cut.L) if getattr(module, 'has_relative_attention_bias', False) else torch.zeros(0)
+        if kw.get('position_bias') is None:
+            kw['position_bias'] = distances(module, cut.L) if getattr(
+                module, 'has_relative_attention_bias', False) else torch.zeros(0)
         return args,kw
     return hook
 
@@ -324,7 +387,8 @@ def segmented(slots, cuts):
     try:
         for s,c in zip(slots, cuts):
             s.segments = c
-            if hasattr(s, 'has_relative_attention_bias'): hooks.append(s.register_forward_pre_hook(_give_table(c), with_kwargs=True))
+            if hasattr(s, 'has_relative_attention_bias'):
+                hooks.append(s.register_forward_pre_hook(_give_table(c), with_kwargs=True))
         yield
     finally:
         for s in slots: s.segments = None

@@ -36,13 +36,19 @@ class Backbone:
     eos_source:bool|None=None # Whether a source ends in `</s>`; None: as its family does
     eos_target:bool|None=None # The same for a target
     def __post_init__(self):
-        if not self.model._can_set_attn_implementation(): raise UserError(f'a backbone must send its attention through the AttentionInterface of transformers, and {type(self.model).__name__} does not; choose another model')
+        if not self.model._can_set_attn_implementation():
+            raise UserError('a backbone must send its attention through the AttentionInterface of transformers, '
+                            f'and {type(self.model).__name__} does not; choose another model')
         for f in ('eos_source','eos_target'):
             if getattr(self, f) is None: setattr(self, f, not self.causal)
-        register_attention(); use_attention(self.model); _fuse_gelu(faster(self.model))
+        register_attention()
+        use_attention(self.model)
+        _fuse_gelu(faster(self.model))
     def __repr__(self):
         n = sum(p.numel() for p in self.model.parameters())
-        return f'Backbone({self.name!r}, {n/1e6:.2f} M parameters, width {self.dim}, vocabulary {self.vocab}, {len(self.slots)} attention slots, {self.precision}, {self.device})'
+        return (
+            f'Backbone({self.name!r}, {n/1e6:.2f} M parameters, width {self.dim}, vocabulary {self.vocab}, '
+            f'{len(self.slots)} attention slots, {self.precision}, {self.device})')
     @property
     def dim(self)->int: return self.model.get_input_embeddings().weight.shape[1]
     @property
@@ -54,28 +60,44 @@ class Backbone:
     @cached_property
     def slots(self)->list: # Encoder self, decoder self, decoder cross; decoder self only, if there is no encoder
         if self.causal: return [m for m in self.model.base_model.modules() if is_slot(m)]
-        enc,dec = ([(n,m) for n,m in s.named_modules() if is_slot(m)] for s in (self.model.get_encoder(), self.model.get_decoder()))
+        enc,dec = ([(n,m) for n,m in s.named_modules() if is_slot(m)]
+                   for s in (self.model.get_encoder(), self.model.get_decoder()))
         cross = lambda n: bool(re.search('EncDec|encoder_attn|cross', n))
         return [m for _,m in enc]+[m for n,m in dec if not cross(n)]+[m for n,m in dec if cross(n)]
     @property
-    def relative(self)->bool: return hasattr(self.slots[0], 'relative_attention_bias') # T5 and its kin know distances only
+    def relative(self)->bool:
+        return hasattr(self.slots[0], 'relative_attention_bias')  # T5 and its kin know distances only
     @property
     def heads(self)->int: # Of keys and values; queries may have more
         if not self.causal: return getattr(self.slots[0], 'n_heads', None) or self.slots[0].num_heads
-        c = self.model.config.get_text_config(); return getattr(c, 'num_key_value_heads', None) or c.num_attention_heads
+        c = self.model.config.get_text_config()
+        return getattr(c, 'num_key_value_heads', None) or c.num_attention_heads
     @property
     def head_dim(self)->int:
-        if not self.slots: raise UserError(f'a deep prompt needs attention layers with plain keys and values, and {type(self.model).__name__} has none that are known here; use a shallow prompt')
-        return next(getattr(self.slots[0], n) for n in ('key_value_proj_dim','head_dim','head_size') if getattr(self.slots[0], n, None))
+        if not self.slots:
+            raise UserError('a deep prompt needs attention layers with plain keys and values, and '
+                            f'{type(self.model).__name__} has none that are known here; use a shallow prompt')
+        return next(getattr(self.slots[0], n)
+                    for n in ('key_value_proj_dim','head_dim','head_size')
+                    if getattr(self.slots[0], n, None))
     def clone(self)->'Backbone': return replace(self, model=copy.deepcopy(self.model))
-    def to(self, device)->'Backbone': self.model.to(device); return self
-    def train(self, mode:bool=True)->'Backbone': self.model.train(mode); return self
+    def to(self, device)->'Backbone':
+        self.model.to(device)
+        return self
+    def train(self, mode:bool=True)->'Backbone':
+        self.model.train(mode)
+        return self
     def eval(self)->'Backbone': return self.train(False)
-    def sources(self, texts, limit:int=768)->list: return read_ids(self, texts, limit) # Ids as the model wants to read them
-    def targets(self, texts, limit:int=192)->list: return write_ids(self, texts, limit) # Ids as the model shall write them
-    def pairs(self, examples, *, max_source:int=768, max_target:int=192)->list: # (source ids, target ids) of things with `.source` and `.target`
+    def sources(self, texts, limit:int=768)->list:
+        return read_ids(self, texts, limit)  # Ids as the model wants to read them
+    def targets(self, texts, limit:int=192)->list:
+        return write_ids(self, texts, limit)  # Ids as the model shall write them
+    # (source ids, target ids) of things with `.source` and `.target`
+    def pairs(self, examples, *, max_source:int=768, max_target:int=192)->list:
         examples = list(examples)
-        return list(zip(self.sources([e.source for e in examples], max_source), self.targets([e.target for e in examples], max_target)))
+        return list(
+            zip(self.sources([e.source for e in examples], max_source),
+                self.targets([e.target for e in examples], max_target)))
 
 # %% ../../nbs/40_model/06_backbone.ipynb #64de5977
 def autocast(backbone):
@@ -85,13 +107,17 @@ def autocast(backbone):
 # %% ../../nbs/40_model/06_backbone.ipynb #4d922047
 def _once(texts, make)->list:
     "`make` of the distinct texts, handed to all"
-    texts = list(texts); unique = list(dict.fromkeys(texts)); found = dict(zip(unique, make(unique))); return [found[t] for t in texts]
+    texts = list(texts)
+    unique = list(dict.fromkeys(texts))
+    found = dict(zip(unique, make(unique)))
+    return [found[t] for t in texts]
 
 def read_ids(backbone, texts, limit:int)->list[list[int]]:
     "Ids of sources, cut to `limit`; a decoder-only model gets its first token in front if its tokenizer writes one"
     t = backbone.tokenizer
     if not backbone.causal and backbone.eos_source: return encode_texts(t, texts, limit)
-    plain = t('a', verbose=False)['input_ids']; first = [t.bos_token_id] if backbone.causal and t.bos_token_id is not None and plain[:1]==[t.bos_token_id] else []
+    plain = t('a', verbose=False)['input_ids']
+    first = [t.bos_token_id] if backbone.causal and t.bos_token_id is not None and plain[:1]==[t.bos_token_id] else []
     def make(unique):
         ids = encode_texts(t, [u.rstrip(' ') for u in unique] if backbone.causal else unique, limit)
         return [first+(i if backbone.eos_source else i[:-1]) or [t.eos_token_id] for i in ids]
@@ -101,7 +127,8 @@ def write_ids(backbone, texts, limit:int)->list[list[int]]:
     "Ids of targets, cut to `limit`; those of a decoder-only model go on after a space"
     t = backbone.tokenizer
     if not backbone.causal and backbone.eos_target: return encode_texts(t, texts, limit)
-    stem = t('a', add_special_tokens=False, verbose=False)['input_ids']; n = len(stem) if backbone.causal else 0
+    stem = t('a', add_special_tokens=False, verbose=False)['input_ids']
+    n = len(stem) if backbone.causal else 0
     def make(unique):
         ids = encode_texts(t, ['a'+(u if u[:1].isspace() else ' '+u) for u in unique] if n else unique, limit+n)
         return [(i[n:] if backbone.eos_target else i[n:-1]) or [t.eos_token_id] for i in ids]
@@ -110,17 +137,20 @@ def write_ids(backbone, texts, limit:int)->list[list[int]]:
 # %% ../../nbs/40_model/06_backbone.ipynb #7b235ed1
 def freeze(backbone)->Backbone:
     "No gradient reaches the backbone's weights"
-    backbone.model.requires_grad_(False); return backbone
+    backbone.model.requires_grad_(False)
+    return backbone
 
 def unfreeze(backbone)->Backbone:
     "All of the backbone's weights are trainable"
-    backbone.model.requires_grad_(True); return backbone
+    backbone.model.requires_grad_(True)
+    return backbone
 
 def fingerprint(backbone)->dict[str,str]:
     "SHA-256 of every tensor (name, type, shape and bytes): equal exactly if the weights are equal"
     def sha(n, t): 
         t = t.detach().cpu().contiguous()
-        return hashlib.sha256(f'{n} {t.dtype} {tuple(t.shape)} '.encode()+t.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        return hashlib.sha256(
+            f'{n} {t.dtype} {tuple(t.shape)} '.encode()+t.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
     return {n:sha(n,t) for n,t in _tensors(backbone.model).items()}
 
 def _tensors(model)->dict[str,Tensor]:
@@ -128,14 +158,19 @@ def _tensors(model)->dict[str,Tensor]:
     seen,out = set(),{}
     for n,t in sorted(model.state_dict().items(), key=lambda nt: (nt[0]!='shared.weight', nt[0])):
         key = (t.data_ptr(), t.shape) if t.numel() else n
-        if key not in seen: seen.add(key); out[n] = t
+        if key not in seen:
+            seen.add(key)
+            out[n] = t
     return out
 
 # %% ../../nbs/40_model/06_backbone.ipynb #29122349
 @contextlib.contextmanager
 def _quiet():
     from transformers.utils import logging as l
-    level = l.get_verbosity(); l.set_verbosity_error(); bars = l.is_progress_bar_enabled(); l.disable_progress_bar()
+    level = l.get_verbosity()
+    l.set_verbosity_error()
+    bars = l.is_progress_bar_enabled()
+    l.disable_progress_bar()
     try: yield
     finally:
         l.set_verbosity(level)
@@ -144,15 +179,23 @@ def _quiet():
 def _find(name)->tuple[str,bool]:
     "Where `name` leads (folder or hub id), and whether it is a folder"
     if folder := embedded(name):
-        if not (folder/'config.json').exists(): raise UserError(f'the tiny backbone must lie in {folder}, but it is not there; train it with nbs/runs/lm_pretrain.ipynb')
+        if not (folder/'config.json').exists():
+            raise UserError(
+                f'the tiny backbone must lie in {folder}, but it is not there; train it with nbs/runs/lm_pretrain.ipynb')
         return str(folder),True
     p = Path(name).expanduser()
     if p.is_dir():
-        if not (p/'config.json').exists(): raise UserError(f'a backbone folder must hold config.json, and {p} does not; give the folder that save_backbone or save_pretrained wrote')
-        if not list(p.glob('*.safetensors')): raise UserError(f'a backbone folder must hold its weights as .safetensors, and {p} does not; convert other formats first (they are not opened: they can run code)')
+        if not (p/'config.json').exists():
+            raise UserError(
+                f'a backbone folder must hold config.json, and {p} does not; give the folder that save_backbone or save_pretrained wrote')
+        if not list(p.glob('*.safetensors')):
+            raise UserError(f'a backbone folder must hold its weights as .safetensors, and {p} does not; convert '
+                            'other formats first (they are not opened: they can run code)')
         return str(p),True
     if p.exists(): raise UserError(f'a backbone must be a folder, and {p} is a file')
-    if not re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?', str(name)): raise UserError(f"backbone {str(name)!r} must be 'tiny', a folder or a hub id such as 'google/t5-small-lm-adapt'; there is no such folder")
+    if not re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?', str(name)):
+        raise UserError(
+            f"backbone {str(name)!r} must be 'tiny', a folder or a hub id such as 'google/t5-small-lm-adapt'; there is no such folder")
     return str(name),False
 
 # %% ../../nbs/40_model/06_backbone.ipynb #6be6fb9d
@@ -175,35 +218,45 @@ def load_backbone(
 )->Backbone: # In evaluation mode, fp32 weights, all trainable
     "Load an encoder-decoder or a decoder-only model and its tokenizer; raises `UserError` if that cannot be done"
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedConfig
-    precision = pick_precision(precision, device); where,local = _find(name)
+    precision = pick_precision(precision, device)
+    where,local = _find(name)
     here = dict(local_files_only=local or not hub_reachable())
     try:
         with _quiet():
             raw,_ = PreTrainedConfig.get_config_dict(where, **here)
-            auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(where, **here).is_encoder_decoder else AutoModelForCausalLM
-            model,info = auto.from_pretrained(where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **here)
+            auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(
+                where, **here).is_encoder_decoder else AutoModelForCausalLM
+            model,info = auto.from_pretrained(
+                where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **here)
             tokenizer = AutoTokenizer.from_pretrained(where, **here)
     except Exception as e: raise UserError(_why(name, local, e)) from e
-    if info['missing_keys'] or info['mismatched_keys']: raise UserError(f"the weights of backbone {name!r} must fit its config, but {sorted(map(str,info['missing_keys']|info['mismatched_keys']))[:3]} are missing or of another size; it is damaged or of another version")
+    if info['missing_keys'] or info['mismatched_keys']:
+        raise UserError(f"the weights of backbone {name!r} must fit its config, but "
+                        f"{sorted(map(str,info['missing_keys']|info['mismatched_keys']))[:3]} are missing or of "
+                        "another size; it is damaged or of another version")
     _mend_head(model, raw)
-    ends = [saved if asked is None else asked for asked,saved in zip((eos_source,eos_target), raw.get('promptbench_eos') or (None,None))]
+    ends = [saved if asked is None else asked
+            for asked,saved in zip((eos_source,eos_target), raw.get('promptbench_eos') or (None,None))]
     return Backbone(str(name), model.to(device).eval(), tokenizer, precision, *ends)
 
 # %% ../../nbs/40_model/06_backbone.ipynb #c9897535
 def _why(name, local, e)->str:
     "The reason a backbone cannot be loaded, in the user's terms"
     first = next(iter(str(e).strip().splitlines()), type(e).__name__)
-    if 'AutoModelFor' in str(e) or 'model type' in str(e): return f'backbone {name!r} must be an encoder-decoder or a decoder-only model that transformers knows; {first}'
+    if 'AutoModelFor' in str(e) or 'model type' in str(e):
+        return f'backbone {name!r} must be an encoder-decoder or a decoder-only model that transformers knows; {first}'
     if local: return f'backbone folder {name} cannot be read: {first}'
-    return (f"backbone {name!r} is neither a folder here nor complete in the Hugging Face cache, and the hub cannot be reached or does not have it ({type(e).__name__}: {first[:160]}); "
-        f"use 'tiny' or a folder, or, where there is a network, run `hf download {name}` once")
+    return (f"backbone {name!r} is neither a folder here nor complete in the Hugging Face cache, and the hub cannot "
+            f"be reached or does not have it ({type(e).__name__}: {first[:160]}); "
+            f"use 'tiny' or a folder, or, where there is a network, run `hf download {name}` once")
 
 # %% ../../nbs/40_model/06_backbone.ipynb #e93bc937
 def _mend_head(model, raw:dict):
     "Follow the file about the output layer: transformers 5 may share it with the input table although the file says otherwise"
     head,table = model.get_output_embeddings(),model.get_input_embeddings()
     if head is None: return
-    if raw.get('tie_word_embeddings') is False and head.weight is table.weight: head.weight = nn.Parameter(head.weight.detach().clone())
+    if raw.get('tie_word_embeddings') is False and head.weight is table.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
     model.config.tie_word_embeddings = head.weight is table.weight
 
 # %% ../../nbs/40_model/06_backbone.ipynb #6c4b831d
@@ -211,11 +264,15 @@ def _mend_head(model, raw:dict):
 def bf16_pays(device:str='cpu')->bool:
     "Whether bfloat16 products are native here and measured to be at least 1.3 times as fast; takes a few hundredths of a second, once"
     if str(device).startswith('cuda'): return torch.cuda.is_bf16_supported()
-    if not any(getattr(torch.cpu, f, lambda: False)() for f in ('_is_avx512_bf16_supported','_is_amx_tile_supported')): return False
+    if not any(getattr(torch.cpu, f, lambda: False)() for f in ('_is_avx512_bf16_supported','_is_amx_tile_supported')):
+        return False
     def best(dtype):
-        a,w = torch.ones(1024,256).to(dtype),torch.ones(256,256).to(dtype); times = []
+        a,w = torch.ones(1024,256).to(dtype),torch.ones(256,256).to(dtype)
+        times = []
         for _ in range(8):
-            t = time.perf_counter(); a@w; times.append(time.perf_counter()-t)
+            t = time.perf_counter()
+            a@w
+            times.append(time.perf_counter()-t)
         return min(times)
     return best(torch.float32)>1.3*best(torch.bfloat16)
 
@@ -234,9 +291,11 @@ def save_backbone(
     "Write weights, config, tokenizer and card in the format of the hub: `load_backbone(folder)` gives the same logits"
     from safetensors.torch import save_file
     kind = dict(fp32=torch.float32, bf16=torch.bfloat16)[one_of('dtype', dtype, ['fp32','bf16'])]
-    tensors = {n:(t.to(kind) if t.is_floating_point() else t).detach().cpu().contiguous() for n,t in _tensors(backbone.model).items()}
+    tensors = {n:(t.to(kind) if t.is_floating_point() else t).detach().cpu().contiguous()
+               for n,t in _tensors(backbone.model).items()}
     with atomic_folder(folder) as tmp:
-        save_file(tensors, tmp/'model.safetensors', metadata=dict(format='pt')); (tmp/'model.safetensors').chmod(0o644)
+        save_file(tensors, tmp/'model.safetensors', metadata=dict(format='pt'))
+        (tmp/'model.safetensors').chmod(0o644)
         (tmp/'config.json').write_text(to_json(_config(backbone.model, kind)|_ends(backbone)), encoding='utf8')
         backbone.tokenizer.save_pretrained(tmp)
         (tmp/'card.json').write_text(to_json(dict(card or {})), encoding='utf8')
@@ -244,12 +303,15 @@ def save_backbone(
 
 def _ends(backbone)->dict:
     "How texts end, where the family would do it otherwise"
-    ends = [backbone.eos_source,backbone.eos_target]; return dict(promptbench_eos=None if ends==[not backbone.causal]*2 else ends)
+    ends = [backbone.eos_source,backbone.eos_target]
+    return dict(promptbench_eos=None if ends==[not backbone.causal]*2 else ends)
 
 def _config(model, dtype)->dict:
     "The config as a file: `tie_word_embeddings` says what the weights are, `scale_decoder_outputs` what the model does"
-    c = model.config.to_diff_dict(); head,table = model.get_output_embeddings(),model.get_input_embeddings()
-    c.update(architectures=[type(model).__name__], dtype=str(dtype).split('.')[-1], tie_word_embeddings=head is not None and head.weight is table.weight)
+    c = model.config.to_diff_dict()
+    head,table = model.get_output_embeddings(),model.get_input_embeddings()
+    c.update(architectures=[type(model).__name__], dtype=str(dtype).split('.')[-1],
+             tie_word_embeddings=head is not None and head.weight is table.weight)
     if hasattr(model.config, 'scale_decoder_outputs'): c['scale_decoder_outputs'] = model.config.scale_decoder_outputs
     return c
 
@@ -264,8 +326,10 @@ def word_tokenizer(
     special = ['<pad>','</s>','<unk>']+[f'<extra_id_{i}>' for i in range(sentinels)]
     t = Tokenizer(models.WordLevel({w:i for i,w in enumerate(dict.fromkeys(special+list(words)))}, unk_token='<unk>'))
     t.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    t.post_processor = processors.TemplateProcessing(single='$A </s>', pair='$A </s> $B </s>', special_tokens=[('</s>',1)])
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='<pad>', eos_token='</s>', unk_token='<unk>', additional_special_tokens=special[3:])
+    t.post_processor = processors.TemplateProcessing(
+        single='$A </s>', pair='$A </s> $B </s>', special_tokens=[('</s>',1)])
+    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='<pad>', eos_token='</s>', unk_token='<unk>',
+                                   additional_special_tokens=special[3:])
 
 # %% ../../nbs/40_model/06_backbone.ipynb #759a9fc9
 def new_backbone(
@@ -279,28 +343,41 @@ def new_backbone(
     **options # Other fields of the model's config, such as relative_attention_num_buckets
 )->Backbone:
     "An untrained backbone; by default of the T5 v1.1 type: gated GELU, an output layer of its own, no scaling"
-    if one_of('kind', kind, ['t5',*_CAUSAL])!='t5': return _new_causal(tokenizer, kind, dict(dim=dim, layers=layers[-1], heads=heads, head_dim=head_dim or dim//heads, ff=ff or 2*dim, dropout=dropout), seed, options)
+    if one_of('kind', kind, ['t5',*_CAUSAL])!='t5':
+        return _new_causal(
+            tokenizer, kind,
+            dict(dim=dim, layers=layers[-1], heads=heads, head_dim=head_dim or dim//heads, ff=ff or 2*dim,
+                 dropout=dropout),
+            seed, options)
     from transformers import T5Config, T5ForConditionalGeneration
-    known = dict(vocab_size=len(tokenizer), d_model=dim, d_kv=head_dim or dim//heads, d_ff=ff or 2*dim, num_layers=layers[0], num_decoder_layers=layers[1], num_heads=heads,
-        dropout_rate=dropout, feed_forward_proj='gated-gelu', tie_word_embeddings=False, decoder_start_token_id=0, use_cache=False)
+    known = dict(vocab_size=len(tokenizer), d_model=dim, d_kv=head_dim or dim//heads, d_ff=ff or 2*dim,
+                 num_layers=layers[0], num_decoder_layers=layers[1], num_heads=heads, dropout_rate=dropout,
+                 feed_forward_proj='gated-gelu', tie_word_embeddings=False, decoder_start_token_id=0, use_cache=False)
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed_of('new_backbone', seed))
         model = T5ForConditionalGeneration(T5Config(**{**known, **options})).eval()
-        if not model.config.scale_decoder_outputs: model.lm_head.weight = nn.Parameter(torch.randn(len(tokenizer), dim)*dim**-.5)
+        if not model.config.scale_decoder_outputs:
+            model.lm_head.weight = nn.Parameter(torch.randn(len(tokenizer), dim)*dim**-.5)
     model.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
     return Backbone('random', model, tokenizer)
 
 # %% ../../nbs/40_model/06_backbone.ipynb #95b6a4c5
-_CAUSAL = dict(llama='Llama', qwen='Qwen3', mistral='Mistral', neox='GPTNeoX', gpt2='GPT2') # Names of classes in transformers
+# Names of classes in transformers
+_CAUSAL = dict(llama='Llama', qwen='Qwen3', mistral='Mistral', neox='GPTNeoX', gpt2='GPT2')
 
 def _new_causal(tokenizer, kind:str, size:dict, seed, options:dict)->Backbone:
     "An untrained decoder-only backbone, half as many key/value heads as query heads where the family can"
     import transformers
-    known = dict(vocab_size=len(tokenizer), hidden_size=size['dim'], num_hidden_layers=size['layers'], num_attention_heads=size['heads'], intermediate_size=size['ff'], attention_dropout=size['dropout'],
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=None, use_cache=False, tie_word_embeddings=False, max_position_embeddings=2048)
-    if kind in ('llama','qwen','mistral'): known.update(head_dim=size['head_dim'], num_key_value_heads=max(1, size['heads']//2))
+    known = dict(vocab_size=len(tokenizer), hidden_size=size['dim'], num_hidden_layers=size['layers'],
+                 num_attention_heads=size['heads'], intermediate_size=size['ff'], attention_dropout=size['dropout'],
+                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=None,
+                 use_cache=False, tie_word_embeddings=False, max_position_embeddings=2048)
+    if kind in ('llama','qwen','mistral'):
+        known.update(head_dim=size['head_dim'], num_key_value_heads=max(1, size['heads']//2))
     if kind=='neox': known.update(hidden_dropout=size['dropout'])
-    if kind=='gpt2': known.update(n_inner=known.pop('intermediate_size'), attn_pdrop=known.pop('attention_dropout'), resid_pdrop=size['dropout'], embd_pdrop=size['dropout'])
+    if kind=='gpt2':
+        known.update(n_inner=known.pop('intermediate_size'), attn_pdrop=known.pop('attention_dropout'),
+                     resid_pdrop=size['dropout'], embd_pdrop=size['dropout'])
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed_of('new_backbone', seed))
         config = getattr(transformers, _CAUSAL[kind]+'Config')(**{**known, **options})

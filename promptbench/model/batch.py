@@ -17,10 +17,15 @@ from ..base.core import UserError, rng
 
 # %% ../../nbs/40_model/01_batch.ipynb #0b60258f
 MOST_WORDS = 200_000 # Words remembered; about 50 MB
-_PLAIN = re.compile('[!-~\u00a1-\u00a7\u00a9-\u00ac\u00ae\u00b0-\u00b3\u00b5-\u00b7\u00b9-\u024f\u1e00-\u1eff\u2010-\u2016\u2018-\u2027\u2030-\u203b\u20ac\u2122]+') # Letters and marks that no rule of Unicode joins to a neighbour or turns into a space
-_ODD = '[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]' # Spaces and signs that tokenizers treat in different ways
+# Letters and marks that no rule of Unicode joins to a neighbour or turns into a space
+_PLAIN = re.compile(
+    '[!-~\u00a1-\u00a7\u00a9-\u00ac\u00ae\u00b0-\u00b3\u00b5-\u00b7\u00b9-\u024f\u1e00-\u1eff\u2010-\u2016\u2018-\u2027\u2030-\u203b\u20ac\u2122]+')
+# Spaces and signs that tokenizers treat in different ways
+_ODD = '[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]'
 
-def _tokenize(tokenizer, texts)->list[list[int]]: return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)['input_ids'] if texts else []
+def _tokenize(tokenizer, texts)->list[list[int]]:
+    return tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, verbose=False)['input_ids'] if texts else []
 
 def _pack(ids)->bytes: return np.array(ids, dtype=np.int32).tobytes() # Four bytes an id
 
@@ -31,19 +36,25 @@ class _Words:
         self.odd = re.compile('|'.join([_ODD, *map(re.escape, sorted(added, key=len, reverse=True))]), re.I)
     def __call__(self, tokenizer, texts, limit:int)->list[bytes]:
         "Ids of every text, cut to `limit`; a text with anything odd in it goes to the tokenizer whole"
-        odd = self.odd.search; rows = [[] if odd(t) else t.split(None, limit)[:limit] for t in texts]
+        odd = self.odd.search
+        rows = [[] if odd(t) else t.split(None, limit)[:limit] for t in texts]
         if len(self.known)>MOST_WORDS: self.known.clear()
-        new = set(chain.from_iterable(rows)).difference(self.known); plain = [w for w in new if _PLAIN.fullmatch(w)]
+        new = set(chain.from_iterable(rows)).difference(self.known)
+        plain = [w for w in new if _PLAIN.fullmatch(w)]
         self.known |= dict.fromkeys(new)
         for w,ids in zip(plain, self._learn(tokenizer, plain)): self.known[w] = _pack(ids) or None
-        out = [self._join(row)[:4*limit] for row in rows]; whole = [i for i,ids in enumerate(out) if not ids]
+        out = [self._join(row)[:4*limit] for row in rows]
+        whole = [i for i,ids in enumerate(out) if not ids]
         for i,ids in zip(whole, _tokenize(tokenizer, [texts[i] for i in whole])): out[i] = _pack(ids[:limit])
-        self._check(tokenizer, texts, out, limit); return out
+        self._check(tokenizer, texts, out, limit)
+        return out
     def _learn(self, tokenizer, words)->list[list[int]]:
         "The ids of words; without the wrapper, which takes longer than the tokenizer itself on texts this short"
         backend = tokenizer.backend_tokenizer
         if backend.padding is not None or backend.truncation is not None: return _tokenize(tokenizer, words)
-        return [e.ids for a in range(0, len(words), 1000) for e in backend.encode_batch_fast(words[a:a+1000], add_special_tokens=False)]
+        return [e.ids
+                for a in range(0, len(words), 1000)
+                for e in backend.encode_batch_fast(words[a:a+1000], add_special_tokens=False)]
     def _join(self, row)->bytes:
         "The ids of words one after another; none if a word must not be taken alone"
         try: return b''.join(map(self.known.__getitem__, row))
@@ -52,8 +63,11 @@ class _Words:
         "One text in a thousand is tokenised whole as well"
         self.seen += len(texts)
         if self.seen<1000 and self.seen>len(texts): return
-        i = self.seen%len(texts); self.seen = 1
-        if out[i]!=_pack(_tokenize(tokenizer, [texts[i]])[0][:limit]): raise UserError(f'the words of this tokenizer must not depend on one another, but those of {texts[i][:60]!r} do; set PROMPTBENCH_WORDS=0 and report it')
+        i = self.seen%len(texts)
+        self.seen = 1
+        if out[i]!=_pack(_tokenize(tokenizer, [texts[i]])[0][:limit]):
+            raise UserError('the words of this tokenizer must not depend on one another, but those of '
+                            f'{texts[i][:60]!r} do; set PROMPTBENCH_WORDS=0 and report it')
 
 # %% ../../nbs/40_model/01_batch.ipynb #c7ff6ada
 _tables = weakref.WeakKeyDictionary()
@@ -70,10 +84,16 @@ def _added(tokenizer)->list|None:
     "The added tokens of a tokenizer that treats every word alone; None for all others"
     backend = getattr(tokenizer, 'backend_tokenizer', None)
     if backend is None: return None
-    d = json.loads(backend.to_str()); normal,cuts = _steps(d['normalizer']),_steps(d['pre_tokenizer'])
+    d = json.loads(backend.to_str())
+    normal,cuts = _steps(d['normalizer']),_steps(d['pre_tokenizer'])
     spaces = lambda s: s['pattern'].get('Regex')==' {2,}' or ' ' not in s['pattern'].get('String', ' ')
-    alone = any(s['type']=='WhitespaceSplit' or (s['type']=='Metaspace' and s['split'] and s['prepend_scheme'] in ('always','first')) for s in cuts)
-    if not alone or not {s['type'] for s in normal}<=_NORMAL or not {s['type'] for s in cuts}<=_CUTS or d['model'].get('dropout') or not all(spaces(s) for s in normal if s['type']=='Replace'): return None
+    alone = any(s['type']=='WhitespaceSplit'
+                or (s['type']=='Metaspace' and s['split'] and s['prepend_scheme'] in ('always','first'))
+                for s in cuts)
+    if (
+            not alone or not {s['type'] for s in normal}<=_NORMAL or not {s['type'] for s in cuts}<=_CUTS
+            or d['model'].get('dropout') or not all(spaces(s) for s in normal if s['type']=='Replace')):
+        return None
     same = _tokenize(tokenizer, ['a b','a  b',' a b ','a\nb','a\tb','a\r\nb','a \n\n b'])
     return [t['content'] for t in d['added_tokens']] if all(ids==same[0] for ids in same) else None
 
@@ -83,7 +103,8 @@ def _word_table(tokenizer):
     try: table = _tables.get(tokenizer, 0)
     except TypeError: return None
     if table==0 or (table and table.size!=len(tokenizer)):
-        added = _added(tokenizer); table = _tables[tokenizer] = None if added is None else _Words(tokenizer, added)
+        added = _added(tokenizer)
+        table = _tables[tokenizer] = None if added is None else _Words(tokenizer, added)
     return table
 
 # %% ../../nbs/40_model/01_batch.ipynb #a98f9679
@@ -93,11 +114,13 @@ def encode_bytes(
     limit:int # Most ids kept, the closing `</s>` not counted
 )->list[bytes]: # Four bytes an id, as in an int32 array
     "Ids of every text, cut on the right to `limit`, then closed with `</s>`"
-    texts = list(texts); unique = list(dict.fromkeys(texts))
+    texts = list(texts)
+    unique = list(dict.fromkeys(texts))
     if not unique: return []
     closed,words,end = {},_word_table(tokenizer),_pack([tokenizer.eos_token_id])
     for i in range(0, len(unique), 1000): # a tokenizer keeps offsets and strings of all it is given: ten times the ids
-        part = unique[i:i+1000]; ids = words(tokenizer, part, limit) if words else [_pack(x[:limit]) for x in _tokenize(tokenizer, part)]
+        part = unique[i:i+1000]
+        ids = words(tokenizer, part, limit) if words else [_pack(x[:limit]) for x in _tokenize(tokenizer, part)]
         for t,x in zip(part, ids): closed[t] = x+end
     return [closed[t] for t in texts]
 
@@ -115,7 +138,9 @@ def encode_examples(
 )->list[tuple[list[int],list[int]]]:
     "Source and target ids of every example, each closed with `</s>` after the cut"
     examples = list(examples)
-    return list(zip(encode_texts(tokenizer, [e.source for e in examples], max_source), encode_texts(tokenizer, [e.target for e in examples], max_target)))
+    return list(
+        zip(encode_texts(tokenizer, [e.source for e in examples], max_source),
+            encode_texts(tokenizer, [e.target for e in examples], max_target)))
 
 # %% ../../nbs/40_model/01_batch.ipynb #0a4e9fc4
 def pad_ids(
@@ -146,7 +171,8 @@ class Batch:
     src_mask_BT:Tensor|None=None # 1 for text; by default wherever the id is not 0
     tgt_mask_BU:Tensor|None=None # The same for targets
     def __post_init__(self):
-        if self.index_B is None: self.index_B = torch.zeros(len(self.src_BT), dtype=torch.long, device=self.src_BT.device)
+        if self.index_B is None:
+            self.index_B = torch.zeros(len(self.src_BT), dtype=torch.long, device=self.src_BT.device)
         if self.src_mask_BT is None: self.src_mask_BT = (self.src_BT!=0).long()
         if self.tgt_mask_BU is None: self.tgt_mask_BU = (self.tgt_BU!=0).long()
     def __len__(self): return len(self.src_BT)
@@ -169,7 +195,8 @@ def make_batch(
     "Pad pairs of id lists into a `Batch`"
     src,tgt = zip(*pairs) if len(pairs) else ((),())
     src_BT,tgt_BU = pad_ids(src, multiple=multiple, pad=pad),pad_ids(tgt, multiple=multiple, pad=pad)
-    if index is not None and len(index)!=len(src): raise UserError(f'index must have one entry per example, got {len(index)} for {len(src)}')
+    if index is not None and len(index)!=len(src):
+        raise UserError(f'index must have one entry per example, got {len(index)} for {len(src)}')
     return Batch(src_BT, tgt_BU, None if index is None else torch.as_tensor(index, dtype=torch.long),
         length_mask(src, src_BT.shape[1]), length_mask(tgt, tgt_BU.shape[1]))
 
@@ -183,7 +210,8 @@ class Packed:
     tgt_len_B:Tensor # Target tokens of each example
     index_B:Tensor|None=None # Row of the prompt bank; zeros if not given
     def __post_init__(self):
-        if self.index_B is None: self.index_B = torch.zeros(len(self.src_len_B), dtype=torch.long, device=self.src_T.device)
+        if self.index_B is None:
+            self.index_B = torch.zeros(len(self.src_len_B), dtype=torch.long, device=self.src_T.device)
     def __len__(self): return len(self.src_len_B)
     @property
     def tokens(self)->int: return len(self.src_T)+len(self.tgt_U)
@@ -191,7 +219,9 @@ class Packed:
     def positions(self)->int: return self.tokens # nothing else is computed
     @property
     def targets_B(self)->Tensor: return self.tgt_len_B.to(self.tgt_U.device)
-    def to(self, device)->'Packed': return Packed(self.src_T.to(device), self.tgt_U.to(device), self.src_len_B, self.tgt_len_B, self.index_B.to(device))
+    def to(self, device)->'Packed':
+        return Packed(
+            self.src_T.to(device), self.tgt_U.to(device), self.src_len_B, self.tgt_len_B, self.index_B.to(device))
 
 def pack(
     pairs, # (source ids, target ids) of every example
@@ -199,7 +229,8 @@ def pack(
 )->Packed:
     "Lay pairs of id lists end to end"
     if not len(pairs): raise UserError('a batch must hold at least one example, got none')
-    if index is not None and len(index)!=len(pairs): raise UserError(f'index must have one entry per example, got {len(index)} for {len(pairs)}')
+    if index is not None and len(index)!=len(pairs):
+        raise UserError(f'index must have one entry per example, got {len(index)} for {len(pairs)}')
     row = lambda k: torch.tensor([i for p in pairs for i in p[k]], dtype=torch.long)
     lens = lambda k: torch.tensor([len(p[k]) for p in pairs])
     return Packed(row(0), row(1), lens(0), lens(1), None if index is None else torch.as_tensor(index, dtype=torch.long))
@@ -211,14 +242,19 @@ def cut_rows(
     *, extra:int=0 # Further positions each example takes, such as a shallow prompt
 )->list[list[int]]: # Positions in `pairs`, row by row
     "Sort by length, then cut into as few rows as `tokens` allows, and those as equally full as can be"
-    size = [len(s)+len(t)+extra for s,t in pairs]; order = sorted(range(len(size)), key=lambda i: (len(pairs[i][0]),len(pairs[i][1]),i))
+    size = [len(s)+len(t)+extra for s,t in pairs]
+    order = sorted(range(len(size)), key=lambda i: (len(pairs[i][0]),len(pairs[i][1]),i))
     def cut(limit):
         rows,used = [],limit+1
         for i in order:
-            if used+size[i]>limit: rows.append([]); used = 0
-            rows[-1].append(i); used += size[i]
+            if used+size[i]>limit:
+                rows.append([])
+                used = 0
+            rows[-1].append(i)
+            used += size[i]
         return rows
-    rows = cut(tokens); low,high = sum(size)//max(1,len(rows)),tokens
+    rows = cut(tokens)
+    low,high = sum(size)//max(1,len(rows)),tokens
     while low<high:
         mid = (low+high)//2
         if len(cut(mid))<=len(rows): high = mid
@@ -232,12 +268,20 @@ def prefetch(
     *, workers:int=0 # Processes that make them ahead; 0: this one makes each when it is asked for
 ): # Iterator of `make(step)`
     "`make` of every step, in order; a worker that dies is a `UserError`, and what `make` raises is raised here"
-    if not workers: yield from map(make, steps); return
+    if not workers:
+        yield from map(make, steps)
+        return
     from torch.utils.data import DataLoader
-    try: yield from DataLoader(_Made(make), batch_size=None, sampler=list(steps) if not hasattr(steps, '__len__') else steps, num_workers=workers, collate_fn=_same, multiprocessing_context='fork', generator=torch.Generator().manual_seed(0))
+    try:
+        yield from DataLoader(
+            _Made(make), batch_size=None, sampler=list(steps) if not hasattr(steps, '__len__') else steps,
+            num_workers=workers, collate_fn=_same, multiprocessing_context='fork',
+            generator=torch.Generator().manual_seed(0))
     except RuntimeError as e:
         if 'DataLoader worker' not in str(e): raise
-        raise UserError(f'every process that makes batches must live, but one died ({str(e).splitlines()[0][:200]}); has it been killed, or memory run out? workers=0 needs the least') from e
+        raise UserError(
+            f'every process that makes batches must live, but one died ({str(e).splitlines()[0][:200]}); has '
+            'it been killed, or memory run out? workers=0 needs the least') from e
 
 class _Made:
     "A function as a data set of torch"
@@ -264,11 +308,16 @@ def mtl_order(
     "Shuffle, cut into mega-batches, sort each by length, cut into batches, shuffle those"
     if batch_size<1: raise UserError(f'batch_size must be at least 1, got {batch_size}')
     if hasattr(pairs, 'order'): return pairs.order(batch_size=batch_size, seed=seed, mega=mega)
-    r = rng('mtl_order', seed); order = list(range(len(pairs))); src,tgt = _lengths(pairs, order); r.shuffle(order); out = []
+    r = rng('mtl_order', seed)
+    order = list(range(len(pairs)))
+    src,tgt = _lengths(pairs, order)
+    r.shuffle(order)
+    out = []
     for a in range(0, len(order), batch_size*mega):
         group = sorted(order[a:a+batch_size*mega], key=lambda i: src[i]+2*tgt[i])
         cut = [group[b:b+batch_size] for b in range(0, len(group), batch_size)]
-        r.shuffle(cut); out += cut
+        r.shuffle(cut)
+        out += cut
     return out
 
 def mtl_batches(
@@ -286,7 +335,8 @@ def mtl_batches(
     order = mtl_order(pairs, batch_size=batch_size, seed=seed)
     def make(n):
         picked = _pick(pairs, order[n])
-        return make_batch(picked, multiple=multiple, pad=pad) if row_tokens is None else [pack([picked[i] for i in row]) for row in cut_rows(picked, row_tokens, extra=extra)]
+        return make_batch(picked, multiple=multiple, pad=pad) if row_tokens is None else [
+            pack([picked[i] for i in row]) for row in cut_rows(picked, row_tokens, extra=extra)]
     yield from prefetch(make, range(start, len(order)), workers=workers)
 
 # %% ../../nbs/40_model/01_batch.ipynb #4ce8e2c9
@@ -296,6 +346,7 @@ def fill(
 )->float: # Between 0 and 1
     "Share of real tokens among the positions of padded batches"
     if not len(pairs): return 1.
-    order = mtl_order(pairs, **order); some = order if isinstance(order, list) else [order[n] for n in sorted({k*len(order)//200 for k in range(200)})]
+    order = mtl_order(pairs, **order)
+    some = order if isinstance(order, list) else [order[n] for n in sorted({k*len(order)//200 for k in range(200)})]
     batches = [list(zip(*_lengths(pairs, rows))) for rows in some]
     return sum(s+t for b in batches for s,t in b)/sum(len(b)*sum(map(max, zip(*b))) for b in batches)

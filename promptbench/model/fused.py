@@ -16,7 +16,8 @@ try: import triton, triton.language as tl
 except ImportError: triton,tl = None,SimpleNamespace(constexpr=None)
 
 # %% ../../nbs/40_model/04_fused.ipynb #ffa92a30
-def tiles(dtype, K:int)->tuple: # For the output, the gradient of queries, and that of keys: rows of a program, rows it takes at a time, warps, stages
+# For the output, the gradient of queries, and that of keys: rows of a program, rows it takes at a time, warps, stages
+def tiles(dtype, K:int)->tuple:
     "How the work is cut"
     if dtype==torch.float32: return ((32,32,8,1),)*3
     return ((64,64,4,2),(64,64,4,2),(64,64,4,2)) if K<128 else ((64,64,4,2),(64,64,8,2),(64,32,8,2))
@@ -26,7 +27,8 @@ RUN = 128 # Diagonals a program sums
 
 def _cut(len_B, size:int):
     "For every block of at most `size` positions its example and first position"
-    n = (len_B+size-1)//size; owner = torch.repeat_interleave(torch.arange(len(n)), n)
+    n = (len_B+size-1)//size
+    owner = torch.repeat_interleave(torch.arange(len(n)), n)
     return owner,(torch.arange(len(owner))-(n.cumsum(0)-n)[owner])*size
 
 def _ceil16(n): return (n+15)//16*16
@@ -38,10 +40,15 @@ def blocks(
     dev
 )->tuple: # int32 [N,8] for the output, the gradients of queries, of keys, of prompts, of the table; the scores of a head, in sixteens
     "Which program does what, largest examples first"
-    q,k = cut.q_len.long(),cut.k_len.long(); area = q*_ceil16(k)//16; top = torch.zeros_like(k) if cut.causal else k-1
-    known = torch.stack([q.cumsum(0)-q, q, k.cumsum(0)-k, k, area.cumsum(0)-area, top], 1); out = []
-    for length,size,work in ((q,ways[0][0],k), (q,ways[1][0],k), (k,ways[2][0],q), (torch.full_like(q, P),prompt_rows(P) or 1,q), (q+top,RUN,q)):
-        owner,first = _cut(length, size); o = work[owner].argsort(descending=True, stable=True)
+    q,k = cut.q_len.long(),cut.k_len.long()
+    area = q*_ceil16(k)//16
+    top = torch.zeros_like(k) if cut.causal else k-1
+    known = torch.stack([q.cumsum(0)-q, q, k.cumsum(0)-k, k, area.cumsum(0)-area, top], 1)
+    out = []
+    for length,size,work in ((q,ways[0][0],k), (q,ways[1][0],k), (k,ways[2][0],q),
+                                 (torch.full_like(q, P),prompt_rows(P) or 1,q), (q+top,RUN,q)):
+        owner,first = _cut(length, size)
+        o = work[owner].argsort(descending=True, stable=True)
         out.append(torch.cat([owner[:,None], first[:,None], known[owner]], 1)[o].int())
     whole = torch.cat(out)
     if torch.device(dev).type=='cuda': whole = whole.pin_memory().to(dev, non_blocking=True)
@@ -58,7 +65,9 @@ def _kernel(**how): return triton.jit(**how) if triton else lambda f: f
 def _mine(at):
     "A block's example, first position, start and number of queries and of keys, place of scores, largest distance"
     at += tl.program_id(0)*8
-    return tl.load(at).to(tl.int64), tl.load(at+1), tl.load(at+2).to(tl.int64), tl.load(at+3), tl.load(at+4).to(tl.int64), tl.load(at+5), tl.load(at+6), tl.load(at+7)
+    return (
+        tl.load(at).to(tl.int64), tl.load(at+1), tl.load(at+2).to(tl.int64), tl.load(at+3),
+        tl.load(at+4).to(tl.int64), tl.load(at+5), tl.load(at+6), tl.load(at+7))
 
 @_kernel()
 def _rows(x, i, step, seen, K:tl.constexpr):
@@ -73,26 +82,42 @@ def _bias(table, apart, seen):
 @_kernel()
 def _add(s, z, m, l, acc):
     "The sums so far and the values `z` under the scores `s`"
-    new = tl.maximum(m, tl.max(s, 1)); p = tl.exp2(s-new[:,None]); old = tl.exp2(m-new)
+    new = tl.maximum(m, tl.max(s, 1))
+    p = tl.exp2(s-new[:,None])
+    old = tl.exp2(m-new)
     return new, l*old+tl.sum(p, 1), acc*old[:,None]+tl.dot(p.to(z.dtype), z, input_precision='ieee')
 
 # %% ../../nbs/40_model/04_fused.ipynb #525270ad
 @_kernel(do_not_specialize=['P','T','half','width'])
-def _forward(q, k, v, pk, pv, table, out, lse, blocks, scale, P, T, half, width, q_t, q_h, k_t, k_h, v_t, v_h, pk_b, pk_h, pk_t, pv_b, pv_h, pv_t, o_t,
-    K:tl.constexpr, M:tl.constexpr, N:tl.constexpr, PN:tl.constexpr, CAUSAL:tl.constexpr, BIAS:tl.constexpr):
-    b,first,q0,q_len,k0,k_len,_,_ = _mine(blocks); h = tl.program_id(1); scale *= 1.4426950408889634
-    i = first+tl.arange(0, M); row = i<q_len; x = _rows(q+q0*q_t+h*q_h, i, q_t, row, K)
-    m = tl.full([M], -1e30, tl.float32); l = tl.zeros([M], tl.float32); acc = tl.zeros([M,K], tl.float32)
+def _forward(q, k, v, pk, pv, table, out, lse, blocks, scale, P, T, half, width, q_t, q_h, k_t, k_h, v_t, v_h, pk_b,
+                 pk_h, pk_t, pv_b, pv_h, pv_t, o_t, K:tl.constexpr, M:tl.constexpr, N:tl.constexpr, PN:tl.constexpr,
+                 CAUSAL:tl.constexpr, BIAS:tl.constexpr):
+    b,first,q0,q_len,k0,k_len,_,_ = _mine(blocks)
+    h = tl.program_id(1)
+    scale *= 1.4426950408889634
+    i = first+tl.arange(0, M)
+    row = i<q_len
+    x = _rows(q+q0*q_t+h*q_h, i, q_t, row, K)
+    m = tl.full([M], -1e30, tl.float32)
+    l = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M,K], tl.float32)
     if PN:
         for n in range(0, P, PN):
-            j = n+tl.arange(0, PN); y = _rows(pk+b*pk_b+h*pk_h, j, pk_t, j<P, K); z = _rows(pv+b*pv_b+h*pv_h, j, pv_t, j<P, K)
+            j = n+tl.arange(0, PN)
+            y = _rows(pk+b*pk_b+h*pk_h, j, pk_t, j<P, K)
+            z = _rows(pv+b*pv_b+h*pv_h, j, pv_t, j<P, K)
             s = tl.where((j<P)[None,:], tl.dot(x, tl.trans(y), input_precision='ieee')*scale, float('-inf'))
             m,l,acc = _add(s, z, m, l, acc)
     end = tl.minimum(first+M, k_len) if CAUSAL else k_len
-    k += k0*k_t+h*k_h; v += k0*v_t+h*v_h
+    k += k0*k_t+h*k_h
+    v += k0*v_t+h*v_h
     for n in range(0, end, N):
-        j = n+tl.arange(0, N); y = _rows(k, j, k_t, j<k_len, K); z = _rows(v, j, v_t, j<k_len, K)
-        s = tl.dot(x, tl.trans(y), input_precision='ieee')*scale; apart = j[None,:]-i[:,None]; seen = row[:,None]&(j<k_len)[None,:]
+        j = n+tl.arange(0, N)
+        y = _rows(k, j, k_t, j<k_len, K)
+        z = _rows(v, j, v_t, j<k_len, K)
+        s = tl.dot(x, tl.trans(y), input_precision='ieee')*scale
+        apart = j[None,:]-i[:,None]
+        seen = row[:,None]&(j<k_len)[None,:]
         if BIAS: s += _bias(table+h*width+half, apart, seen)
         if CAUSAL: s = tl.where((apart<=0)&(j<k_len)[None,:], s, float('-inf'))
         else: s = tl.where((j<k_len)[None,:], s, float('-inf'))
@@ -103,24 +128,42 @@ def _forward(q, k, v, pk, pv, table, out, lse, blocks, scale, P, T, half, width,
 
 # %% ../../nbs/40_model/04_fused.ipynb #590c57ae
 @_kernel(do_not_specialize=['P','T','half','width','size'])
-def _back_queries(q, k, v, pk, pv, table, out, g, lse, delta, dq, ds, blocks, scale, P, T, half, width, size, q_t, q_h, k_t, k_h, v_t, v_h, pk_b, pk_h, pk_t, pv_b, pv_h, pv_t, g_t, g_h, o_t,
-    K:tl.constexpr, M:tl.constexpr, N:tl.constexpr, PN:tl.constexpr, CAUSAL:tl.constexpr, BIAS:tl.constexpr, LEARNT:tl.constexpr):
-    b,first,q0,q_len,k0,k_len,place,_ = _mine(blocks); h = tl.program_id(1); two = scale*1.4426950408889634
-    i = first+tl.arange(0, M); row = i<q_len; x = _rows(q+q0*q_t+h*q_h, i, q_t, row, K); w = _rows(g+q0*g_t+h*g_h, i, g_t, row, K)
-    d = tl.sum(w.to(tl.float32)*_rows(out+q0*o_t+h*K, i, o_t, row, K).to(tl.float32), 1); tl.store(delta+h*T+q0+i, d, mask=row)
-    lg = tl.load(lse+h*T+q0+i, mask=row, other=0.); acc = tl.zeros([M,K], tl.float32)
+def _back_queries(
+        q, k, v, pk, pv, table, out, g, lse, delta, dq, ds, blocks, scale, P, T, half, width, size, q_t, q_h, k_t, k_h,
+        v_t, v_h, pk_b, pk_h, pk_t, pv_b, pv_h, pv_t, g_t, g_h, o_t, K:tl.constexpr, M:tl.constexpr, N:tl.constexpr,
+        PN:tl.constexpr, CAUSAL:tl.constexpr, BIAS:tl.constexpr, LEARNT:tl.constexpr):
+    b,first,q0,q_len,k0,k_len,place,_ = _mine(blocks)
+    h = tl.program_id(1)
+    two = scale*1.4426950408889634
+    i = first+tl.arange(0, M)
+    row = i<q_len
+    x = _rows(q+q0*q_t+h*q_h, i, q_t, row, K)
+    w = _rows(g+q0*g_t+h*g_h, i, g_t, row, K)
+    d = tl.sum(w.to(tl.float32)*_rows(out+q0*o_t+h*K, i, o_t, row, K).to(tl.float32), 1)
+    tl.store(delta+h*T+q0+i, d, mask=row)
+    lg = tl.load(lse+h*T+q0+i, mask=row, other=0.)
+    acc = tl.zeros([M,K], tl.float32)
     if PN:
         for n in range(0, P, PN):
-            j = n+tl.arange(0, PN); y = _rows(pk+b*pk_b+h*pk_h, j, pk_t, j<P, K); z = _rows(pv+b*pv_b+h*pv_h, j, pv_t, j<P, K)
-            p = tl.where((j<P)[None,:]&row[:,None], tl.exp2(tl.dot(x, tl.trans(y), input_precision='ieee')*two-lg[:,None]), 0.)
+            j = n+tl.arange(0, PN)
+            y = _rows(pk+b*pk_b+h*pk_h, j, pk_t, j<P, K)
+            z = _rows(pv+b*pv_b+h*pv_h, j, pv_t, j<P, K)
+            p = tl.where(
+                (j<P)[None,:]&row[:,None], tl.exp2(tl.dot(x, tl.trans(y), input_precision='ieee')*two-lg[:,None]), 0.)
             p *= tl.dot(w, tl.trans(z), input_precision='ieee')-d[:,None]
             acc += tl.dot(p.to(y.dtype), y, input_precision='ieee')
     end = tl.minimum(first+M, k_len) if CAUSAL else k_len
-    pitch = (k_len+15)//16*16; k += k0*k_t+h*k_h; v += k0*v_t+h*v_h
+    pitch = (k_len+15)//16*16
+    k += k0*k_t+h*k_h
+    v += k0*v_t+h*v_h
     if LEARNT: ds += (h.to(tl.int64)*size+place)*16
     for n in range(0, end, N):
-        j = n+tl.arange(0, N); y = _rows(k, j, k_t, j<k_len, K); z = _rows(v, j, v_t, j<k_len, K)
-        s = tl.dot(x, tl.trans(y), input_precision='ieee')*two; apart = j[None,:]-i[:,None]; seen = row[:,None]&(j<k_len)[None,:]
+        j = n+tl.arange(0, N)
+        y = _rows(k, j, k_t, j<k_len, K)
+        z = _rows(v, j, v_t, j<k_len, K)
+        s = tl.dot(x, tl.trans(y), input_precision='ieee')*two
+        apart = j[None,:]-i[:,None]
+        seen = row[:,None]&(j<k_len)[None,:]
         if BIAS: s += _bias(table+h*width+half, apart, seen)
         if CAUSAL: seen &= apart<=0
         p = tl.where(seen, tl.exp2(s-lg[:,None]), 0.)*(tl.dot(w, tl.trans(z), input_precision='ieee')-d[:,None])
@@ -130,18 +173,40 @@ def _back_queries(q, k, v, pk, pv, table, out, g, lse, delta, dq, ds, blocks, sc
 
 # %% ../../nbs/40_model/04_fused.ipynb #0ecba619
 @_kernel(do_not_specialize=['count','T','half','width'])
-def _back_keys(q, k, v, table, g, lse, delta, dk, dv, blocks, scale, count, T, half, width, q_t, q_h, k_b, k_h, k_t, v_b, v_h, v_t, g_t, g_h, d_b, d_h, d_t,
-    K:tl.constexpr, M:tl.constexpr, N:tl.constexpr, PROMPT:tl.constexpr, CAUSAL:tl.constexpr, BIAS:tl.constexpr):
-    b,first,q0,q_len,k0,k_len,_,_ = _mine(blocks); h = tl.program_id(1); two = scale*1.4426950408889634
-    if PROMPT: k += b*k_b+h*k_h; v += b*v_b+h*v_h; to = b*d_b+h*d_h; k_len = count
-    else: k += k0*k_t+h*k_h; v += k0*v_t+h*v_h; to = k0*d_t+h*d_h
-    j = first+tl.arange(0, M); mine = j<k_len; y = _rows(k, j, k_t, mine, K); z = _rows(v, j, v_t, mine, K)
-    ak = tl.zeros([M,K], tl.float32); av = tl.zeros([M,K], tl.float32); q += q0*q_t+h*q_h; g += q0*g_t+h*g_h
+def _back_keys(q, k, v, table, g, lse, delta, dk, dv, blocks, scale, count, T, half, width, q_t, q_h, k_b, k_h, k_t,
+                   v_b, v_h, v_t, g_t, g_h, d_b, d_h, d_t, K:tl.constexpr, M:tl.constexpr, N:tl.constexpr,
+                   PROMPT:tl.constexpr, CAUSAL:tl.constexpr, BIAS:tl.constexpr):
+    b,first,q0,q_len,k0,k_len,_,_ = _mine(blocks)
+    h = tl.program_id(1)
+    two = scale*1.4426950408889634
+    if PROMPT:
+        k += b*k_b+h*k_h
+        v += b*v_b+h*v_h
+        to = b*d_b+h*d_h
+        k_len = count
+    else:
+        k += k0*k_t+h*k_h
+        v += k0*v_t+h*v_h
+        to = k0*d_t+h*d_h
+    j = first+tl.arange(0, M)
+    mine = j<k_len
+    y = _rows(k, j, k_t, mine, K)
+    z = _rows(v, j, v_t, mine, K)
+    ak = tl.zeros([M,K], tl.float32)
+    av = tl.zeros([M,K], tl.float32)
+    q += q0*q_t+h*q_h
+    g += q0*g_t+h*g_h
     begin = first//N*N if CAUSAL else 0
     for n in range(begin, q_len, N):
-        i = n+tl.arange(0, N); row = i<q_len; x = _rows(q, i, q_t, row, K); w = _rows(g, i, g_t, row, K)
-        lg = tl.load(lse+h*T+q0+i, mask=row, other=0.); d = tl.load(delta+h*T+q0+i, mask=row, other=0.)
-        s = tl.dot(y, tl.trans(x), input_precision='ieee')*two; apart = j[:,None]-i[None,:]; seen = mine[:,None]&row[None,:]
+        i = n+tl.arange(0, N)
+        row = i<q_len
+        x = _rows(q, i, q_t, row, K)
+        w = _rows(g, i, g_t, row, K)
+        lg = tl.load(lse+h*T+q0+i, mask=row, other=0.)
+        d = tl.load(delta+h*T+q0+i, mask=row, other=0.)
+        s = tl.dot(y, tl.trans(x), input_precision='ieee')*two
+        apart = j[:,None]-i[None,:]
+        seen = mine[:,None]&row[None,:]
         if BIAS: s += _bias(table+h*width+half, apart, seen)
         if CAUSAL: seen &= apart<=0
         p = tl.where(seen, tl.exp2(s-lg[None,:]), 0.)
@@ -149,15 +214,23 @@ def _back_keys(q, k, v, table, g, lse, delta, dk, dv, blocks, scale, count, T, h
         p *= tl.dot(z, tl.trans(w), input_precision='ieee')-d[None,:]
         ak += tl.dot(p.to(x.dtype), x, input_precision='ieee')
     to += j[:,None]*d_t+tl.arange(0, K)[None,:]
-    tl.store(dk+to, (ak*scale).to(dk.dtype.element_ty), mask=mine[:,None]); tl.store(dv+to, av.to(dv.dtype.element_ty), mask=mine[:,None])
+    tl.store(dk+to, (ak*scale).to(dk.dtype.element_ty), mask=mine[:,None])
+    tl.store(dv+to, av.to(dv.dtype.element_ty), mask=mine[:,None])
 
 @_kernel(do_not_specialize=['half','width','size'])
 def _diagonals(ds, dtable, blocks, half, width, size, M:tl.constexpr, N:tl.constexpr):
-    _,first,_,q_len,_,k_len,place,top = _mine(blocks); h = tl.program_id(1); pitch = (k_len+15)//16*16
-    start = first-q_len+1; apart = start+tl.arange(0, N); ds += (h.to(tl.int64)*size+place)*16; acc = tl.zeros([M,N], tl.float32)
+    _,first,_,q_len,_,k_len,place,top = _mine(blocks)
+    h = tl.program_id(1)
+    pitch = (k_len+15)//16*16
+    start = first-q_len+1
+    apart = start+tl.arange(0, N)
+    ds += (h.to(tl.int64)*size+place)*16
+    acc = tl.zeros([M,N], tl.float32)
     for n in range(tl.maximum(0, 1-start-N), tl.minimum(q_len, k_len-start), M):
-        i = n+tl.arange(0, M); j = i[:,None]+apart[None,:]
-        acc += tl.load(ds+i[:,None]*pitch+j, mask=(i<q_len)[:,None]&(apart<=top)[None,:]&(j>=0)&(j<k_len), other=0.).to(tl.float32)
+        i = n+tl.arange(0, M)
+        j = i[:,None]+apart[None,:]
+        acc += tl.load(ds+i[:,None]*pitch+j, mask=(i<q_len)[:,None]&(apart<=top)[None,:]&(j>=0)&(j<k_len),
+                       other=0.).to(tl.float32)
     tl.atomic_add(dtable+h*width+half+apart, tl.sum(acc, 0), mask=apart<=top)
 
 # %% ../../nbs/40_model/04_fused.ipynb #ac3bef7c
@@ -171,33 +244,59 @@ class _Packed(torch.autograd.Function):
     "The output [1,T,H,K]; gradients of all that ask for one"
     @staticmethod
     def forward(ctx, q, k, v, table, pk, pv, cut, scale):
-        _,H,T,K = q.shape; P = 0 if pk is None else pk.shape[2]; how = tiles(q.dtype, K); plan = cut.plan(blocks, P, how, q.device)
-        q,k,v = map(_lined, (q,k,v)); bias = q if table is None else table.contiguous(); near = (_cast(pk, q.dtype),_cast(pv, q.dtype)) if P else (q,q)
-        out = q.new_empty(1, T, H, K); lse = q.new_empty(H, T, dtype=torch.float32); M,N,warps,stages = how[0]
-        lens = P,T,bias.shape[1]//2,bias.shape[1]; kind = dict(K=K, PN=prompt_rows(P), CAUSAL=cut.causal, BIAS=table is not None)
+        _,H,T,K = q.shape
+        P = 0 if pk is None else pk.shape[2]
+        how = tiles(q.dtype, K)
+        plan = cut.plan(blocks, P, how, q.device)
+        q,k,v = map(_lined, (q,k,v))
+        bias = q if table is None else table.contiguous()
+        near = (_cast(pk, q.dtype),_cast(pv, q.dtype)) if P else (q,q)
+        out = q.new_empty(1, T, H, K)
+        lse = q.new_empty(H, T, dtype=torch.float32)
+        M,N,warps,stages = how[0]
+        lens = P,T,bias.shape[1]//2,bias.shape[1]
+        kind = dict(K=K, PN=prompt_rows(P), CAUSAL=cut.causal, BIAS=table is not None)
         with torch.cuda.device_of(q):
-            _forward[len(plan[0]),H](q, k, v, *near, bias, out, lse, plan[0], scale, *lens, *_steps(q, k, v), *_owned(*near), H*K, M=M, N=N, num_warps=warps, num_stages=stages, **kind)
-        ctx.save_for_backward(q, k, v, bias, *near, out, lse); ctx.made = how,plan,lens,kind,scale,[None if t is None else t.dtype for t in (table,pk,pv)]
+            _forward[len(plan[0]),H](q, k, v, *near, bias, out, lse, plan[0], scale, *lens, *_steps(q, k, v),
+                                     *_owned(*near), H*K, M=M, N=N, num_warps=warps, num_stages=stages, **kind)
+        ctx.save_for_backward(q, k, v, bias, *near, out, lse)
+        ctx.made = how,plan,lens,kind,scale,[None if t is None else t.dtype for t in (table,pk,pv)]
         return out
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        q,k,v,bias,yk,yv,out,lse = ctx.saved_tensors; how,(_,ours,keys,prompts,runs,size),(P,*lens),kind,scale,dtypes = ctx.made; need = ctx.needs_input_grad
-        _,H,T,K = q.shape; g = _lined(g.transpose(1,2)); delta = torch.empty_like(lse); dq,dk,dv = (t.new_empty(1, t.shape[2], H, K) for t in (q,k,v)); dt = dpk = dpv = None
-        ds = q.new_empty(H*size*16) if need[3] else q; M,N,warps,stages = how[1]; more = kind.copy(); PN = more.pop('PN')
+        q,k,v,bias,yk,yv,out,lse = ctx.saved_tensors
+        how,(_,ours,keys,prompts,runs,size),(P,*lens),kind,scale,dtypes = ctx.made
+        need = ctx.needs_input_grad
+        _,H,T,K = q.shape
+        g = _lined(g.transpose(1,2))
+        delta = torch.empty_like(lse)
+        dq,dk,dv = (t.new_empty(1, t.shape[2], H, K) for t in (q,k,v))
+        dt = dpk = dpv = None
+        ds = q.new_empty(H*size*16) if need[3] else q
+        M,N,warps,stages = how[1]
+        more = kind.copy()
+        PN = more.pop('PN')
         with torch.cuda.device_of(q):
-            _back_queries[len(ours),H](q, k, v, yk, yv, bias, out, g, lse, delta, dq, ds, ours, scale, P, *lens, size, *_steps(q, k, v), *_owned(yk, yv), *_steps(g), H*K,
-                M=M, N=N, LEARNT=need[3], num_warps=warps, num_stages=stages, **kind)
+            _back_queries[len(ours),H](q, k, v, yk, yv, bias, out, g, lse, delta, dq, ds, ours, scale, P, *lens, size,
+                                       *_steps(q, k, v), *_owned(yk, yv), *_steps(g), H*K, M=M, N=N, LEARNT=need[3],
+                                       num_warps=warps, num_stages=stages, **kind)
             if need[3]:
                 dt = torch.zeros_like(bias, dtype=torch.float32)
-                _diagonals[len(runs),H](ds, dt, runs, *lens[1:], size, M=16, N=RUN, num_warps=4); dt = dt.to(dtypes[0])
-            M,N,warps,stages = how[2]; both = dict(N=N, num_warps=warps, num_stages=stages)
-            def keys_of(k, v, dk, dv, at, count, step, **kw): _back_keys[len(at),H](q, k, v, bias, g, lse, delta, dk, dv, at, scale, count, *lens, *_steps(q), *_owned(k, v), *_steps(g), *step, **both, **kw)
+                _diagonals[len(runs),H](ds, dt, runs, *lens[1:], size, M=16, N=RUN, num_warps=4)
+                dt = dt.to(dtypes[0])
+            M,N,warps,stages = how[2]
+            both = dict(N=N, num_warps=warps, num_stages=stages)
+            def keys_of(k, v, dk, dv, at, count, step, **kw):
+                _back_keys[len(at),H](
+                    q, k, v, bias, g, lse, delta, dk, dv, at, scale, count, *lens, *_steps(q), *_owned(k, v),
+                    *_steps(g), *step, **both, **kw)
             if need[1] or need[2]: keys_of(k, v, dk, dv, keys, 0, (0,K,H*K), M=M, PROMPT=False, **more)
             if need[4] or need[5]:
                 dpk,dpv = (torch.empty(t.shape, dtype=d, device=q.device) for t,d in zip((yk,yv), dtypes[1:]))
                 keys_of(yk, yv, dpk, dpv, prompts, P, (H*P*K,P*K,K), M=PN, PROMPT=True, K=K, CAUSAL=False, BIAS=False)
-        return *(t.transpose(1,2) if n else None for t,n in zip((dq,dk,dv), need)),dt,dpk if need[4] else None,dpv if need[5] else None,None,None
+        return *(t.transpose(1,2) if n else None
+                 for t,n in zip((dq,dk,dv), need)),dt,dpk if need[4] else None,dpv if need[5] else None,None,None
 
 # %% ../../nbs/40_model/04_fused.ipynb #067bc60d
 def fused(
@@ -223,14 +322,19 @@ def _unfit(dev, dtypes, K, V):
     if not (gpu or os.environ.get('TRITON_INTERPRET')=='1'): return 'a GPU'
     if gpu and torch.cuda.get_device_capability(dev)<(8,0): return 'a GPU of compute capability 8.0 or later'
     if K not in (16,32,64,128) or V!=K: return f'heads of 16, 32, 64 or 128 numbers, not {K}'
-    if len({*dtypes})>1 or dtypes[0] not in (torch.float32,torch.bfloat16,torch.float16): return f"queries, keys and values of one dtype, fp32, bf16 or fp16, not {', '.join(str(d) for d in dtypes)}"
+    if len({*dtypes})>1 or dtypes[0] not in (torch.float32,torch.bfloat16,torch.float16):
+        return f"queries, keys and values of one dtype, fp32, bf16 or fp16, not {', '.join(str(d) for d in dtypes)}"
     return _trouble(dev, dtypes[0], K) if gpu else ''
 
 def _trouble(dev, dtype, K):
     "What happens when the kernels are tried on a row of one token"
-    one = torch.ones(1, dtype=torch.long); cut = SimpleNamespace(q_len=one, k_len=one, causal=False); cut.plan = lambda make, *a: make(cut, *a)
+    one = torch.ones(1, dtype=torch.long)
+    cut = SimpleNamespace(q_len=one, k_len=one, causal=False)
+    cut.plan = lambda make, *a: make(cut, *a)
     try:
-        with torch.enable_grad(): x,table = (torch.zeros(s, dtype=dtype, device=dev, requires_grad=True) for s in ((1,1,1,K),(1,1))); fused(cut, x, x, x, None, table).sum().backward()
+        with torch.enable_grad():
+            x,table = (torch.zeros(s, dtype=dtype, device=dev, requires_grad=True) for s in ((1,1,1,K),(1,1)))
+            fused(cut, x, x, x, None, table).sum().backward()
     except Exception as e:
         warnings.warn(f'attention in one kernel does not run here, and packed rows are slower: {e!r:.300}')
         return f'a machine that can compile and run its kernels; here it ended with {type(e).__name__}'

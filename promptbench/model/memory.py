@@ -10,18 +10,22 @@ import gc, sys, warnings
 from ..base.core import UserError
 
 # %% ../../nbs/40_model/02_memory.ipynb #88004132
-SIGNS = ('out of memory', "can't allocate memory", 'not enough memory', 'CUBLAS_STATUS_ALLOC_FAILED', 'CUDNN_STATUS_ALLOC_FAILED') # As torch words it on a GPU, a CPU and in the libraries below
+# As torch words it on a GPU, a CPU and in the libraries below
+SIGNS = (
+    'out of memory', "can't allocate memory", 'not enough memory', 'CUBLAS_STATUS_ALLOC_FAILED', 'CUDNN_STATUS_ALLOC_FAILED')
 
 def out_of_memory(
     error:BaseException # Anything that was raised
 )->bool:
     "Whether `error` says that memory ran out, so that less at a time may work"
-    return isinstance(error, MemoryError) or type(error).__name__=='OutOfMemoryError' or (isinstance(error, RuntimeError) and any(s in str(error) for s in SIGNS))
+    return isinstance(error, MemoryError) or type(error).__name__=='OutOfMemoryError' or (
+        isinstance(error, RuntimeError) and any(s in str(error) for s in SIGNS))
 
 # %% ../../nbs/40_model/02_memory.ipynb #8dd4e00d
 def _free():
     "Give back what nobody holds any more"
-    gc.collect(); torch = sys.modules.get('torch')
+    gc.collect()
+    torch = sys.modules.get('torch')
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized(): torch.cuda.empty_cache()
 
 # %% ../../nbs/40_model/02_memory.ipynb #6ce8ae92
@@ -42,19 +46,26 @@ class TokenBudget:
         "`work(tokens)`, again with half the tokens for as long as memory runs out"
         first = self.tokens
         while True:
-            try: out = work(self.tokens); break
+            try:
+                out = work(self.tokens)
+                break
             except Exception as e:
                 if not out_of_memory(e): raise
                 self._halve(need, e)
             _free() # not inside `except`: there the traceback still holds every tensor
         if self.tokens!=first and not self.said:
             self.said = True
-            warnings.warn(f'memory ran out with {f"{first:,}" if first else "all"} tokens at a time; going on with {self.tokens:,}, which changes the speed and nothing else', stacklevel=2)
+            warnings.warn(
+                f'memory ran out with {f"{first:,}" if first else "all"} tokens at a time; going on with {self.tokens:,}, which changes the speed and nothing else',
+                stacklevel=2)
         return out
 
     def _halve(self, need, error):
         now = min(x for x in (self.tokens, need, 1<<20) if x is not None)
-        if now<=self.floor: raise UserError(f'memory must hold at least {now:,} tokens at a time, but it ran out there ({str(error).splitlines()[0][:120] if str(error) else "no more memory"}); use a smaller backbone, shorter texts or a larger machine') from error
+        if now<=self.floor:
+            raise UserError(f'memory must hold at least {now:,} tokens at a time, but it ran out there '
+                            f'({str(error).splitlines()[0][:120] if str(error) else "no more memory"}); '
+                            'use a smaller backbone, shorter texts or a larger machine') from error
         self.tokens = max(self.floor, now//2)
 
 # %% ../../nbs/40_model/02_memory.ipynb #f1867dd1

@@ -24,9 +24,11 @@ class World:
 def world()->World:
     "The process group this program was started in, joined at the first call; alone if there is none"
     dist = torch.distributed
-    if not (dist.is_available() and (dist.is_initialized() or int(os.environ.get('WORLD_SIZE', 1))>1)): return World(device='cuda' if torch.cuda.is_available() else 'cpu')
+    if not (dist.is_available() and (dist.is_initialized() or int(os.environ.get('WORLD_SIZE', 1))>1)):
+        return World(device='cuda' if torch.cuda.is_available() else 'cpu')
     from accelerate import PartialState
-    joined = dist.is_initialized(); state = PartialState(cpu=not torch.cuda.is_available())
+    joined = dist.is_initialized()
+    state = PartialState(cpu=not torch.cuda.is_available())
     if not joined and dist.is_initialized(): atexit.register(_leave)
     return World(state.process_index, state.num_processes, str(state.device))
 
@@ -40,7 +42,9 @@ def share(
     size:int|None=None # Of how many; None: of all there are
 )->list[tuple]: # (number of the item, item)
     "Every `size`-th item beginning with the `rank`-th: nobody gets two more than another, and some may get none"
-    if rank is None: w = world(); rank,size = w.rank,w.size
+    if rank is None:
+        w = world()
+        rank,size = w.rank,w.size
     return list(enumerate(items))[rank::size]
 
 # %% ../../nbs/40_model/07_ranks.ipynb #40d9a117
@@ -54,15 +58,19 @@ def sum_over(
     for t in tensors: groups.setdefault((t.device,t.dtype), []).append(t)
     for ts in groups.values():
         for part in _buckets(ts, bucket):
-            flat = torch.cat([t.reshape(-1) for t in part]); torch.distributed.all_reduce(flat)
+            flat = torch.cat([t.reshape(-1) for t in part])
+            torch.distributed.all_reduce(flat)
             for t,x in zip(part, flat.split([t.numel() for t in part])): t.copy_(x.view_as(t))
 
 def _buckets(tensors, most:int)->list[list[Tensor]]:
     "Runs of tensors of at most `most` numbers, or a single larger one"
     out,used = [],most+1
     for t in tensors:
-        if used+t.numel()>most: out.append([]); used = 0
-        out[-1].append(t); used += t.numel()
+        if used+t.numel()>most:
+            out.append([])
+            used = 0
+        out[-1].append(t)
+        used += t.numel()
     return out
 
 # %% ../../nbs/40_model/07_ranks.ipynb #33f76c35

@@ -20,7 +20,8 @@ class _Bank(nn.Module):
     @property
     def length(self)->int: return self.table.shape[1]
     def repeat(self, n:int)->'_Bank': return type(self)(self.table.detach().repeat(n,1,1))
-    def select(self, indices)->'_Bank': return type(self)(self.table.detach()[torch.as_tensor(indices, dtype=torch.long)])
+    def select(self, indices)->'_Bank':
+        return type(self)(self.table.detach()[torch.as_tensor(indices, dtype=torch.long)])
     def extra_repr(self): return f'{len(self)} x {self.length} x {self.table.shape[2]}'
 
 # %% ../../nbs/50_prompt/00_bank.ipynb #c7e58d69
@@ -35,19 +36,25 @@ class NoPrompt(nn.Module):
 class ShallowPrompt(_Bank):
     "Vectors that stand before the embedded source; the encoder treats them as further positions"
     kind = 'shallow'
-    def __init__(self, table_NPD:Tensor): super().__init__(); self.table_NPD = nn.Parameter(_checked(table_NPD))
+    def __init__(self, table_NPD:Tensor):
+        super().__init__()
+        self.table_NPD = nn.Parameter(_checked(table_NPD))
     @property
     def table(self): return self.table_NPD
 
 class DeepPrompt(_Bank):
     "Keys and values for every attention slot, one matrix per prompt"
     kind = 'deep'
-    def __init__(self, table_NPX:Tensor): super().__init__(); self.table_NPX = nn.Parameter(_checked(table_NPX))
+    def __init__(self, table_NPX:Tensor):
+        super().__init__()
+        self.table_NPX = nn.Parameter(_checked(table_NPX))
     @property
     def table(self): return self.table_NPX
 
 def _checked(table:Tensor)->Tensor:
-    if table.ndim!=3: raise UserError(f'a prompt table must have three axes (prompts, positions, numbers), got shape {tuple(table.shape)}')
+    if table.ndim!=3:
+        raise UserError(
+            f'a prompt table must have three axes (prompts, positions, numbers), got shape {tuple(table.shape)}')
     return table.detach().float().clone()
 
 PROMPTS = dict(none=NoPrompt, shallow=ShallowPrompt, deep=DeepPrompt)

@@ -33,15 +33,25 @@ def read_card(
     *, check:bool=True # False: believe the files without reading them
 )->dict:
     "What a checkpoint says of itself; raises `UserError` naming the file when one is missing, or not what was written"
-    folder = Path(folder); file = folder/'card.json'
-    if not folder.is_dir(): raise UserError(f'there is no checkpoint in {folder}: no such folder; give a folder that save_checkpoint wrote')
-    if not file.exists(): raise UserError(f'there is no checkpoint in {folder}: it has no card.json; give a folder that save_checkpoint wrote')
-    try: card = json.loads(file.read_text(encoding='utf8')); mark = card.pop('sha256')
+    folder = Path(folder)
+    file = folder/'card.json'
+    if not folder.is_dir():
+        raise UserError(f'there is no checkpoint in {folder}: no such folder; give a folder that save_checkpoint wrote')
+    if not file.exists():
+        raise UserError(
+            f'there is no checkpoint in {folder}: it has no card.json; give a folder that save_checkpoint wrote')
+    try:
+        card = json.loads(file.read_text(encoding='utf8'))
+        mark = card.pop('sha256')
     except (ValueError, KeyError, AttributeError, TypeError): card = mark = None
-    if not isinstance(card, dict) or mark!=key_of(card, n=64): raise UserError(f'{file} is damaged or was edited by hand; use an earlier checkpoint, or write it again')
+    if not isinstance(card, dict) or mark!=key_of(card, n=64):
+        raise UserError(f'{file} is damaged or was edited by hand; use an earlier checkpoint, or write it again')
     for name,sha in card['files'].items() if check else ():
-        if not (folder/name).is_file(): raise UserError(f'{folder/name} is missing; copy the whole checkpoint, or write it again')
-        if _sha(folder/name)!=sha: raise UserError(f'{folder/name} is damaged: its bytes are not those that were written; use an earlier checkpoint, or write it again')
+        if not (folder/name).is_file():
+            raise UserError(f'{folder/name} is missing; copy the whole checkpoint, or write it again')
+        if _sha(folder/name)!=sha:
+            raise UserError(
+                f'{folder/name} is damaged: its bytes are not those that were written; use an earlier checkpoint, or write it again')
     return card
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #6d9b82c5
@@ -55,30 +65,40 @@ def save_checkpoint(
     card:dict|None=None # Free words: method, config, parent, seeds
 )->Path:
     "Write what is given, each part in its own file, with a card that vouches for it"
-    folder = Path(folder); card = dict(card or {}); state = dict(state or {})
+    folder = Path(folder)
+    card = dict(card or {})
+    state = dict(state or {})
     taken = sorted(set(card)&{'stored','version','files','sha256'})
-    if taken: raise UserError(f'a card may not use the names {taken}: they are written by save_checkpoint; choose others')
+    if taken:
+        raise UserError(f'a card may not use the names {taken}: they are written by save_checkpoint; choose others')
     with atomic_folder(folder) as tmp:
         stored = card['stored'] = {}
         if backbone is not None: stored['backbone'] = _save_backbone(tmp, folder, backbone, reference)
-        if prompt is not None: stored['prompt'] = dict(kind=prompt.kind, n=len(prompt)); _save(tmp/'prompt.safetensors', prompt.state_dict())
+        if prompt is not None:
+            stored['prompt'] = dict(kind=prompt.kind, n=len(prompt))
+            _save(tmp/'prompt.safetensors', prompt.state_dict())
         if optimizer is not None: _save(tmp/'optimizer.safetensors', optimizer.state_dict())
         tensors = {k:v for k,v in state.items() if isinstance(v, Tensor)}
         if tensors: _save(tmp/'state.safetensors', tensors)
-        if state: (tmp/'state.json').write_text(to_json({k:v for k,v in state.items() if k not in tensors}), encoding='utf8')
+        if state:
+            (tmp/'state.json').write_text(
+                to_json({k:v for k,v in state.items() if k not in tensors}), encoding='utf8')
         _seal(tmp, card)
     return folder
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #0d698672
 def _save(path, tensors:dict):
     from safetensors.torch import save_file
-    save_file({k:v.detach().cpu().contiguous() for k,v in tensors.items()}, path); os.chmod(path, 0o644)
+    save_file({k:v.detach().cpu().contiguous() for k,v in tensors.items()}, path)
+    os.chmod(path, 0o644)
 
 def _digest(backbone)->str: return key_of(fingerprint(backbone), n=64)
 
 def _save_backbone(tmp:Path, folder:Path, backbone, reference)->dict:
     "The backbone itself, or where it is: a folder is remembered relative to the checkpoint, so both can move together"
-    if reference is None: save_backbone(backbone, tmp/'backbone'); return dict(kind='full', name=backbone.name, hash=_digest(backbone))
+    if reference is None:
+        save_backbone(backbone, tmp/'backbone')
+        return dict(kind='full', name=backbone.name, hash=_digest(backbone))
     path = Path(reference).expanduser()
     if (path/'backbone'/'config.json').exists(): path = path/'backbone'
     where = os.path.relpath(path.resolve(), folder.resolve()) if not embedded(reference) and path.is_dir() else None
@@ -92,9 +112,14 @@ def _tensors(path)->dict[str,Tensor]:
 def _load_backbone(folder:Path, stored:dict, device, precision):
     if stored['kind']=='full': return load_backbone(folder/'backbone', device=device, precision=precision)
     where = folder/stored['path'] if stored['path'] else None
-    if where is not None and not where.is_dir(): raise UserError(f"the backbone of checkpoint {folder} must lie in {where.resolve()}, but there is no such folder; put {stored['name']} back there")
-    b = load_backbone(where.resolve() if where else stored['name'], device=device, precision=precision); b.name = stored['name']
-    if _digest(b)!=stored['hash']: raise UserError(f"checkpoint {folder} was made for another backbone than the one now called {stored['name']}; put the old one back, or make the checkpoint again")
+    if where is not None and not where.is_dir():
+        raise UserError(f"the backbone of checkpoint {folder} must lie in {where.resolve()}, but there is no such "
+                        f"folder; put {stored['name']} back there")
+    b = load_backbone(where.resolve() if where else stored['name'], device=device, precision=precision)
+    b.name = stored['name']
+    if _digest(b)!=stored['hash']:
+        raise UserError(f"checkpoint {folder} was made for another backbone than the one now called "
+                        f"{stored['name']}; put the old one back, or make the checkpoint again")
     return b
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #191ddadb
@@ -104,16 +129,22 @@ def load_checkpoint(
     precision:str='fp32' # As for `load_backbone`
 )->tuple: # (backbone or None, prompt or None, card)
     "Load what a checkpoint holds, after checking every byte of it"
-    folder = Path(folder); card = read_card(folder); stored = card['stored']
+    folder = Path(folder)
+    card = read_card(folder)
+    stored = card['stored']
     backbone = _load_backbone(folder, stored['backbone'], device, precision) if 'backbone' in stored else None
-    prompt = prompt_from(stored['prompt']['kind'], next(iter(_tensors(folder/'prompt.safetensors').values()), None)).to(device) if 'prompt' in stored else None
+    prompt = prompt_from(
+        stored['prompt']['kind'],
+        next(iter(_tensors(folder/'prompt.safetensors').values()), None)).to(device) if 'prompt' in stored else None
     return backbone,prompt,card
 
 def load_state(
     folder # A checkpoint
 )->dict:
     "The values and tensors that were saved as `state`"
-    folder = Path(folder); read_card(folder); file = folder/'state.json'
+    folder = Path(folder)
+    read_card(folder)
+    file = folder/'state.json'
     return (json.loads(file.read_text(encoding='utf8')) if file.exists() else {})|_tensors(folder/'state.safetensors')
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #c78470a6
@@ -122,18 +153,23 @@ def restore(
     *, backbone=None, prompt=None, optimizer=None # Filled in place, where the checkpoint has them
 )->dict: # The saved `state`
     "Put a checkpoint back into the objects of a run that goes on; `UserError` if they do not fit"
-    folder = Path(folder); stored = read_card(folder)['stored']
+    folder = Path(folder)
+    stored = read_card(folder)['stored']
     if backbone is not None and 'backbone' in stored:
-        if stored['backbone']['kind']=='full': _fill(backbone.model.state_dict(), _tensors(folder/'backbone'/'model.safetensors'), folder)
-        if _digest(backbone)!=stored['backbone']['hash']: raise UserError(f'the run in {folder} started from another backbone; start it anew in another folder')
-    if prompt is not None and 'prompt' in stored: _fill(prompt.state_dict(), _tensors(folder/'prompt.safetensors'), folder)
+        if stored['backbone']['kind']=='full':
+            _fill(backbone.model.state_dict(), _tensors(folder/'backbone'/'model.safetensors'), folder)
+        if _digest(backbone)!=stored['backbone']['hash']:
+            raise UserError(f'the run in {folder} started from another backbone; start it anew in another folder')
+    if prompt is not None and 'prompt' in stored:
+        _fill(prompt.state_dict(), _tensors(folder/'prompt.safetensors'), folder)
     if optimizer is not None: optimizer.load_state_dict(_tensors(folder/'optimizer.safetensors'))
     return load_state(folder)
 
 @torch.no_grad()
 def _fill(mine:dict, saved:dict, folder):
     for name,t in saved.items():
-        if name not in mine or mine[name].shape!=t.shape: raise UserError(f'{name} in {folder} does not fit here; it was written by a run of another shape')
+        if name not in mine or mine[name].shape!=t.shape:
+            raise UserError(f'{name} in {folder} does not fit here; it was written by a run of another shape')
         mine[name].copy_(t)
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #46d11140
@@ -144,7 +180,8 @@ def save_step(
     **what # For `save_checkpoint`
 )->Path:
     "Write checkpoint `step-00000123` of a run, then remove those that are too old"
-    folder = Path(folder); out = save_checkpoint(folder/f'step-{step:08d}', **what)
+    folder = Path(folder)
+    out = save_checkpoint(folder/f'step-{step:08d}', **what)
     for old in _steps(folder)[:-keep]: shutil.rmtree(old)
     for left in folder.glob('.step-*'): shutil.rmtree(left, ignore_errors=True)
     return out
@@ -154,7 +191,9 @@ def last_step(
 )->Path|None:
     "The newest whole checkpoint of a run; damaged ones are passed over with a warning"
     for path in reversed(_steps(Path(folder))):
-        try: read_card(path); return path
+        try:
+            read_card(path)
+            return path
         except UserError as e: warnings.warn(f'passed over: {e}')
 
 def _steps(folder:Path)->list[Path]: return sorted(folder.glob('step-*'), key=lambda p: int(p.name[5:]))
@@ -163,4 +202,6 @@ def _steps(folder:Path)->list[Path]: return sorted(folder.glob('step-*'), key=la
 def stopping()->bool:
     "Whether any process of this run was asked to stop; all of them get the same answer, so that none waits for a checkpoint alone"
     if world().size==1: return stop_asked()
-    asked = torch.tensor(float(stop_asked()), device=world().device); sum_over([asked]); return bool(asked)
+    asked = torch.tensor(float(stop_asked()), device=world().device)
+    sum_over([asked])
+    return bool(asked)

@@ -27,7 +27,8 @@ class Past:
     def __getitem__(self, rows)->'Past':
         p = self.rows_BPX
         if p is not None: p = p[:1].expand(len(rows),-1,-1) if p.stride(0)==0 else p[rows]
-        return Past([(k[rows],v[rows]) for k,v in self.kv], self.first_BV[rows], self.mask_BT[rows], self.length_B[rows], p)
+        return Past(
+            [(k[rows],v[rows]) for k,v in self.kv], self.first_BV[rows], self.mask_BT[rows], self.length_B[rows], p)
 
 @contextlib.contextmanager
 def head_input(
@@ -35,7 +36,8 @@ def head_input(
     pick # From the states [B,U,D] to those that the output layer shall read
 ):
     "Within the block the output layer reads `pick(states)` and nothing else"
-    hook = backbone.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (pick(args[0]),)+args[1:], prepend=True)
+    hook = backbone.model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: (pick(args[0]),)+args[1:], prepend=True)
     try: yield
     finally: hook.remove()
 
@@ -46,16 +48,25 @@ def prefill(
     prompt=None # Anything with `.kind` and `.rows(index_B)`, or None
 )->Past:
     "Run the model over the sources, with each example's own prompt, and keep its keys and values"
-    batch = batch.to(backbone.device); mask_BT,deep_BPX,offset = batch.src_mask_BT,None,0
+    batch = batch.to(backbone.device)
+    mask_BT,deep_BPX,offset = batch.src_mask_BT,None,0
     with autocast(backbone):
         x_BTD = backbone.model.get_input_embeddings()(batch.src_BT)
         kind = one_of('prompt', 'none' if prompt is None else prompt.kind, ['none','shallow','deep'])
         if kind=='shallow':
             soft_BPD = prompt.rows(batch.index_B)
-            if soft_BPD.shape[-1]!=backbone.dim: raise UserError(f'a shallow prompt for {backbone.name} must be {backbone.dim} wide, got {soft_BPD.shape[-1]}; it was made for another backbone')
-            x_BTD = torch.cat([soft_BPD.to(x_BTD.dtype), x_BTD], 1); mask_BT = torch.cat([mask_BT.new_ones(soft_BPD.shape[:2]), mask_BT], 1)
-        if kind=='deep': deep_BPX = prompt.rows(batch.index_B); offset = deep_BPX.shape[1]
-        T = mask_BT.shape[1]; at_BT = (mask_BT.cumsum(1)-1).clamp(min=0); last_B = (mask_BT*torch.arange(T, device=mask_BT.device)).argmax(1)
+            if soft_BPD.shape[-1]!=backbone.dim:
+                raise UserError(
+                    f'a shallow prompt for {backbone.name} must be {backbone.dim} wide, got {soft_BPD.shape[-1]}; '
+                    'it was made for another backbone')
+            x_BTD = torch.cat([soft_BPD.to(x_BTD.dtype), x_BTD], 1)
+            mask_BT = torch.cat([mask_BT.new_ones(soft_BPD.shape[:2]), mask_BT], 1)
+        if kind=='deep':
+            deep_BPX = prompt.rows(batch.index_B)
+            offset = deep_BPX.shape[1]
+        T = mask_BT.shape[1]
+        at_BT = (mask_BT.cumsum(1)-1).clamp(min=0)
+        last_B = (mask_BT*torch.arange(T, device=mask_BT.device)).argmax(1)
         see_BTT = torch.ones(T, T, dtype=torch.bool, device=mask_BT.device).tril()&mask_BT[:,None].bool()
         rows_B = torch.arange(len(last_B), device=mask_BT.device)
         with head_input(backbone, lambda h: h[rows_B,last_B]):
@@ -65,17 +76,21 @@ def prefill(
 def _run(backbone, x_BTD, see_BTS, position_BT, kv, deep_BPX):
     "One pass: logits, and the keys and values of every layer with the earlier ones before them"
     from transformers import DynamicCache
-    if int(position_BT.max())>=_longest(backbone): raise UserError(f'{backbone.name} looks back {_longest(backbone)} positions, and a text of {int(position_BT.max())+1} came (prompt included); cut it with max_source or max_target')
+    if int(position_BT.max())>=_longest(backbone):
+        raise UserError(f'{backbone.name} looks back {_longest(backbone)} positions, and a text of '
+                        f'{int(position_BT.max())+1} came (prompt included); cut it with max_source or max_target')
     cache = DynamicCache()
     for i,(k,v) in enumerate(kv): cache.update(k, v, i)
     mask = torch.zeros((), device=x_BTD.device).where(see_BTS, -1e9)[:,None]
     with deep_prompt(backbone, deep_BPX):
-        logits = backbone.model(inputs_embeds=x_BTD, attention_mask=mask, position_ids=position_BT, past_key_values=cache, use_cache=True).logits
+        logits = backbone.model(inputs_embeds=x_BTD, attention_mask=mask, position_ids=position_BT,
+                                past_key_values=cache, use_cache=True).logits
     return logits,[(l.keys,l.values) for l in cache.layers]
 
 def _longest(backbone)->int:
     "Positions the model can look back over: its attention window, or its table of positions"
-    c = backbone.model.config.get_text_config(); window = getattr(c, 'sliding_window', None) if getattr(c, 'use_sliding_window', True) else None
+    c = backbone.model.config.get_text_config()
+    window = getattr(c, 'sliding_window', None) if getattr(c, 'use_sliding_window', True) else None
     return min(window or 10**9, getattr(c, 'max_position_embeddings', None) or 10**9)
 
 # %% ../../nbs/50_prompt/01_decoder_only.ipynb #412b128d
@@ -87,7 +102,8 @@ def extend(
     segment_BU:Tensor|None=None # Number of the text each position belongs to, if a row holds several answers to its source
 )->Tensor: # Logits [B,U,V]
     "Logits of every target token given its source and the tokens of its own text before it"
-    tgt_BU = tgt_BU.to(backbone.device); B,U = tgt_BU.shape
+    tgt_BU = tgt_BU.to(backbone.device)
+    B,U = tgt_BU.shape
     if rows is not None: past = past[rows]
     if segment_BU is None: segment_BU = torch.zeros_like(tgt_BU)
     else: segment_BU = segment_BU.to(backbone.device)
@@ -102,9 +118,12 @@ def offsets(first_BU:Tensor)->Tensor: # [B,U]
     at_BU = torch.arange(first_BU.shape[1], device=first_BU.device).expand(first_BU.shape)
     return at_BU-torch.where(first_BU, at_BU, 0).cummax(1).values
 
-def continue_from(backbone, past:Past, in_BU:Tensor, segment_BU:Tensor, offset_BU:Tensor)->Tensor: # Logits [B,U,V] of what follows each id
+# Logits [B,U,V] of what follows each id
+def continue_from(backbone, past:Past, in_BU:Tensor, segment_BU:Tensor, offset_BU:Tensor)->Tensor:
     "Run the ids `in_BU` behind their sources; a position sees its source and its own text up to itself"
-    U = in_BU.shape[1]; own_BUU = (segment_BU[:,:,None]==segment_BU[:,None])&torch.ones(U, U, dtype=torch.bool, device=in_BU.device).tril()
+    U = in_BU.shape[1]
+    own_BUU = (segment_BU[:,:,None]==segment_BU[:,None])&torch.ones(
+        U, U, dtype=torch.bool, device=in_BU.device).tril()
     see_BUS = torch.cat([past.mask_BT[:,None].bool().expand(-1,U,-1), own_BUU], 2)
     with autocast(backbone):
         x_BUD = backbone.model.get_input_embeddings()(in_BU)

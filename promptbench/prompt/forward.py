@@ -21,7 +21,9 @@ from .decoder_only import extend, prefill
 @dataclass
 class Memory:
     "What the decoder needs of a source: encoder states, their mask, and the deep prompt if there is one"
-    states_BTD:Tensor; mask_BT:Tensor; rows_BPX:Tensor|None=None
+    states_BTD:Tensor
+    mask_BT:Tensor
+    rows_BPX:Tensor|None=None
     def __getitem__(self, rows)->'Memory':
         p = self.rows_BPX
         if p is not None: p = p[:1].expand(len(rows),-1,-1) if p.stride(0)==0 else p[rows]
@@ -35,20 +37,25 @@ def encode(
 )->Memory:
     "Run the encoder over the sources, with each example's own prompt"
     if backbone.causal: return prefill(backbone, batch, prompt)
-    batch = batch.to(backbone.device); mask_BT,deep_BPX = batch.src_mask_BT,None
+    batch = batch.to(backbone.device)
+    mask_BT,deep_BPX = batch.src_mask_BT,None
     with autocast(backbone):
         x_BTD = backbone.model.get_input_embeddings()(batch.src_BT)
         kind = one_of('prompt', 'none' if prompt is None else prompt.kind, ['none','shallow','deep'])
         if kind=='shallow':
-            soft_BPD = prompt.rows(batch.index_B); _check_width(backbone, soft_BPD)
+            soft_BPD = prompt.rows(batch.index_B)
+            _check_width(backbone, soft_BPD)
             x_BTD = torch.cat([soft_BPD.to(x_BTD.dtype), x_BTD], 1)
             mask_BT = torch.cat([mask_BT.new_ones(soft_BPD.shape[:2]), mask_BT], 1)
         if kind=='deep': deep_BPX = prompt.rows(batch.index_B)
-        with deep_prompt(backbone, deep_BPX): states_BTD = backbone.model.get_encoder()(inputs_embeds=x_BTD, attention_mask=mask_BT)[0]
+        with deep_prompt(backbone, deep_BPX):
+            states_BTD = backbone.model.get_encoder()(inputs_embeds=x_BTD, attention_mask=mask_BT)[0]
     return Memory(states_BTD, mask_BT, deep_BPX)
 
 def _check_width(backbone, soft_BPD):
-    if soft_BPD.shape[-1]!=backbone.dim: raise UserError(f'a shallow prompt for {backbone.name} must be {backbone.dim} wide, got {soft_BPD.shape[-1]}; it was made for another backbone')
+    if soft_BPD.shape[-1]!=backbone.dim:
+        raise UserError(f'a shallow prompt for {backbone.name} must be {backbone.dim} wide, got '
+                        f'{soft_BPD.shape[-1]}; it was made for another backbone')
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #71a45447
 def shift_right(
@@ -57,7 +64,8 @@ def shift_right(
     segment_BU:Tensor|None=None # Number of the text each position belongs to, if a row holds several
 )->Tensor:
     "Decoder input for teacher forcing: the start id, then the target without its last id"
-    c = backbone.model.config; start = getattr(c, 'decoder_start_token_id', None)
+    c = backbone.model.config
+    start = getattr(c, 'decoder_start_token_id', None)
     start = torch.full_like(tgt_BU[:,:1], c.pad_token_id if start is None else start)
     in_BU = torch.cat([start, tgt_BU[:,:-1]], 1)
     if segment_BU is None: return in_BU
@@ -66,8 +74,10 @@ def shift_right(
 
 def segment_mask(segment_BU:Tensor)->Tensor: # [B,1,U,U], 0 or -1e9
     "A position sees its own segment up to itself"
-    U = segment_BU.shape[1]; seen = torch.ones(U, U, dtype=torch.bool, device=segment_BU.device).tril()
-    return torch.zeros((), device=segment_BU.device).where(seen&(segment_BU[:,:,None]==segment_BU[:,None]), -1e9)[:,None]
+    U = segment_BU.shape[1]
+    seen = torch.ones(U, U, dtype=torch.bool, device=segment_BU.device).tril()
+    return torch.zeros((), device=segment_BU.device).where(
+        seen&(segment_BU[:,:,None]==segment_BU[:,None]), -1e9)[:,None]
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #ab72ec19
 def decode(
@@ -79,13 +89,18 @@ def decode(
 )->Tensor: # Logits [B,U,V]
     "Logits of every target token given its source and the tokens before it"
     if backbone.causal: return extend(backbone, memory, tgt_BU, rows, segment_BU)
-    tgt_BU = tgt_BU.to(backbone.device); mask = None
+    tgt_BU = tgt_BU.to(backbone.device)
+    mask = None
     if rows is not None: memory = memory[rows]
     if segment_BU is not None:
-        if not backbone.relative: raise UserError(f'several targets in one row need a backbone with relative positions, and {backbone.name} has absolute ones')
-        segment_BU = segment_BU.to(backbone.device); mask = segment_mask(segment_BU)
+        if not backbone.relative:
+            raise UserError(
+                f'several targets in one row need a backbone with relative positions, and {backbone.name} has absolute ones')
+        segment_BU = segment_BU.to(backbone.device)
+        mask = segment_mask(segment_BU)
     with autocast(backbone), deep_prompt(backbone, memory.rows_BPX):
-        return backbone.model(encoder_outputs=(memory.states_BTD,), attention_mask=memory.mask_BT, decoder_attention_mask=mask,
+        return backbone.model(
+            encoder_outputs=(memory.states_BTD,), attention_mask=memory.mask_BT, decoder_attention_mask=mask,
             decoder_input_ids=shift_right(backbone, tgt_BU, segment_BU), use_cache=False).logits
 
 def forward(backbone, batch, prompt=None)->Tensor: # Logits [B,U,V]
@@ -99,8 +114,10 @@ def sequence_nll(
     tgt_mask_BU:Tensor # 1 where a token counts
 )->Tensor: # [B,U] in fp32, 0 at padding
     "Negative log-probability of every target token"
-    B,U,V = logits_BUV.shape; tgt_BU,tgt_mask_BU = tgt_BU.to(logits_BUV.device),tgt_mask_BU.to(logits_BUV.device)
-    return F.cross_entropy(logits_BUV.float().reshape(B*U, V), tgt_BU.reshape(B*U), reduction='none').view(B,U)*tgt_mask_BU
+    B,U,V = logits_BUV.shape
+    tgt_BU,tgt_mask_BU = tgt_BU.to(logits_BUV.device),tgt_mask_BU.to(logits_BUV.device)
+    return F.cross_entropy(
+        logits_BUV.float().reshape(B*U, V), tgt_BU.reshape(B*U), reduction='none').view(B,U)*tgt_mask_BU
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #258fabe6
 def _need(ok, what):
@@ -111,19 +128,24 @@ def check_prompt(
     backbone # A `Backbone` in evaluation mode without dropout
 ):
     "Fail unless `make()` follows the contract that tuning, pretraining and ranking rely on"
-    a,b = make(),make(); backbone = freeze(backbone.clone())
+    a,b = make(),make()
+    backbone = freeze(backbone.clone())
     _need(a.kind in PROMPTS, f'kind must be one of {list(PROMPTS)}, got {a.kind!r}')
-    _need(all(torch.equal(x,y) for x,y in zip(a.parameters(), b.parameters())), 'two fresh prompts differ: the start is not seeded')
-    batch = _check_batch(backbone, len(a)); logits = forward(backbone, batch, a)
+    _need(all(torch.equal(x,y) for x,y in zip(a.parameters(), b.parameters())),
+          'two fresh prompts differ: the start is not seeded')
+    batch = _check_batch(backbone, len(a))
+    logits = forward(backbone, batch, a)
     _need(logits.shape==forward(backbone, batch).shape, 'a prompt must not change the shape of the logits')
     _need(bool(logits.isfinite().all()), 'a fresh prompt gives logits that are not finite')
-    _need(not any(getattr(s, 'prompt_kv', None) is not None for s in backbone.slots), 'the prompt stays in the backbone after the call')
+    _need(not any(getattr(s, 'prompt_kv', None) is not None for s in backbone.slots),
+          'the prompt stays in the backbone after the call')
     _check_gradient(a, backbone, batch)
     _check_rows(a, backbone, batch, logits)
 
 def _check_batch(backbone, n:int)->Batch:
     "Four short examples of unequal length over prompts 0..n-1"
-    top = min(backbone.vocab, 30); ids = lambda k,s: [3+(i*s)%(top-3) for i in range(1,k+1)]+[1]
+    top = min(backbone.vocab, 30)
+    ids = lambda k,s: [3+(i*s)%(top-3) for i in range(1,k+1)]+[1]
     return make_batch([(ids(5-i,i+2), ids(1+i%3,i+3)) for i in range(4)], index=[i%n for i in range(4)])
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #47a7b257
@@ -131,9 +153,11 @@ def _check_gradient(prompt, backbone, batch):
     "All of the prompt learns, and nothing but the prompt"
     params = list(prompt.parameters())
     if not params: return
-    prompt.zero_grad(); sequence_nll(forward(backbone, batch, prompt), batch.tgt_BU, batch.tgt_mask_BU).sum().backward()
+    prompt.zero_grad()
+    sequence_nll(forward(backbone, batch, prompt), batch.tgt_BU, batch.tgt_mask_BU).sum().backward()
     used = sorted(set(batch.index_B.tolist()))
-    _need(all(p.grad is not None and p.grad.dtype==torch.float32 for p in params), 'no fp32 gradient reaches the prompt')
+    _need(all(p.grad is not None and p.grad.dtype==torch.float32 for p in params),
+          'no fp32 gradient reaches the prompt')
     _need(all(bool((p.grad[used]!=0).all()) for p in params if p.numel()), 'parts of the prompt get no gradient')
     _need(all(p.grad is None for p in backbone.model.parameters()), 'a gradient reaches the frozen backbone')
 
@@ -141,7 +165,11 @@ def _check_rows(prompt, backbone, batch, logits):
     "Row i of a bank is prompt i, whether picked by index, selected or repeated"
     one = lambda i: batch[torch.tensor([i])]
     for i,row in enumerate(batch.index_B.tolist()):
-        alone = one(i); alone.index_B = torch.zeros_like(alone.index_B)
-        _need(torch.allclose(forward(backbone, alone, prompt.select([row])), logits[i:i+1], atol=1e-4), f'example {i} does not get prompt {row}')
-    again = prompt.select([0]).repeat(3); alone = one(0); alone.index_B = torch.full_like(alone.index_B, 2 if len(again)>1 else 0)
+        alone = one(i)
+        alone.index_B = torch.zeros_like(alone.index_B)
+        _need(torch.allclose(forward(backbone, alone, prompt.select([row])), logits[i:i+1], atol=1e-4),
+              f'example {i} does not get prompt {row}')
+    again = prompt.select([0]).repeat(3)
+    alone = one(0)
+    alone.index_B = torch.full_like(alone.index_B, 2 if len(again)>1 else 0)
     _need(torch.allclose(forward(backbone, alone, again), logits[:1], atol=1e-4), 'repeat does not copy the prompt')

@@ -21,7 +21,8 @@ def word_ids(
     first:int|None=None # Only among this many first ids; None for all
 )->list[int]:
     "Ids that stand for text: no padding, end, unknown or sentinel, no unused rows at the end of the table"
-    t = backbone.tokenizer; special = set(t.all_special_ids)
+    t = backbone.tokenizer
+    special = set(t.all_special_ids)
     return [i for i in range(min(first or len(t), len(t), backbone.vocab)) if i not in special]
 
 def sample_words(
@@ -32,7 +33,9 @@ def sample_words(
 )->list[int]:
     "`length` distinct words drawn at random; a vocabulary that is too small is used again from the start"
     ids = word_ids(backbone, first)
-    if not ids: raise UserError(f'the tokenizer of {backbone.name} must have words to start a prompt from, and it has only special tokens')
+    if not ids:
+        raise UserError(
+            f'the tokenizer of {backbone.name} must have words to start a prompt from, and it has only special tokens')
     order = torch.randperm(len(ids), generator=_generator('words', seed)).tolist()
     return [ids[order[i%len(order)]] for i in range(length)]
 
@@ -51,7 +54,8 @@ def text_ids(
 @torch.no_grad()
 def shallow_from_ids(backbone, ids:list[int])->Tensor: # [P,D]
     "The rows of the input table: the same as typing those tokens"
-    return backbone.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=backbone.device)).float().cpu()
+    return backbone.model.get_input_embeddings()(
+        torch.tensor(ids, dtype=torch.long, device=backbone.device)).float().cpu()
 
 @torch.no_grad()
 def deep_from_ids(backbone, ids:list[int])->Tensor: # [P,X]
@@ -62,7 +66,8 @@ def deep_from_ids(backbone, ids:list[int])->Tensor: # [P,X]
     try:
         for s,slot in enumerate(backbone.slots):
             for j,names in enumerate((('k','k_proj'),('v','v_proj'))):
-                layer = next(getattr(slot,n) for n in names if hasattr(slot,n)); hooks.append(layer.register_forward_hook(keep((s,j))))
+                layer = next(getattr(slot,n) for n in names if hasattr(slot,n))
+                hooks.append(layer.register_forward_hook(keep((s,j))))
         forward(backbone.eval(), make_batch([(ids,ids)]))
     finally:
         for h in hooks: h.remove()
@@ -103,14 +108,19 @@ def _start(kind, backbone, length, init, seed, text)->Tensor:
     "One prompt's numbers, [P,D] or [P,X]"
     X = prompt_size(kind, backbone)
     if init=='zeros' or not length: return torch.zeros(length, X)
-    if init in ('normal','small') or (init,kind)==('paper','deep'): return (SMALL if init=='small' else 1)*torch.randn(length, X, generator=_generator(kind, 'normal', seed))
-    ids = text_ids(backbone, text, length) if init=='text' else sample_words(backbone, length, first=5000 if init=='paper' else None, seed=seed)
+    if init in ('normal','small') or (init,kind)==('paper','deep'):
+        return (SMALL if init=='small' else 1)*torch.randn(length, X, generator=_generator(kind, 'normal', seed))
+    ids = text_ids(backbone, text, length) if init=='text' else sample_words(
+        backbone, length, first=5000 if init=='paper' else None, seed=seed)
     return dict(shallow=shallow_from_ids, deep=deep_from_ids)[kind](backbone, ids)
 
 def _from_prompt(kind, backbone, other, length, n):
     "A copy of another prompt, as a bank of n"
     X = prompt_size(kind, backbone)
-    if other.kind!=kind: raise UserError(f'a {kind} prompt cannot start from a {other.kind} one; choose an init from {list(INITS)} or a {kind} prompt')
-    if tuple(other.table.shape[1:])!=(length, X): raise UserError(f'the prompt to start from must be {length} x {X}, got {other.length} x {other.table.shape[2]}')
+    if other.kind!=kind:
+        raise UserError(
+            f'a {kind} prompt cannot start from a {other.kind} one; choose an init from {list(INITS)} or a {kind} prompt')
+    if tuple(other.table.shape[1:])!=(length, X):
+        raise UserError(f'the prompt to start from must be {length} x {X}, got {other.length} x {other.table.shape[2]}')
     if len(other) not in (1,n): raise UserError(f'the prompt to start from must be one prompt or {n}, got {len(other)}')
     return other.repeat(n) if len(other)==1 else other.select(range(n))

@@ -26,11 +26,21 @@ def nearest_words(
     k:int=5 # Words per vector
 )->pd.DataFrame: # position, norm, of_words (norm over the median norm of words), cosine and euclidean: lists of (word, value), nearest first
     "Words of the vocabulary nearest to every vector of a prompt"
-    if getattr(prompt, 'kind', 'none')!='shallow': raise UserError(f'nearest words need a shallow prompt: only its vectors live among the words; got {getattr(prompt, "kind", "none")!r}')
-    ids = torch.tensor(word_ids(backbone)); table_VD = backbone.model.get_input_embeddings().weight.detach().float().cpu()[ids]; rows_PD = prompt.table[index].detach().float().cpu(); k = min(k, len(ids))
-    cos_PV = F.normalize(rows_PD, dim=-1)@F.normalize(table_VD, dim=-1).T; far_PV = torch.cdist(rows_PD, table_VD, compute_mode='donot_use_mm_for_euclid_dist'); usual = table_VD.norm(dim=-1).median()
+    if getattr(prompt, 'kind', 'none')!='shallow':
+        raise UserError(
+            f'nearest words need a shallow prompt: only its vectors live among the words; got {getattr(prompt, "kind", "none")!r}')
+    ids = torch.tensor(word_ids(backbone))
+    table_VD = backbone.model.get_input_embeddings().weight.detach().float().cpu()[ids]
+    rows_PD = prompt.table[index].detach().float().cpu()
+    k = min(k, len(ids))
+    cos_PV = F.normalize(rows_PD, dim=-1)@F.normalize(table_VD, dim=-1).T
+    far_PV = torch.cdist(rows_PD, table_VD, compute_mode='donot_use_mm_for_euclid_dist')
+    usual = table_VD.norm(dim=-1).median()
     best = lambda t: [[(_word(backbone.tokenizer, ids[i]), float(v)) for v,i in zip(*pair)] for pair in zip(*t)]
-    return pd.DataFrame(dict(position=range(len(rows_PD)), norm=rows_PD.norm(dim=-1).numpy(), of_words=(rows_PD.norm(dim=-1)/usual).numpy(), cosine=best(cos_PV.topk(k)), euclidean=best(far_PV.topk(k, largest=False))))
+    return pd.DataFrame(
+        dict(position=range(len(rows_PD)), norm=rows_PD.norm(dim=-1).numpy(),
+             of_words=(rows_PD.norm(dim=-1)/usual).numpy(), cosine=best(cos_PV.topk(k)),
+             euclidean=best(far_PV.topk(k, largest=False))))
 
 # %% ../../nbs/50_prompt/07_neighbours.ipynb #33e7d556
 def deep_norms(
@@ -39,8 +49,10 @@ def deep_norms(
     index:int=0 # Which prompt of a bank
 )->pd.DataFrame: # slot, keys, values: mean norm of a head's vector
     "How large the keys and values of a deep prompt are in every slot"
-    if getattr(prompt, 'kind', 'none')!='deep': raise UserError(f'norms per slot need a deep prompt, got {getattr(prompt, "kind", "none")!r}')
-    S,H,K = len(backbone.slots),backbone.heads,backbone.head_dim; n_SJ = prompt.table[index].detach().float().cpu().view(-1,S,2,H,K).norm(dim=-1).mean((0,3))
+    if getattr(prompt, 'kind', 'none')!='deep':
+        raise UserError(f'norms per slot need a deep prompt, got {getattr(prompt, "kind", "none")!r}')
+    S,H,K = len(backbone.slots),backbone.heads,backbone.head_dim
+    n_SJ = prompt.table[index].detach().float().cpu().view(-1,S,2,H,K).norm(dim=-1).mean((0,3))
     return pd.DataFrame(dict(slot=slot_names(backbone), keys=n_SJ[:,0].numpy(), values=n_SJ[:,1].numpy()))
 
 # %% ../../nbs/50_prompt/07_neighbours.ipynb #f14f19ae
@@ -48,18 +60,28 @@ def prompt_map(
     prompts:list # Prompts or banks of one kind and size; a bank counts as its rows
 )->tuple[np.ndarray,np.ndarray]: # Places [N,2]; share of the variance each axis shows [2]
     "Principal components of prompts, all numbers of a prompt taken as one vector"
-    tables = [p.table.detach().float().cpu().flatten(1) for p in prompts]; shapes = {t.shape[1] for t in tables}
+    tables = [p.table.detach().float().cpu().flatten(1) for p in prompts]
+    shapes = {t.shape[1] for t in tables}
     if len(shapes)!=1: raise UserError(f'a map needs prompts of one kind and length, got {sorted(shapes)} numbers each')
-    x = torch.cat(tables).double(); x = x-x.mean(0); u,s,_ = torch.linalg.svd(x, full_matrices=False); total = s.square().sum().clamp(min=1e-300)
-    place = torch.zeros(len(x), 2, dtype=torch.float64); m = min(2, len(s)); place[:,:m] = u[:,:m]*s[:m]
-    sign = torch.sign(place.gather(0, place.abs().argmax(0, keepdim=True))); share = torch.zeros(2, dtype=torch.float64); share[:m] = s[:m].square()/total
+    x = torch.cat(tables).double()
+    x = x-x.mean(0)
+    u,s,_ = torch.linalg.svd(x, full_matrices=False)
+    total = s.square().sum().clamp(min=1e-300)
+    place = torch.zeros(len(x), 2, dtype=torch.float64)
+    m = min(2, len(s))
+    place[:,:m] = u[:,:m]*s[:m]
+    sign = torch.sign(place.gather(0, place.abs().argmax(0, keepdim=True)))
+    share = torch.zeros(2, dtype=torch.float64)
+    share[:m] = s[:m].square()/total
     return (place*torch.where(sign==0, 1., sign)).numpy(),share.numpy()
 
 # %% ../../nbs/50_prompt/07_neighbours.ipynb #a38e8072
 def slot_names(backbone)->list[str]:
     "What every attention slot is: 'encoder 0', 'decoder 0', 'cross 0' ..."
     if backbone.causal: return [f'decoder {i}' for i in range(len(backbone.slots))]
-    inside = {id(m) for m in backbone.model.get_encoder().modules()}; n = sum(id(s) in inside for s in backbone.slots); half = (len(backbone.slots)-n)//2
+    inside = {id(m) for m in backbone.model.get_encoder().modules()}
+    n = sum(id(s) in inside for s in backbone.slots)
+    half = (len(backbone.slots)-n)//2
     return [f'encoder {i}' for i in range(n)]+[f'decoder {i}' for i in range(half)]+[f'cross {i}' for i in range(half)]
 
 @contextlib.contextmanager
@@ -68,15 +90,22 @@ def _watched(backbone, keep):
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
     def look(module, query, key, value, attention_mask, scaling=None, dropout=0., position_bias=None, **more):
-        kv = getattr(module, 'prompt_kv', None); P = 0 if kv is None else kv[0].shape[2]
+        kv = getattr(module, 'prompt_kv', None)
+        P = 0 if kv is None else kv[0].shape[2]
         if P: key,value = (torch.cat([p.to(t.dtype), t], 2) for p,t in zip(kv, (key,value)))
-        if query.shape[1]!=key.shape[1]: key,value = (t.repeat_interleave(query.shape[1]//t.shape[1], 1) for t in (key,value))
+        if query.shape[1]!=key.shape[1]:
+            key,value = (t.repeat_interleave(query.shape[1]//t.shape[1], 1) for t in (key,value))
         score = query@key.transpose(2,3)*(query.shape[-1]**-.5 if scaling is None else scaling)
         for bias in (position_bias, attention_mask):
             if bias is not None: score = score+F.pad(bias, (P,0))
-        weight = score.float().softmax(-1); keep(module, weight, score>-1e8); return (weight.to(value.dtype)@value).transpose(1,2).contiguous(),weight
-    AttentionInterface.register('promptbench_watched', look); AttentionMaskInterface.register('promptbench_watched', AttentionMaskInterface()[ATTENTION])
-    try: use_attention(backbone.model, 'promptbench_watched'); yield
+        weight = score.float().softmax(-1)
+        keep(module, weight, score>-1e8)
+        return (weight.to(value.dtype)@value).transpose(1,2).contiguous(),weight
+    AttentionInterface.register('promptbench_watched', look)
+    AttentionMaskInterface.register('promptbench_watched', AttentionMaskInterface()[ATTENTION])
+    try:
+        use_attention(backbone.model, 'promptbench_watched')
+        yield
     finally: use_attention(backbone.model)
 
 @torch.no_grad()
@@ -88,15 +117,31 @@ def attention_mass(
     max_source:int=768, max_target:int=192 # Tokens kept
 )->pd.DataFrame: # slot, its place and layer, head, mass (share of the attention of text positions that goes to the prompt), fair (the prompt's share of what they can see); slots that cannot see it are left out
     "How much every head looks at the prompt, averaged over the positions of the text"
-    if getattr(prompt, 'kind', 'none') not in ('shallow','deep') or not prompt.length: raise UserError('attention on a prompt needs a shallow or deep prompt of at least one position')
-    pairs = backbone.pairs(list(examples), max_source=max_source, max_target=max_target); batch = make_batch(pairs, [index]*len(pairs)).to(backbone.device); P,deep = prompt.length,prompt.kind=='deep'; names = slot_names(backbone); of,out = {id(s):n for s,n in zip(backbone.slots, names)},{}
+    if getattr(prompt, 'kind', 'none') not in ('shallow','deep') or not prompt.length:
+        raise UserError('attention on a prompt needs a shallow or deep prompt of at least one position')
+    pairs = backbone.pairs(list(examples), max_source=max_source, max_target=max_target)
+    batch = make_batch(pairs, [index]*len(pairs)).to(backbone.device)
+    P,deep = prompt.length,prompt.kind=='deep'
+    names = slot_names(backbone)
+    of,out = {id(s):n for s,n in zip(backbone.slots, names)},{}
     def keep(module, weight_BHTS, visible_BHTS):
-        name = of.get(id(module)); kind = (name or ' ').split()[0]
+        name = of.get(id(module))
+        kind = (name or ' ').split()[0]
         if name is None or name in out or (kind=='decoder' and not deep and not backbone.causal): return
-        own = kind=='encoder' or backbone.causal; first = P if own and not deep else 0; text = (batch.src_mask_BT if own else batch.tgt_mask_BU).to(weight_BHTS); text = text/text.sum(); rows = slice(first, first+text.shape[1])
-        out[name] = (weight_BHTS[:,:,rows,:P].sum(-1)*text[:,None]).sum((0,2)), float((P/visible_BHTS[:,0,rows].sum(-1)*text).sum())
-    was = backbone.model.training; backbone.eval()
+        own = kind=='encoder' or backbone.causal
+        first = P if own and not deep else 0
+        text = (batch.src_mask_BT if own else batch.tgt_mask_BU).to(weight_BHTS)
+        text = text/text.sum()
+        rows = slice(first, first+text.shape[1])
+        out[name] = (weight_BHTS[:,:,rows,:P].sum(-1)*text[:,None]).sum((0,2)), float(
+            (P/visible_BHTS[:,0,rows].sum(-1)*text).sum())
+    was = backbone.model.training
+    backbone.eval()
     try:
         with _watched(backbone, keep): forward(backbone, batch, prompt)
     finally: backbone.train(was)
-    return pd.DataFrame([dict(slot=n, place=n.split()[0], layer=int(n.split()[1]), head=h, mass=float(m), fair=out[n][1]) for n in names if n in out for h,m in enumerate(out[n][0])])
+    return pd.DataFrame(
+        [dict(slot=n, place=n.split()[0], layer=int(n.split()[1]), head=h, mass=float(m), fair=out[n][1])
+         for n in names
+         if n in out
+         for h,m in enumerate(out[n][0])])

@@ -21,43 +21,63 @@ def _parts(backbone, batch, prompt):
     "The shallow and the deep prompt of every example, as far as there are any"
     kind = one_of('prompt', 'none' if prompt is None else prompt.kind, ['none','shallow','deep'])
     rows = None if kind=='none' else prompt.rows(batch.index_B)
-    if kind=='shallow' and rows.shape[-1]!=backbone.dim: raise UserError(f'a shallow prompt for {backbone.name} must be {backbone.dim} wide, got {rows.shape[-1]}; it was made for another backbone')
+    if kind=='shallow' and rows.shape[-1]!=backbone.dim:
+        raise UserError(
+            f'a shallow prompt for {backbone.name} must be {backbone.dim} wide, got {rows.shape[-1]}; it was made for another backbone')
     return (rows if kind=='shallow' else None),(rows if kind=='deep' else None)
 
 def _embedded(backbone, ids_T, soft_BPD, len_B):
     "Embedded ids with each example's prompt before it, as a batch of one row, and the new lengths"
     x_TD = backbone.model.get_input_embeddings()(ids_T)
-    if soft_BPD is not None: x_TD = before_each(soft_BPD.to(x_TD.dtype), x_TD, len_B); len_B = len_B+soft_BPD.shape[1]
+    if soft_BPD is not None:
+        x_TD = before_each(soft_BPD.to(x_TD.dtype), x_TD, len_B)
+        len_B = len_B+soft_BPD.shape[1]
     return x_TD[None],len_B
 
 def _two_stacks(backbone, batch, prompt, way):
     "A packed row through encoder and decoder; the model's output"
-    if not backbone.relative: raise UserError(f'packed rows need a backbone that knows positions as distances, or one without an encoder; {backbone.name} has absolute ones. Train it with packed=False')
-    soft_BPD,deep_BPX = _parts(backbone, batch, prompt); u_B = batch.tgt_len_B; open_ = batch.src_T.new_zeros(1,1,1,1)
-    x,t_B = _embedded(backbone, batch.src_T, soft_BPD, batch.src_len_B); cut = dict(way=way)
-    n = sum(map(is_slot, backbone.model.get_encoder().modules())); m = (len(backbone.slots)-n)//2
+    if not backbone.relative:
+        raise UserError('packed rows need a backbone that knows positions as distances, or one without an encoder; '
+                        f'{backbone.name} has absolute ones. Train it with packed=False')
+    soft_BPD,deep_BPX = _parts(backbone, batch, prompt)
+    u_B = batch.tgt_len_B
+    open_ = batch.src_T.new_zeros(1,1,1,1)
+    x,t_B = _embedded(backbone, batch.src_T, soft_BPD, batch.src_len_B)
+    cut = dict(way=way)
+    n = sum(map(is_slot, backbone.model.get_encoder().modules()))
+    m = (len(backbone.slots)-n)//2
     cuts = [Segments(t_B, t_B, **cut)]*n+[Segments(u_B, u_B, causal=True, **cut)]*m+[Segments(u_B, t_B, **cut)]*m
     with segmented(backbone.slots, cuts), deep_prompt(backbone, deep_BPX):
         states = backbone.model.get_encoder()(inputs_embeds=x, attention_mask=open_.to(x.dtype))[0]
-        return backbone.model(encoder_outputs=(states,), attention_mask=open_.to(x.dtype), decoder_attention_mask=open_.to(x.dtype), use_cache=False,
+        return backbone.model(
+            encoder_outputs=(states,), attention_mask=open_.to(x.dtype), decoder_attention_mask=open_.to(x.dtype),
+            use_cache=False,
             decoder_input_ids=shift_right(backbone, batch.tgt_U[None], spans(u_B)[0][None].to(batch.tgt_U.device)))
 
 # %% ../../nbs/50_prompt/03_packed.ipynb #c2ce3dec
 def _one_stack(backbone, batch, prompt, way):
     "A packed row through a decoder-only model: each example is its prompt, its source and its target without the last id"
-    soft_BPD,deep_BPX = _parts(backbone, batch, prompt); s_B,u_B = batch.src_len_B,batch.tgt_len_B; dev = batch.src_T.device
-    owner,place = spans(s_B+u_B-1); first_B = lambda n_B: n_B.cumsum(0)-n_B
+    soft_BPD,deep_BPX = _parts(backbone, batch, prompt)
+    s_B,u_B = batch.src_len_B,batch.tgt_len_B
+    dev = batch.src_T.device
+    owner,place = spans(s_B+u_B-1)
+    first_B = lambda n_B: n_B.cumsum(0)-n_B
     at = torch.where(place<s_B[owner], first_B(s_B)[owner]+place, len(batch.src_T)+first_B(u_B)[owner]+place-s_B[owner])
     x,n_B = _embedded(backbone, torch.cat([batch.src_T, batch.tgt_U])[at.to(dev)], soft_BPD, s_B+u_B-1)
     position = spans(n_B)[1]+(0 if deep_BPX is None else deep_BPX.shape[1])
-    if int(position.max())>=_longest(backbone): raise UserError(f'{backbone.name} looks back {_longest(backbone)} positions, and a text of {int(position.max())+1} came (prompt included); cut it with max_source or max_target')
+    if int(position.max())>=_longest(backbone):
+        raise UserError(f'{backbone.name} looks back {_longest(backbone)} positions, and a text of '
+                        f'{int(position.max())+1} came (prompt included); cut it with max_source or max_target')
     cut = Segments(n_B, n_B, causal=True, way=way)
     with segmented(backbone.slots, [cut]*len(backbone.slots)), deep_prompt(backbone, deep_BPX):
-        return backbone.model(inputs_embeds=x, attention_mask=x.new_zeros(1,1,1,1), position_ids=position[None].to(dev), use_cache=False)
+        return backbone.model(inputs_embeds=x, attention_mask=x.new_zeros(1,1,1,1),
+                              position_ids=position[None].to(dev), use_cache=False)
 
 def _said_at(batch, P:int)->Tensor: # [N]
     "The position of a decoder-only row that says each target token: the one before it"
-    s_B,u_B = batch.src_len_B+P,batch.tgt_len_B; owner,place = spans(u_B); n_B = s_B+u_B-1
+    s_B,u_B = batch.src_len_B+P,batch.tgt_len_B
+    owner,place = spans(u_B)
+    n_B = s_B+u_B-1
     return (n_B.cumsum(0)-n_B+s_B-1)[owner]+place
 
 # %% ../../nbs/50_prompt/03_packed.ipynb #161edc9f
@@ -65,12 +85,15 @@ CHUNK = 2**26 # Most logits at a time
 
 def _head_nll(backbone, run, pick, ids_N)->Tensor: # [N], fp32
     "Negative log-probability of every id, from the states that `pick` chooses of those before the output layer"
-    n = max(1, CHUNK//backbone.vocab); c = backbone.model.config
+    n = max(1, CHUNK//backbone.vocab)
+    c = backbone.model.config
     if len(ids_N)<=n or getattr(c, 'final_logit_softcapping', None):
         with head_input(backbone, pick): logits = run().logits
         return F.cross_entropy(logits.float().reshape(len(ids_N), -1), ids_N, reduction='none')
     seen = []
-    def keep(h): seen.append(pick(h)); return h[:,:0]
+    def keep(h):
+        seen.append(pick(h))
+        return h[:,:0]
     with head_input(backbone, keep): run()
     return torch.cat([_chunk(backbone, x, y) for x,y in zip(seen[0].reshape(len(ids_N), -1).split(n), ids_N.split(n))])
 
@@ -92,12 +115,22 @@ def target_nll(
     "Negative log-probability of every target token"
     batch = batch.to(backbone.device)
     if isinstance(batch, Packed):
-        run = _one_stack if backbone.causal else _two_stacks; pick = lambda h: h
-        if backbone.causal: at = _said_at(batch, prompt.length if prompt is not None and prompt.kind=='shallow' else 0).to(backbone.device); pick = lambda h: h[:,at]
-        with autocast(backbone): return _head_nll(backbone, lambda: run(backbone, batch, prompt, attention), pick, batch.tgt_U)
+        run = _one_stack if backbone.causal else _two_stacks
+        pick = lambda h: h
+        if backbone.causal:
+            at = _said_at(
+                batch, prompt.length if prompt is not None and prompt.kind=='shallow' else 0).to(backbone.device)
+            pick = lambda h: h[:,at]
+        with autocast(backbone):
+            return _head_nll(backbone, lambda: run(backbone, batch, prompt, attention), pick, batch.tgt_U)
     if backbone.causal: return sequence_nll(forward(backbone, batch, prompt), batch.tgt_BU, batch.tgt_mask_BU)
-    real = batch.tgt_mask_BU.bool(); out = torch.zeros(real.shape, device=real.device); memory = encode(backbone, batch, prompt)
-    return out.masked_scatter(real, _head_nll(backbone, lambda: _Logits(decode(backbone, memory, batch.tgt_BU)), lambda h: h[real], batch.tgt_BU[real]))
+    real = batch.tgt_mask_BU.bool()
+    out = torch.zeros(real.shape, device=real.device)
+    memory = encode(backbone, batch, prompt)
+    return out.masked_scatter(
+        real,
+        _head_nll(
+            backbone, lambda: _Logits(decode(backbone, memory, batch.tgt_BU)), lambda h: h[real], batch.tgt_BU[real]))
 
 class _Logits:
     def __init__(self, logits): self.logits = logits

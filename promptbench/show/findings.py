@@ -27,30 +27,51 @@ def corrected(
 def _interval(c, f=signed)->str: return f'{f(c["lo"])} to {f(c["hi"])}'
 
 _PAIR = 'tuned on 16 examples with a shallow prompt, a model pretrained together with a prompt (T+P) scores'
-_HEAD = dict(holds='Yes, in this study: {pair} {d} points of ARG above one pretrained without (T-only); the {level:.0%} interval is {ci}.',
-             fails='No, in this study: {pair} {d} points of ARG below one pretrained without (T-only); the {level:.0%} interval is {ci}.',
-             undecided='This study cannot say: {pair} {est} points of ARG against one pretrained without (T-only), and the {level:.0%} interval, {ci}, includes 0.')
+_HEAD = dict(
+    holds='Yes, in this study: {pair} {d} points of ARG above one pretrained without (T-only); the {level:.0%} interval is {ci}.',
+    fails='No, in this study: {pair} {d} points of ARG below one pretrained without (T-only); the {level:.0%} interval is {ci}.',
+    undecided='This study cannot say: {pair} {est} points of ARG against one pretrained without (T-only), and the {level:.0%} interval, {ci}, includes 0.')
 
 def headline(
     judged:pd.DataFrame, # From `claims.judge`
     level:float=.95 # Of its intervals
 )->tuple[str,list[str]]: # Verdict on the main comparison, and sentences
     "Answer to the page's question, from intervals only"
-    at = {c['claim']:c for c in judged.to_dict('records')}; main = at.get('C7'); out = []
+    at = {c['claim']:c for c in judged.to_dict('records')}
+    main = at.get('C7')
+    out = []
     verdict = main['verdict'] if main else 'not run'
-    if verdict=='not run': out.append('This study does not answer the question: T+P and T-only were not both tuned on 16 examples with a shallow prompt.')
-    else: out.append(_HEAD[verdict].format(pair=_PAIR, d=plain(abs(main['estimate'])), est=signed(main['estimate']), level=level, ci=_interval(main)))
-    moved = [(m, at[i]) for m,i in (('T-only','C4'),('T+P','C11.MTL')) if at.get(i, {}).get('verdict','not run')!='not run']
-    if moved: out.append('Those 16 examples change '+' and '.join(f'{m} by {signed(c["estimate"])} points ({_interval(c)})' for m,c in moved)+'.')
-    n = judged.verdict.value_counts(); run = len(judged)-n.get('not run',0); strict = corrected(judged, level)
-    if run: out.append(f'Of {run} claims of the paper that could be judged here, {n.get("holds",0)} hold, {n.get("fails",0)} fail and {n.get("undecided",0)} are undecided'
-                       +('.' if strict is None else f'; corrected for their number (Holm), {(strict=="holds").sum()} hold and {(strict=="fails").sum()} fail.'))
+    if verdict=='not run':
+        out.append(
+            'This study does not answer the question: T+P and T-only were not both tuned on 16 examples with a shallow prompt.')
+    else:
+        out.append(
+            _HEAD[verdict].format(pair=_PAIR, d=plain(abs(main['estimate'])), est=signed(main['estimate']),
+                                  level=level, ci=_interval(main)))
+    moved = [(m, at[i])
+             for m,i in (('T-only','C4'),('T+P','C11.MTL'))
+             if at.get(i, {}).get('verdict','not run')!='not run']
+    if moved:
+        out.append(
+            'Those 16 examples change '+' and '.join(f'{m} by {signed(c["estimate"])} points ({_interval(c)})' for m,c in moved)+'.')
+    n = judged.verdict.value_counts()
+    run = len(judged)-n.get('not run',0)
+    strict = corrected(judged, level)
+    if run:
+        out.append(
+            f'Of {run} claims of the paper that could be judged here, {n.get("holds",0)} hold, {n.get("fails",0)} '
+            f'fail and {n.get("undecided",0)} are undecided'
+            +(
+                '.' if strict is None
+                else f'; corrected for their number (Holm), {(strict=="holds").sum()} hold and {(strict=="fails").sum()} fail.'))
     return verdict,out
 
 # %% ../../nbs/30_show/02_findings.ipynb #66632e97
-WHO = {'none':'no continued pretraining (none)', 'P-only':'only the prompt pretrained (P-only)', 'T-only':'only the transformer pretrained (T-only)', 'T+P':'both pretrained together (T+P)',
-       'FOMAML':'both meta-learnt by FOMAML', 'Reptile':'both meta-learnt by Reptile'} # method: what it is
-READING = dict(macro9='what the paper computed', datasets='every dataset alike', templates='what the paper’s text says') # How ARG averages
+WHO = {'none':'no continued pretraining (none)', 'P-only':'only the prompt pretrained (P-only)',
+       'T-only':'only the transformer pretrained (T-only)', 'T+P':'both pretrained together (T+P)',
+       'FOMAML':'both meta-learnt by FOMAML', 'Reptile':'both meta-learnt by Reptile'}  # method: what it is
+# How ARG averages
+READING = dict(macro9='what the paper computed', datasets='every dataset alike', templates='what the paper’s text says')
 
 def brief(
     rows:pd.DataFrame, # Rows of the report
@@ -58,56 +79,104 @@ def brief(
     settings:dict # suite, backbone, by, groups, level, resample, samples
 )->list[tuple[str,str]]: # Heading and sentence
     "The study in five lines: who, on what, how measured, what the intervals cover, how many seeds"
-    methods,seeds,level = list(dict.fromkeys(table.method)),sorted(int(s) for s in rows.seed.unique()),settings.get('level', .95)
-    prompts,ks = [p for p in dict.fromkeys(p for p,_ in settings_of(table))],sorted(int(k) for k in table.shots.unique()); by = settings.get('by', 'macro9')
-    n = sorted(set(rows.n)) if 'n' in rows else []; each = '' if not n else f', {n[0]:,} answers to each' if len(n)==1 else f', {n[0]:,} to {n[-1]:,} answers to each'
-    group = groups_of(rows.dataset.drop_duplicates(), by, settings.get('groups')); unit = 'template' if by=='templates' else 'dataset' if group.nunique()==len(group) else f'one of {group.nunique()} groups of datasets'; over = list(settings.get('resample') or ['instances']+['seeds']*(settings.get('interval_seeds')=='resampled'))
-    return [('Compared', f'{_and([WHO.get(m, m) for m in methods])}; each evaluated with {_and([f"a {p} prompt" if p!="none" else "no prompt" for p in prompts])} after {_and([str(k) for k in ks])} examples per task.'),
-            ('On', f'{settings.get("suite","the suite")} with the backbone {settings.get("backbone","given")}: {plural(rows.groupby(["dataset","template"]).ngroups, "template")} of {plural(rows.dataset.nunique(), "dataset")}{each}.'),
-            ('Measure', f'ARG, average relative gain in points: accuracy over chance, relative to chance, averaged so that every {unit} counts the same (reading “{by}”{", "+READING[by] if by in READING else ""}). 0 is guessing, 100 is twice as good as guessing.'),
-            ('Intervals', f'{level:.0%}, over {_and(over)}{"" if "seeds" in over else " only, not over seeds"}: they were drawn again{" "+format(settings["samples"], ",")+" times" if settings.get("samples") else ""}, the same draw for all templates of a dataset and for both sides of a comparison.'),
+    methods,seeds,level = list(dict.fromkeys(table.method)),sorted(
+        int(s) for s in rows.seed.unique()),settings.get('level', .95)
+    prompts,ks = [
+        p for p in dict.fromkeys(p for p,_ in settings_of(table))],sorted(int(k) for k in table.shots.unique())
+    by = settings.get('by', 'macro9')
+    n = sorted(set(rows.n)) if 'n' in rows else []
+    each = '' if not n else f', {n[0]:,} answers to each' if len(n)==1 else f', {n[0]:,} to {n[-1]:,} answers to each'
+    group = groups_of(rows.dataset.drop_duplicates(), by, settings.get('groups'))
+    unit = (
+        'template' if by=='templates' else 'dataset' if group.nunique()==len(group) else f'one of {group.nunique()} groups of datasets')
+    over = list(settings.get('resample') or ['instances']+['seeds']*(settings.get('interval_seeds')=='resampled'))
+    return [('Compared',
+             f'{_and([WHO.get(m, m) for m in methods])}; each evaluated with '
+             f'{_and([f"a {p} prompt" if p!="none" else "no prompt" for p in prompts])} after '
+             f'{_and([str(k) for k in ks])} examples per task.'),
+            ('On',
+             f'{settings.get("suite","the suite")} with the backbone {settings.get("backbone","given")}: '
+             f'{plural(rows.groupby(["dataset","template"]).ngroups, "template")} of '
+             f'{plural(rows.dataset.nunique(), "dataset")}{each}.'),
+            ('Measure',
+             'ARG, average relative gain in points: accuracy over chance, relative to chance, averaged so that '
+             f'every {unit} counts the same (reading “{by}”{", "+READING[by] if by in READING else ""}). 0 is '
+             'guessing, 100 is twice as good as guessing.'),
+            ('Intervals',
+             f'{level:.0%}, over {_and(over)}{"" if "seeds" in over else " only, not over seeds"}: they were drawn '
+             f'again{" "+format(settings["samples"], ",")+" times" if settings.get("samples") else ""}, the same '
+             'draw for all templates of a dataset and for both sides of a comparison.'),
             *_budget(settings, methods),
-            ('Seeds', f'{len(seeds)} ({", ".join(map(str,seeds))}). '+('Luck in the shots and the start cannot be told from the method.' if len(seeds)==1 else 'Every ARG is a mean over them.'))]
+            ('Seeds',
+             f'{len(seeds)} ({", ".join(map(str,seeds))}). '
+             +(
+                 'Luck in the shots and the start cannot be told from the method.' if len(seeds)==1
+                 else 'Every ARG is a mean over them.'))]
 
-_MATCH = dict(examples='the same number of training examples, as in the paper; their updates and their compute differ', updates='the same number of updates; their examples and their compute differ', flops='the same estimated compute (FLOPs); their examples and updates differ')
+_MATCH = dict(examples='the same number of training examples, as in the paper; their updates and their compute differ',
+              updates='the same number of updates; their examples and their compute differ',
+              flops='the same estimated compute (FLOPs); their examples and updates differ')
 
 def _budget(settings, methods)->list[tuple[str,str]]:
     "What the pretraining runs had in common, if there were several"
-    return [('Budget', f'Continued pretraining gives every method {_MATCH[settings["match"]]}.')] if settings.get('match') in _MATCH and len([m for m in methods if m!='none'])>1 else []
+    return (
+        [('Budget', f'Continued pretraining gives every method {_MATCH[settings["match"]]}.')]
+        if settings.get('match') in _MATCH
+        and len([m for m in methods if m!='none'])>1 else [])
 
 def _and(names)->str: return names[0] if len(names)==1 else ', '.join(names[:-1])+' and '+names[-1]
 
 # %% ../../nbs/30_show/02_findings.ipynb #944aa9ea
 def _best(table:pd.DataFrame)->str|None:
     "The two highest cells of the setting with most shots, and whether their intervals meet"
-    k = table.shots.max(); t = table[table.shots==k].sort_values('arg', ascending=False, kind='stable')
+    k = table.shots.max()
+    t = table[table.shots==k].sort_values('arg', ascending=False, kind='stable')
     if len(t)<2: return None
-    a,b = t.iloc[0],t.iloc[1]; say = lambda c: f'{c.method} with a {c.prompt} prompt ({plain(c["arg"])} [{plain(c.lo)}, {plain(c.hi)}])'
-    return f'After {shots_text(int(k))} {say(a)} is highest, {say(b)} second; their intervals {"do not overlap" if a.lo>b.hi else "overlap"}.'
+    a,b = t.iloc[0],t.iloc[1]
+    say = lambda c: f'{c.method} with a {c.prompt} prompt ({plain(c["arg"])} [{plain(c.lo)}, {plain(c.hi)}])'
+    return (
+        f'After {shots_text(int(k))} {say(a)} is highest, {say(b)} second; their intervals '
+        f'{"do not overlap" if a.lo>b.hi else "overlap"}.')
 
 def _constant(rows:pd.DataFrame, table:pd.DataFrame, how:dict)->str|None:
     "What always giving the commonest answer earns, and what is left of the best cell"
     if not rows.majority.gt(0).all(): return None
-    same = rows.groupby(['method','prompt','shots'], sort=False).ngroup()==0; always = arg_table(rows[same].assign(value=rows.majority[same]), baseline='chance', **how)['arg'].iloc[0]
-    t = arg_table(rows, baseline='majority', **how); b = t.loc[t['arg'].idxmax()]
-    return f'Always giving the commonest answer would itself reach an ARG of {plain(always)}; over that answer the best cell ({b.method}, {prompt_text(b.prompt)}, {shots_text(int(b.shots))}) gains {signed(b["arg"])}.'
+    same = rows.groupby(['method','prompt','shots'], sort=False).ngroup()==0
+    always = arg_table(rows[same].assign(value=rows.majority[same]), baseline='chance', **how)['arg'].iloc[0]
+    t = arg_table(rows, baseline='majority', **how)
+    b = t.loc[t['arg'].idxmax()]
+    return (
+        f'Always giving the commonest answer would itself reach an ARG of {plain(always)}; over that answer the '
+        f'best cell ({b.method}, {prompt_text(b.prompt)}, {shots_text(int(b.shots))}) gains {signed(b["arg"])}.')
 
 def _templates(rows:pd.DataFrame)->str|None:
     "How far apart the templates of one dataset lie"
-    v = rows.groupby(['method','prompt','shots','dataset','template'], sort=False).value.mean(); g = v.groupby(level=[0,1,2,3], sort=False); wide = 100*(g.max()-g.min())
+    v = rows.groupby(['method','prompt','shots','dataset','template'], sort=False).value.mean()
+    g = v.groupby(level=[0,1,2,3], sort=False)
+    wide = 100*(g.max()-g.min())
     if g.size().max()<2: return None
     m,p,k,d = wide.idxmax()
-    return f'The wording matters: templates of one dataset lie {plain(wide.median())} points of accuracy apart in the middle case, {plain(wide.max())} at most ({d}, {m}, {prompt_text(p)}, {shots_text(int(k))}).'
+    return (
+        f'The wording matters: templates of one dataset lie {plain(wide.median())} points of accuracy apart in the '
+        f'middle case, {plain(wide.max())} at most ({d}, {m}, {prompt_text(p)}, {shots_text(int(k))}).')
 
 def _seed_spread(rows:pd.DataFrame, table:pd.DataFrame, how:dict)->str|None:
     "How far apart the seeds of one cell lie, beside the intervals"
     if rows.seed.nunique()<2: return None
-    a = pd.concat([arg_table(g, baseline='chance', **how) for _,g in rows.groupby('seed')]); g = a.groupby(['method','prompt','shots'], sort=False)['arg']; wide = g.max()-g.min(); m,p,k = wide.idxmax()
-    return f'Seeds of one cell lie up to {plain(wide.max())} points of ARG apart ({m}, {prompt_text(p)}, {shots_text(int(k))}; {plain(wide.median())} in the middle case); an interval is {plain((table.hi-table.lo).median())} wide.'
+    a = pd.concat([arg_table(g, baseline='chance', **how) for _,g in rows.groupby('seed')])
+    g = a.groupby(['method','prompt','shots'], sort=False)['arg']
+    wide = g.max()-g.min()
+    m,p,k = wide.idxmax()
+    return (
+        f'Seeds of one cell lie up to {plain(wide.max())} points of ARG apart ({m}, {prompt_text(p)}, '
+        f'{shots_text(int(k))}; {plain(wide.median())} in the middle case); an interval is '
+        f'{plain((table.hi-table.lo).median())} wide.')
 
 def _unlearned(rows:pd.DataFrame)->str|None:
     "Datasets on which no cell beats the commonest answer"
-    d = rows.groupby(['dataset','method','prompt','shots'], sort=False)[['value','majority']].mean(); low = (d.value<=d.majority).groupby(level=0, sort=False).all(); names = list(low[low].index)
+    d = rows.groupby(['dataset','method','prompt','shots'], sort=False)[['value','majority']].mean()
+    low = (d.value<=d.majority).groupby(level=0, sort=False).all()
+    names = list(low[low].index)
     return f'No method beats the commonest answer on {_and(names)}.' if names else None
 
 def findings(
@@ -115,18 +184,25 @@ def findings(
     settings:dict # As in `brief`
 )->list[str]: # Sentences
     "What came out beyond the headline, each sentence from the numbers; what the data cannot show is left out"
-    how = dict(by=settings.get('by','macro9'), groups=settings.get('groups')); more = headline(judged, settings.get('level', .95))[1][1:]
-    return [x for x in [*more, _best(table), _constant(rows, table, how), _templates(rows), _seed_spread(rows, table, how), _unlearned(rows)] if x]
+    how = dict(by=settings.get('by','macro9'), groups=settings.get('groups'))
+    more = headline(judged, settings.get('level', .95))[1][1:]
+    return [x
+            for x
+            in [*more, _best(table), _constant(rows, table, how), _templates(rows), _seed_spread(rows, table, how),
+                _unlearned(rows)]
+            if x]
 
 # %% ../../nbs/30_show/02_findings.ipynb #987d77f1
 BUDGET = ('updates','examples','tokens','flops','seconds')
 
 def _cost(card:dict)->dict:
     "One card flat: what it says of itself, of its `job` and under `budget`; a tuning run's updates and examples from its settings"
-    c = dict(card)|dict(card.get('job') or {})|dict(card.get('budget') or {}); t,shots = c.get('tune'),c.get('shots')
+    c = dict(card)|dict(card.get('job') or {})|dict(card.get('budget') or {})
+    t,shots = c.get('tune'),c.get('shots')
     if shots==0: c['stage'] = 'rank'
     elif isinstance(t, dict) and 'steps' in t:
-        c = dict(stage=f'tune on {shots}, rank', updates=t['steps'], examples=t['steps']*shots*c.get('tasks',1))|{k:v for k,v in c.items() if k!='stage'}
+        c = dict(stage=f'tune on {shots}, rank', updates=t['steps'],
+                 examples=t['steps']*shots*c.get('tasks',1))|{k:v for k,v in c.items() if k!='stage'}
     return {k:c.get(k) for k in ('stage','method','prompt','seed')+BUDGET}
 
 def budgets(
@@ -136,7 +212,8 @@ def budgets(
     d = pd.DataFrame([_cost(c) for c in cards], columns=['stage','method','prompt','seed',*BUDGET])
     for c in ('stage','method','prompt'): d[c] = d[c].fillna('–').astype(str)
     for c in BUDGET: d[c] = pd.to_numeric(d[c], errors='coerce')
-    return d.groupby(['stage','method','prompt'], sort=False).agg(runs=('seed','size'), **{c:(c,'mean') for c in BUDGET}).reset_index()
+    return d.groupby(['stage','method','prompt'], sort=False).agg(
+        runs=('seed','size'), **{c:(c,'mean') for c in BUDGET}).reset_index()
 
 # %% ../../nbs/30_show/02_findings.ipynb #57b1508b
 def caveats(
@@ -144,18 +221,31 @@ def caveats(
     rows:pd.DataFrame # Rows of the report
 )->list[str]: # Sentences
     "Limits of the study a reader must know, from its settings"
-    seeds,level = sorted(int(s) for s in rows.seed.unique()),settings.get('level', .95); out = []
+    seeds,level = sorted(int(s) for s in rows.seed.unique()),settings.get('level', .95)
+    out = []
     if settings.get('suite')=='microworld':
-        out.append('Toy scale: a model of a few million parameters in a synthetic world with a closed vocabulary. Directions may carry over to real models; sizes of effects do not.')
-    elif embedded(settings.get('backbone')): out.append(f'The backbone {settings["backbone"]} has read nothing but the microworld. On other texts, numbers near chance are what to expect; they say that the pipeline works, not what prompts are worth.')
-    if 'seeds' in (settings.get('resample') or ()) or settings.get('interval_seeds')=='resampled': covers = 'instances and other seeds'
+        out.append('Toy scale: a model of a few million parameters in a synthetic world with a closed vocabulary. '
+                   'Directions may carry over to real models; sizes of effects do not.')
+    elif embedded(settings.get('backbone')):
+        out.append(
+            f'The backbone {settings["backbone"]} has read nothing but the microworld. On other texts, numbers near '
+            'chance are what to expect; they say that the pipeline works, not what prompts are worth.')
+    if 'seeds' in (settings.get('resample') or ()) or settings.get('interval_seeds')=='resampled':
+        covers = 'instances and other seeds'
     else: covers = 'instances of the same datasets. They do not cover new seeds, new templates or new datasets'
     out.append(f'The intervals ({level:.0%}) say how the numbers would vary with other {covers}.')
-    luck = 'With one seed, luck in the shots and the start cannot be told from the method.' if len(seeds)==1 else 'ARG is the mean over them; how far apart they lie is listed under Table 1.'
+    luck = (
+        'With one seed, luck in the shots and the start cannot be told from the method.' if len(seeds)==1
+        else 'ARG is the mean over them; how far apart they lie is listed under Table 1.')
     out.append(f'{len(seeds)} seed{"s"*(len(seeds)!=1)} ({", ".join(map(str,seeds))}). {luck}')
-    if settings.get('holm'): out.append('A first verdict looks at its own claim alone. The corrected one (Holm) allows for their number; it is the one to quote for the list as a whole.')
-    else: out.append('Verdicts are one by one and not corrected for their number: among twenty claims with no truth in them, about one would pass.')
-    out.append('Gains are over guessing. Where one answer is commoner than others, always giving it is a gain too; the figures mark what that would reach.')
+    if settings.get('holm'):
+        out.append('A first verdict looks at its own claim alone. The corrected one (Holm) allows for their number; '
+                   'it is the one to quote for the list as a whole.')
+    else:
+        out.append('Verdicts are one by one and not corrected for their number: among twenty claims with no truth '
+                   'in them, about one would pass.')
+    out.append('Gains are over guessing. Where one answer is commoner than others, always giving it is a gain too; '
+               'the figures mark what that would reach.')
     return out
 
 # %% ../../nbs/30_show/02_findings.ipynb #5955cbf8
@@ -166,14 +256,20 @@ def table_cells(
     paper:pd.DataFrame|None # From `claims.paper_table1`
 )->tuple[list,list]: # Settings (prompt, shots); lines (method, one dict per setting, empty if not run)
     "Table 1 as the page shows it: our number and interval, the paper's two beneath; the best of a column marked"
-    cols = settings_of(table); ours = {(t['method'],t['prompt'],t['shots']):t for t in table.to_dict('records')}
+    cols = settings_of(table)
+    ours = {(t['method'],t['prompt'],t['shots']):t for t in table.to_dict('records')}
     theirs = {} if paper is None else {(t['method'],t['prompt'],t['shots']):t for t in paper.to_dict('records')}
-    top = {c:max(t['arg'] for k,t in ours.items() if k[1:]==c) for c in cols}; lines = []
+    top = {c:max(t['arg'] for k,t in ours.items() if k[1:]==c) for c in cols}
+    lines = []
     for m in dict.fromkeys(table.method):
         line = []
         for c in cols:
-            t,p = ours.get((m,*c)),theirs.get((m,*c)); has = p is not None and not (pd.isna(p['T5-Large']) and pd.isna(p['T5-XL']))
-            line.append(dict(arg=plain(t['arg']), lo=plain(t['lo']), hi=plain(t['hi']), star=bool(t.get('star')), best=t['arg']==top[c]) if t else {})
+            t,p = ours.get((m,*c)),theirs.get((m,*c))
+            has = p is not None and not (pd.isna(p['T5-Large']) and pd.isna(p['T5-XL']))
+            line.append(dict(
+                            arg=plain(t['arg']), lo=plain(t['lo']), hi=plain(t['hi']), star=bool(t.get('star')),
+                            best=t['arg']==top[c])
+                        if t else {})
             if has: line[-1] |= dict(large=plain(p['T5-Large']), xl=plain(p['T5-XL']))
         lines.append((m, line))
     return cols,lines
@@ -182,7 +278,8 @@ def accuracy_table(
     rows:pd.DataFrame # Long table
 )->tuple[list,list]: # Datasets; lines (label, values in %)
     "Mean accuracy of every cell on every dataset, chance and majority first"
-    names = list(dict.fromkeys(rows.dataset)); d = rows.groupby('dataset')[['chance','majority']].mean()
+    names = list(dict.fromkeys(rows.dataset))
+    d = rows.groupby('dataset')[['chance','majority']].mean()
     lines = [(k, [plain(100*d.loc[n,k]) for n in names]) for k in ('chance','majority')]
     for (m,p,k),g in rows.groupby(['method','prompt','shots'], sort=False):
         v = g.groupby(['dataset','template']).value.mean().groupby('dataset').mean()
@@ -195,8 +292,15 @@ def seed_table(
     settings:dict # by, groups: how ARG is averaged
 )->tuple[list,list]: # Seeds; lines (cell, ARG of each seed, ARG over the commonest answer)
     "ARG seed by seed, and against always giving the commonest answer"
-    how = dict(by=settings.get('by','macro9'), groups=settings.get('groups')); seeds = sorted(int(s) for s in rows.seed.unique()); key = ['method','prompt','shots']
-    each = {(t.method,t.prompt,t.shots,s):t.arg for s in seeds for t in arg_table(rows[rows.seed==s], baseline='chance', **how).itertuples()}
-    most = arg_table(rows, baseline='majority', **how) if rows.majority.gt(0).all() else pd.DataFrame(columns=[*key,'arg'])
-    most = {(t.method,t.prompt,t.shots):t.arg for t in most.itertuples()}; nan = float('nan')
-    return seeds,[(_name(*c), [signed(each.get((*c,s), nan)) for s in seeds], signed(most.get(c, nan))) for c in dict.fromkeys(zip(rows.method,rows.prompt,rows.shots))]
+    how = dict(by=settings.get('by','macro9'), groups=settings.get('groups'))
+    seeds = sorted(int(s) for s in rows.seed.unique())
+    key = ['method','prompt','shots']
+    each = {(t.method,t.prompt,t.shots,s):t.arg
+            for s in seeds
+            for t in arg_table(rows[rows.seed==s], baseline='chance', **how).itertuples()}
+    most = arg_table(
+        rows, baseline='majority', **how) if rows.majority.gt(0).all() else pd.DataFrame(columns=[*key,'arg'])
+    most = {(t.method,t.prompt,t.shots):t.arg for t in most.itertuples()}
+    nan = float('nan')
+    return seeds,[(_name(*c), [signed(each.get((*c,s), nan)) for s in seeds], signed(most.get(c, nan)))
+                  for c in dict.fromkeys(zip(rows.method,rows.prompt,rows.shots))]

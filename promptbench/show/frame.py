@@ -181,16 +181,22 @@ SCRIPT = r'''
   label(); root.dataset.ready = '1';
 })();
 '''.replace('NIGHT_COLOURS', json.dumps(NIGHT))
-THEME = "try{var t=localStorage.getItem('promptbench-theme');if(t==='dark'||t==='light')document.documentElement.dataset.theme=t}catch(e){}"
+THEME = (
+    "try{var t=localStorage.getItem('promptbench-theme');if(t==='dark'||t==='light')document.documentElement.dataset.theme=t}catch(e){}")
 
 # %% ../../nbs/30_show/01_frame.ipynb #2fd01a67
 def figure_json(
     fig # A plotly figure, or its data and layout as a dict
 )->dict: # data, layout and `caption`: the title leaves the picture, because text on a page wraps and can be read aloud
     "A figure as the page's script draws it"
-    d = fig if isinstance(fig, dict) else json.loads(fig.to_json()); lay = {k:v for k,v in d['layout'].items() if k not in ('template','title')}
-    title = d['layout'].get('title') or {}; caption = title if isinstance(title, str) else title.get('text') or ''
-    lay['margin'] = dict(l=60, r=20, b=56)|(lay.get('margin') or {})|dict(t=46 if lay.get('showlegend') or lay.get('annotations') else 16); lay.setdefault('font', {}); lay.setdefault('height', 420)
+    d = fig if isinstance(fig, dict) else json.loads(fig.to_json())
+    lay = {k:v for k,v in d['layout'].items() if k not in ('template','title')}
+    title = d['layout'].get('title') or {}
+    caption = title if isinstance(title, str) else title.get('text') or ''
+    lay['margin'] = dict(l=60, r=20, b=56)|(lay.get('margin') or {})|dict(
+        t=46 if lay.get('showlegend') or lay.get('annotations') else 16)
+    lay.setdefault('font', {})
+    lay.setdefault('height', 420)
     return dict(data=d['data'], layout=lay, caption=caption)
 
 FIGURE = '''<figure><figcaption><span id="caption-{{ id }}">{{ caption }}</span><small>{{ note }}</small></figcaption>
@@ -202,7 +208,8 @@ def figure_html(
     alt:str # What kind of picture it is, for those who do not see it
 )->Markup: # A figure element that the script fills
     "The place of a figure on the page"
-    return Markup(jinja2.Environment(autoescape=True).from_string(FIGURE).render(id=id, caption=caption, note=note, alt=alt))
+    return Markup(
+        jinja2.Environment(autoescape=True).from_string(FIGURE).render(id=id, caption=caption, note=note, alt=alt))
 
 # %% ../../nbs/30_show/01_frame.ipynb #1e02762e
 FRAME = r'''<!doctype html>
@@ -230,8 +237,10 @@ def page(
     "One self-contained file: style, script, plotly and figures inside"
     import plotly.offline
     data = json.dumps(figures, separators=(',',':'), allow_nan=False).replace('<','\\u003c')
-    return jinja2.Environment(autoescape=True).from_string(FRAME).render(title=title, body=Markup(body), label=label, footer=footer, description=description,
-        css=Markup(CSS), theme=Markup(THEME), script=Markup(SCRIPT), plotlyjs=Markup(plotly.offline.get_plotlyjs()), figures=Markup(data))
+    return jinja2.Environment(autoescape=True).from_string(FRAME).render(
+        title=title, body=Markup(body), label=label, footer=footer, description=description, css=Markup(CSS),
+        theme=Markup(THEME), script=Markup(SCRIPT), plotlyjs=Markup(plotly.offline.get_plotlyjs()),
+        figures=Markup(data))
 
 # %% ../../nbs/30_show/01_frame.ipynb #39cf4bd1
 FORMATS = ('html','svg','png')
@@ -250,20 +259,35 @@ def _draw(html:Path, titles:dict, *, formats, theme:str, width:int, scale:float)
     "Every picture of a page whose file name is in `titles`, drawn by one browser: (file name with its ending, bytes)"
     out = []
     try: from playwright.sync_api import Error, sync_playwright
-    except ImportError: raise UserError('SVG and PNG need the package playwright, which is not installed: pip install playwright; HTML needs nothing') from None
+    except ImportError:
+        raise UserError(
+            'SVG and PNG need the package playwright, which is not installed: pip install playwright; HTML needs nothing') from None
     browser = find_browser()
-    if not browser or not Path(browser).exists(): raise UserError(f'SVG and PNG need a Chromium, {"none was found" if not browser else repr(browser)+" is not there"}; install one, set PROMPTBENCH_CHROMIUM to its path, or write HTML')
-    args = ['--disable-gpu','--no-first-run','--disable-background-networking','--disable-component-update','--disable-sync']+(['--no-sandbox'] if hasattr(os, 'geteuid') and os.geteuid()==0 else [])
+    if not browser or not Path(browser).exists():
+        raise UserError(
+            f'SVG and PNG need a Chromium, {"none was found" if not browser else repr(browser)+" is not there"}; '
+            'install one, set PROMPTBENCH_CHROMIUM to its path, or write HTML')
+    args = ['--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update',
+            '--disable-sync']+(['--no-sandbox'] if hasattr(os, 'geteuid') and os.geteuid()==0 else [])
     with sync_playwright() as pw:
         try: b = pw.chromium.launch(executable_path=browser, args=args)
-        except Error as e: raise UserError(f'the browser {browser} does not start: {str(e).splitlines()[0]}; write HTML, or set PROMPTBENCH_CHROMIUM to another one') from None
-        page = b.new_context(color_scheme=theme, offline=True, viewport=dict(width=max(width,320), height=800)).new_page()
-        page.goto(html.resolve().as_uri(), wait_until='domcontentloaded'); page.wait_for_selector('html[data-ready]', state='attached')
+        except Error as e:
+            raise UserError(f'the browser {browser} does not start: {str(e).splitlines()[0]}; write HTML, '
+                            'or set PROMPTBENCH_CHROMIUM to another one') from None
+        page = b.new_context(
+            color_scheme=theme, offline=True, viewport=dict(width=max(width,320), height=800)).new_page()
+        page.goto(html.resolve().as_uri(), wait_until='domcontentloaded')
+        page.wait_for_selector('html[data-ready]', state='attached')
         for path in page.evaluate('promptbench.leaves()'):
             title = '<br>'.join(textwrap.wrap(titles[file_name(path)], max(30, int((width-32)/8.2))))
             for f in formats:
-                head,body = page.evaluate('([p,o]) => promptbench.picture(p,o)', [path, dict(format=f, width=width, scale=scale, title=title)]).split(',', 1)
-                out.append((f'{file_name(path)}.{f}', b64decode(body) if head.endswith('base64') else unquote_to_bytes(body)))
+                head,body = (
+                    page.evaluate(
+                        '([p,o]) => promptbench.picture(p,o)',
+                        [path, dict(format=f, width=width, scale=scale, title=title)]).split(',', 1))
+                out.append(
+                    (
+                        f'{file_name(path)}.{f}', b64decode(body) if head.endswith('base64') else unquote_to_bytes(body)))
         b.close()
     return out
 
@@ -273,7 +297,9 @@ def single_page(
 )->str: # HTML
     "A page with one figure and nothing else"
     f = fig if isinstance(fig, dict) and 'caption' in fig else figure_json(fig)
-    return page(f['caption'] or 'Figure', Markup('<div class="plot" id="plot-figure" role="img" tabindex="-1"></div>'), figures=dict(figure=f), label='promptbench', description=f['caption'])
+    return page(
+        f['caption'] or 'Figure', Markup('<div class="plot" id="plot-figure" role="img" tabindex="-1"></div>'),
+        figures=dict(figure=f), label='promptbench', description=f['caption'])
 
 def save_figure(
     fig, # A plotly figure
@@ -282,11 +308,16 @@ def save_figure(
     width:int=800, scale:float=2 # Pixels; dots per pixel of a PNG
 )->Path: # The file
     "One figure as a page that works offline, or as a picture; `UserError` where a picture needs a browser that is not there"
-    path = Path(path); kind = one_of('ending of a figure file', path.suffix.lstrip('.'), FORMATS); one_of('theme', theme, ('light','dark')); html = single_page(fig)
+    path = Path(path)
+    kind = one_of('ending of a figure file', path.suffix.lstrip('.'), FORMATS)
+    one_of('theme', theme, ('light','dark'))
+    html = single_page(fig)
     if kind=='html': return write_atomic(path, html)
     import tempfile
     with tempfile.TemporaryDirectory() as tmp:
-        place = Path(tmp)/'figure.html'; place.write_text(html, encoding='utf8'); caption = figure_json(fig)['caption']
+        place = Path(tmp)/'figure.html'
+        place.write_text(html, encoding='utf8')
+        caption = figure_json(fig)['caption']
         [(_,body)] = _pictures(place, dict(figure=caption), formats=[kind], theme=theme, width=width, scale=scale)
     return write_atomic(path, body)
 
@@ -295,13 +326,15 @@ def figures_of(
     report # A page made here
 )->dict: # name: figure as `figure_json` gives it; a nest becomes one per choice, `accuracy_deep_16`
     "Every figure that a page holds"
-    text = Path(report).read_text(encoding='utf8'); m = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.S)
+    text = Path(report).read_text(encoding='utf8')
+    m = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.S)
     if not m: raise UserError(f'{report} must be a page made by promptbench, but it holds no figures')
     out = {}
     def walk(f, path):
         if isinstance(f.get('data'), list): out[file_name(path)] = f
         else: [walk(v, (*path,k)) for k,v in f.items()]
-    walk(json.loads(m[1]), ()); return out
+    walk(json.loads(m[1]), ())
+    return out
 
 def file_name(
     path # Keys that lead to a figure
@@ -322,5 +355,11 @@ def save_figures(
     one_of('theme', theme, ('light','dark'))
     if 'html' in formats: out += [write_atomic(folder/f'{n}.html', single_page(f)) for n,f in figs.items()]
     drawn = [f for f in formats if f!='html']
-    if drawn: out += [write_atomic(folder/name, body) for name,body in _pictures(Path(report), {n:f['caption'] for n,f in figs.items()}, formats=drawn, theme=theme, width=width, scale=scale)]
+    if drawn:
+        out += [
+            write_atomic(folder/name, body)
+            for name,
+            body
+            in _pictures(Path(report), {n:f['caption'] for n,f in figs.items()}, formats=drawn, theme=theme,
+                         width=width, scale=scale)]
     return out

@@ -13,12 +13,16 @@ import pandas as pd
 from markupsafe import Markup
 
 # %% ../../nbs/30_show/00_look.ipynb #0243af07
-METHODS = {'none':('#3E4145','circle'), 'P-only':('#A8107F','diamond'), 'T-only':('#2B63C6','square'), 'T+P':('#D9600A','triangle-up'),
-           'FOMAML':('#3AA18C','pentagon'), 'Reptile':('#74500A','hexagon2')} # method: colour on a light page, marker
-VERDICT = dict(holds=('#005545','circle'), fails=('#C2410C','x'), undecided=('#7A7975','circle-open')) # verdict: colour, marker
+# method: colour on a light page, marker
+METHODS = {'none':('#3E4145','circle'), 'P-only':('#A8107F','diamond'), 'T-only':('#2B63C6','square'),
+           'T+P':('#D9600A','triangle-up'), 'FOMAML':('#3AA18C','pentagon'), 'Reptile':('#74500A','hexagon2')}
+# verdict: colour, marker
+VERDICT = dict(holds=('#005545','circle'), fails=('#C2410C','x'), undecided=('#7A7975','circle-open'))
 SIGN = dict(holds='●', fails='✕', undecided='○') # verdict: the same shape as text
-GLYPH = {'circle':'●', 'diamond':'◆', 'square':'■', 'triangle-up':'▲', 'pentagon':'⬟', 'hexagon2':'⬢'} # marker: the same shape as text
-OTHER = ('#0E7FB8', ('star','cross','triangle-down','star-square','bowtie','hourglass','star-diamond','triangle-left')) # for methods without an entry
+# marker: the same shape as text
+GLYPH = {'circle':'●', 'diamond':'◆', 'square':'■', 'triangle-up':'▲', 'pentagon':'⬟', 'hexagon2':'⬢'}
+# for methods without an entry
+OTHER = ('#0E7FB8', ('star','cross','triangle-down','star-square','bowtie','hourglass','star-diamond','triangle-left'))
 NIGHT = {'#3E4145':'#B4B4BA', '#A8107F':'#BE5FAA', '#2B63C6':'#4C97FF', '#D9600A':'#EC5A2A', '#3AA18C':'#9CF2D6', '#74500A':'#F5BC3A', # light page: dark page
          '#005545':'#5CE0BD', '#C2410C':'#F0652F', '#7A7975':'#A3A19B', '#0E7FB8':'#6CC4F5', '#767676':'#A3A19B', '#FCFBF8':'#16171A'}
 
@@ -35,19 +39,24 @@ def night(
     return NIGHT.get(colour.upper(), colour)
 
 # %% ../../nbs/30_show/00_look.ipynb #949e1bac
-_SHAPES = {'circle':'<circle cx="8" cy="8" r="5.6"/>', 'square':'<rect x="2.9" y="2.9" width="10.2" height="10.2"/>', 'diamond':'<path d="M8 1.2 14.2 8 8 14.8 1.8 8z"/>',
-           'triangle-up':'<path d="M8 1.8 14.6 13.4H1.4z"/>', 'pentagon':'<path d="M8 1.5 14.4 6.2 12 13.8H4L1.6 6.2z"/>', 'hexagon2':'<path d="M1.4 8 4.7 2.3h6.6L14.6 8l-3.3 5.7H4.7z"/>'}
+_SHAPES = {'circle':'<circle cx="8" cy="8" r="5.6"/>', 'square':'<rect x="2.9" y="2.9" width="10.2" height="10.2"/>',
+           'diamond':'<path d="M8 1.2 14.2 8 8 14.8 1.8 8z"/>', 'triangle-up':'<path d="M8 1.8 14.6 13.4H1.4z"/>',
+           'pentagon':'<path d="M8 1.5 14.4 6.2 12 13.8H4L1.6 6.2z"/>',
+           'hexagon2':'<path d="M1.4 8 4.7 2.3h6.6L14.6 8l-3.3 5.7H4.7z"/>'}
 
 def mark(
     method:str # Method id
 )->Markup: # A small SVG, hidden from screen readers because the name stands beside it
     "The method's shape in its colour, for a table or a legend on a page"
-    colour,symbol = look(method); shape = _SHAPES.get(symbol, '<path d="M8 1 10 6l5 .4-4 3.4 1.3 5.2L8 12.2 3.7 15 5 9.8 1 6.4 6 6z"/>')
-    return Markup(f'<svg class="mark" style="--day:{colour};--night:{night(colour)}" viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>')
+    colour,symbol = look(method)
+    shape = _SHAPES.get(symbol, '<path d="M8 1 10 6l5 .4-4 3.4 1.3 5.2L8 12.2 3.7 15 5 9.8 1 6.4 6 6z"/>')
+    return Markup(
+        f'<svg class="mark" style="--day:{colour};--night:{night(colour)}" viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>')
 
 # %% ../../nbs/30_show/00_look.ipynb #f049701e
 FONT = 'ui-sans-serif, system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "Liberation Sans", sans-serif'
-GRID,LINE,BAND,SHADE,TEXT,PAPER = 'rgba(128,128,128,.18)','rgba(128,128,128,.7)','rgba(128,128,128,.07)','rgba(128,128,128,.15)','#767676','#FCFBF8'
+GRID,LINE,BAND,SHADE,TEXT,PAPER = (
+    'rgba(128,128,128,.18)','rgba(128,128,128,.7)','rgba(128,128,128,.07)','rgba(128,128,128,.15)','#767676','#FCFBF8')
 
 def layout(
     title:str, # The finding
@@ -57,12 +66,16 @@ def layout(
     **more # Axes, shapes, annotations
 )->dict: # Layout of a figure
     "The common look; a page that shows the figure may replace the colours of text and grid"
-    axes = {k:dict(gridcolor=GRID, zerolinecolor=LINE, linecolor=GRID, ticks='', zeroline=False)|v for k,v in more.items() if k[1:5]=='axis'}
+    axes = {k:dict(gridcolor=GRID, zerolinecolor=LINE, linecolor=GRID, ticks='', zeroline=False)|v
+            for k,v in more.items()
+            if k[1:5]=='axis'}
     for v in axes.values():
         if isinstance(v.get('title'), str): v['title'] = dict(text=v['title'], standoff=12, font=dict(size=13))
-    return dict(title=dict(text=title, x=0, xanchor='left', font=dict(size=15)), height=height, paper_bgcolor='rgba(0,0,0,0)',
-        plot_bgcolor='rgba(0,0,0,0)', font=dict(family=FONT, size=13, color=TEXT), margin=dict(l=left, r=20, t=80, b=56), showlegend=legend,
-        hovermode='closest', legend=dict(orientation='h', x=0, xanchor='left', y=1, yanchor='bottom', itemsizing='constant'))|more|axes
+    return dict(
+        title=dict(text=title, x=0, xanchor='left', font=dict(size=15)), height=height, paper_bgcolor='rgba(0,0,0,0)',
+        plot_bgcolor='rgba(0,0,0,0)', font=dict(family=FONT, size=13, color=TEXT),
+        margin=dict(l=left, r=20, t=80, b=56), showlegend=legend, hovermode='closest',
+        legend=dict(orientation='h', x=0, xanchor='left', y=1, yanchor='bottom', itemsizing='constant'))|more|axes
 
 def dots(
     name:str, # In the legend
@@ -74,8 +87,10 @@ def dots(
     **more # Anything else of a plotly scatter
 )->dict: # A trace
     "Markers that speak"
-    return dict(type='scatter', mode='markers', name=name, x=list(x), y=list(y), text=list(text), hovertemplate='%{text}<extra></extra>',
-                marker=dict(color=colour, symbol=symbol, size=round(1.25*size) if 'triangle' in symbol else size)|(dict(line=edge) if edge else {}))|more
+    return dict(type='scatter', mode='markers', name=name, x=list(x), y=list(y), text=list(text),
+                hovertemplate='%{text}<extra></extra>',
+                marker=dict(color=colour, symbol=symbol, size=round(1.25*size) if 'triangle' in symbol else size)
+                |(dict(line=edge) if edge else {}))|more
 
 def bars(
     mid, lo, hi, # Estimates and the ends of their intervals
@@ -83,7 +98,8 @@ def bars(
     *, thickness:float=2 # Pixels
 )->dict: # An error bar
     "An interval around each point"
-    return dict(type='data', array=[h-m for m,h in zip(mid,hi)], arrayminus=[m-l for m,l in zip(mid,lo)], color=colour, thickness=thickness, width=0)
+    return dict(type='data', array=[h-m for m,h in zip(mid,hi)], arrayminus=[m-l for m,l in zip(mid,lo)],
+                color=colour, thickness=thickness, width=0)
 
 def box(x0, x1, y0, y1, colour:str, **more)->dict:
     "A shaded rectangle behind the points"
@@ -123,4 +139,5 @@ def settings_of(
 )->list[tuple]: # (prompt, shots), shallow before deep, few before many
     "The prompt and shots settings a table has, in reading order"
     order = ['none','shallow','deep']
-    return sorted({(p,int(k)) for p,k in zip(table.prompt, table.shots)}, key=lambda s: (order.index(s[0]) if s[0] in order else 9, s[1]))
+    return sorted({(p,int(k)) for p,k in zip(table.prompt, table.shots)},
+                  key=lambda s: (order.index(s[0]) if s[0] in order else 9, s[1]))

@@ -33,13 +33,19 @@ def table1_title(
     table:pd.DataFrame # From `metrics.table1`
 )->str: # One sentence
     "What Table 1 found: its best cell"
-    best = table.loc[table['arg'].idxmax()]; low,high = table.seeds.min(),table.seeds.max(); seeds = plural(high, "seed") if low==high else f'{low} to {high} seeds'
-    return f'{best.method}, {best.prompt}, {shots_text(best.shots)} is highest: ARG {best["arg"]:.1f} [{best.lo:.1f}, {best.hi:.1f}] ({len(table)} cells, {seeds})'
+    best = table.loc[table['arg'].idxmax()]
+    low,high = table.seeds.min(),table.seeds.max()
+    seeds = plural(high, "seed") if low==high else f'{low} to {high} seeds'
+    return (
+        f'{best.method}, {best.prompt}, {shots_text(best.shots)} is highest: ARG {best["arg"]:.1f} [{best.lo:.1f}, '
+        f'{best.hi:.1f}] ({len(table)} cells, {seeds})')
 
 def _cell_text(t)->str:
     "What a cell of Table 1 says when pointed at"
     star = '<br>one number for both prompts' if getattr(t, 'star', False) else ''
-    return f'<b>{t.method}</b>, {t.prompt}, {shots_text(t.shots)}<br>ARG {t.arg:.1f} [{t.lo:.1f}, {t.hi:.1f}]<br>{plural(t.seeds, "seed")}{star}'
+    return (
+        f'<b>{t.method}</b>, {t.prompt}, {shots_text(t.shots)}<br>ARG {t.arg:.1f} [{t.lo:.1f}, '
+        f'{t.hi:.1f}]<br>{plural(t.seeds, "seed")}{star}')
 
 # %% ../../nbs/30_show/03_plots.ipynb #a9831e89
 def plot_table1(
@@ -47,61 +53,99 @@ def plot_table1(
     paper:pd.DataFrame|None=None # From `claims.paper_table1`: its values as hollow markers
 )->go.Figure: # A row per cell, grouped by setting
     "Table 1 as dots with intervals; the paper's numbers hollow on the same row"
-    _need(table, TABLE, 'Table 1'); y,ticks,at,traces = 0,[],{},[]
+    _need(table, TABLE, 'Table 1')
+    y,ticks,at,traces = 0,[],{},[]
     for p,k in settings_of(table):
-        ticks.append((y, f'<b>{p}, {shots_text(k)}</b>')); y += 1
-        for m in table[(table.prompt==p)&(table.shots==k)].method: at[m,p,k] = y; ticks.append((y, m)); y += 1
+        ticks.append((y, f'<b>{p}, {shots_text(k)}</b>'))
+        y += 1
+        for m in table[(table.prompt==p)&(table.shots==k)].method:
+            at[m,p,k] = y
+            ticks.append((y, m))
+            y += 1
         y += .5
     for m,d in table.groupby('method', sort=False):
-        traces.append(dots(m, d['arg'], [at[m,p,k] for p,k in zip(d.prompt,d.shots)], *look(m), text=map(_cell_text, d.itertuples()), error_x=bars(d['arg'],d.lo,d.hi,look(m)[0]), legendgroup=m))
+        traces.append(
+            dots(m, d['arg'], [at[m,p,k] for p,k in zip(d.prompt,d.shots)], *look(m),
+                 text=map(_cell_text, d.itertuples()), error_x=bars(d['arg'],d.lo,d.hi,look(m)[0]), legendgroup=m))
     for size,mark in (('T5-Large','circle-open'),('T5-XL','square-open')) if paper is not None else ():
         d = paper[[k in at for k in zip(paper.method,paper.prompt,paper.shots)]].dropna(subset=[size])
-        traces.append(dots(f'paper, {size}', d[size], [at[k] for k in zip(d.method,d.prompt,d.shots)], TEXT, mark, size=8, edge=dict(width=1.5), text=[f'paper, {size}: {v:.1f}' for v in d[size]]))
-    return go.Figure(traces, layout(table1_title(table), 150+int(24*y), left=132, yaxis=rows_axis([t for _,t in ticks], [v for v,_ in ticks], y-.3),
-        xaxis=dict(title='ARG, points (0 = guessing, 100 = twice as good as guessing)', zeroline=True, zerolinewidth=2)))
+        traces.append(
+            dots(f'paper, {size}', d[size], [at[k] for k in zip(d.method,d.prompt,d.shots)], TEXT, mark, size=8,
+                 edge=dict(width=1.5), text=[f'paper, {size}: {v:.1f}' for v in d[size]]))
+    return go.Figure(
+        traces,
+        layout(
+            table1_title(table), 150+int(24*y), left=132,
+            yaxis=rows_axis([t for _,t in ticks], [v for v,_ in ticks], y-.3),
+            xaxis=dict(
+                title='ARG, points (0 = guessing, 100 = twice as good as guessing)', zeroline=True, zerolinewidth=2)))
 
 # %% ../../nbs/30_show/03_plots.ipynb #95d45aa1
 def _spread(values:list[float], gap:float)->list[float]:
     "Places as near to `values` as a distance of `gap` between any two allows"
-    order = sorted(range(len(values)), key=lambda i: values[i]); place = [values[i] for i in order]
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    place = [values[i] for i in order]
     for _ in range(60):
         for a in range(len(place)-1):
             short = gap-(place[a+1]-place[a])
-            if short>1e-9: place[a] -= short/2; place[a+1] += short/2
+            if short>1e-9:
+                place[a] -= short/2
+                place[a+1] += short/2
     return [p for _,p in sorted(zip(order, place))]
 
 def slope_title(
     table:pd.DataFrame # From `metrics.table1`
 )->str: # One sentence
     "Which cell gains most and which loses most between the fewest and the most shots"
-    few,many = min(table.shots),max(table.shots); t = table.pivot_table(index=['prompt','method'], columns='shots', values='arg', sort=False).dropna()
+    few,many = min(table.shots),max(table.shots)
+    t = table.pivot_table(index=['prompt','method'], columns='shots', values='arg', sort=False).dropna()
     if few==many or not len(t): return 'Only one number of shots was run'
-    change = t[many]-t[few]; (p,m),(q,w) = change.idxmax(),change.idxmin()
-    first = f'From {few} to {shots_text(many)}: {m} ({p}) {"gains most" if change.max()>0 else "loses least"}, {signed(change.max())} points'
-    return first if len(change)==1 else first+f'; {w} ({q}) {"loses most" if change.min()<0 else "gains least"}, {signed(change.min())}'
+    change = t[many]-t[few]
+    (p,m),(q,w) = change.idxmax(),change.idxmin()
+    first = (
+        f'From {few} to {shots_text(many)}: {m} ({p}) {"gains most" if change.max()>0 else "loses least"}, {signed(change.max())} points')
+    return (
+        first if len(change)==1
+        else first+f'; {w} ({q}) {"loses most" if change.min()<0 else "gains least"}, {signed(change.min())}')
 
 # %% ../../nbs/30_show/03_plots.ipynb #d777d2a1
 def _slope_panel(d:pd.DataFrame, n:str, ks:list[int], methods:list[str], gap:float)->tuple[list,list]:
     "Traces and name tags of one prompt's panel; `n` is plotly's suffix of its axes"
     traces,tags = [],[]
     for m,g in d.groupby('method', sort=False):
-        g = g.sort_values('shots'); (colour,mark),dodge = look(m),(methods.index(m)-(len(methods)-1)/2)*.03; tags.append((m, g['arg'].iloc[-1]))
-        traces.append(dots(m, [ks.index(k)+dodge for k in g.shots], g['arg'], colour, mark, size=9, mode='lines+markers', line=dict(color=colour, width=2), legendgroup=m,
-                           text=map(_cell_text, g.itertuples()), error_y=bars(g['arg'],g.lo,g.hi,colour,thickness=1), xaxis=f'x{n}', yaxis=f'y{n}'))
-    return traces,[dict(text=f'<span style="color:{look(m)[0]}">{GLYPH.get(look(m)[1], "★")}</span> {m}', x=len(ks)-.9, y=at, xref=f'x{n}', yref=f'y{n}', xanchor='left', showarrow=False, font=dict(size=13))
-                   for (m,_),at in zip(tags, _spread([v for _,v in tags], gap))]
+        g = g.sort_values('shots')
+        (colour,mark),dodge = look(m),(methods.index(m)-(len(methods)-1)/2)*.03
+        tags.append((m, g['arg'].iloc[-1]))
+        traces.append(
+            dots(m, [ks.index(k)+dodge for k in g.shots], g['arg'], colour, mark, size=9, mode='lines+markers',
+                 line=dict(color=colour, width=2), legendgroup=m, text=map(_cell_text, g.itertuples()),
+                 error_y=bars(g['arg'],g.lo,g.hi,colour,thickness=1), xaxis=f'x{n}', yaxis=f'y{n}'))
+    return traces,[
+        dict(text=f'<span style="color:{look(m)[0]}">{GLYPH.get(look(m)[1], "★")}</span> {m}', x=len(ks)-.9, y=at,
+             xref=f'x{n}', yref=f'y{n}', xanchor='left', showarrow=False, font=dict(size=13))
+        for (m,_),at in zip(tags, _spread([v for _,v in tags], gap))]
 
 def plot_slope(
     table:pd.DataFrame # From `metrics.table1`, two or more numbers of shots
 )->go.Figure: # One panel per prompt
     "ARG before and after few-shot tuning, one line per method"
-    _need(table, TABLE, 'Table 1'); prompts,ks,methods = list(dict.fromkeys(p for p,_ in settings_of(table))),sorted(set(table.shots)),list(dict.fromkeys(table.method))
-    traces,notes,axes,wide = [],[],{},1/(len(prompts)+.19*(len(prompts)-1)); gap = (table.hi.max()-table.lo.min())/15
+    _need(table, TABLE, 'Table 1')
+    prompts,ks,methods = list(
+        dict.fromkeys(p for p,_ in settings_of(table))),sorted(set(table.shots)),list(dict.fromkeys(table.method))
+    traces,notes,axes,wide = [],[],{},1/(len(prompts)+.19*(len(prompts)-1))
+    gap = (table.hi.max()-table.lo.min())/15
     for i,p in enumerate(prompts):
-        n,start = '' if i==0 else str(i+1),i*1.19*wide; t,tags = _slope_panel(table[table.prompt==p], n, ks, methods, gap); traces += t; notes += tags
-        notes.append(dict(text=f'<b>{p} prompt</b>', x=start, xanchor='left', y=1.02, yanchor='bottom', xref='paper', yref='paper', showarrow=False))
-        axes[f'xaxis{n}'] = dict(domain=[start,start+wide], anchor=f'y{n}', tickvals=list(range(len(ks))), ticktext=[shots_text(k) for k in ks], range=[-.15,len(ks)-.6], showgrid=False)
-        axes[f'yaxis{n}'] = dict(anchor=f'x{n}', zeroline=True, zerolinewidth=2)|(dict(matches='y', showticklabels=False) if n else dict(title='ARG, points'))
+        n,start = '' if i==0 else str(i+1),i*1.19*wide
+        t,tags = _slope_panel(table[table.prompt==p], n, ks, methods, gap)
+        traces += t
+        notes += tags
+        notes.append(
+            dict(text=f'<b>{p} prompt</b>', x=start, xanchor='left', y=1.02, yanchor='bottom', xref='paper',
+                 yref='paper', showarrow=False))
+        axes[f'xaxis{n}'] = dict(domain=[start,start+wide], anchor=f'y{n}', tickvals=list(range(len(ks))),
+                                 ticktext=[shots_text(k) for k in ks], range=[-.15,len(ks)-.6], showgrid=False)
+        axes[f'yaxis{n}'] = dict(anchor=f'x{n}', zeroline=True, zerolinewidth=2)|(
+            dict(matches='y', showticklabels=False) if n else dict(title='ARG, points'))
     return go.Figure(traces, layout(slope_title(table), 430, left=60, legend=False, annotations=notes, **axes))
 
 # %% ../../nbs/30_show/03_plots.ipynb #f45ee2af
@@ -126,8 +170,11 @@ def summarise(
     "Accuracies to draw: means, and the spread under them"
     point = 'template' if one_of('unit', unit, ('dataset','template'))=='dataset' else 'seed'
     same = dict(value=('value','mean'), n=('n','sum'), chance=('chance','mean'), majority=('majority','mean'))
-    points = rows.groupby(['method',unit,point], sort=False).agg(**same, seeds=('seed','nunique')).reset_index().rename(columns={point:'point'})
-    means = points.groupby(['method',unit], sort=False).agg(**same, seeds=('seeds','max'), points=('value','size')).reset_index()
+    points = rows.groupby(
+        ['method',unit,point],
+        sort=False).agg(**same, seeds=('seed','nunique')).reset_index().rename(columns={point:'point'})
+    means = points.groupby(['method',unit], sort=False).agg(
+        **same, seeds=('seeds','max'), points=('value','size')).reset_index()
     return means,points
 
 # %% ../../nbs/30_show/03_plots.ipynb #95887de3
@@ -137,21 +184,29 @@ def accuracy_title(
     dataset:str|None=None # Which dataset, if one
 )->str: # One sentence
     "Who is best how often"
-    best = means.loc[means.groupby(unit).value.idxmax()].method.value_counts(); n = means.n.sum()//means.method.nunique()
+    best = means.loc[means.groupby(unit).value.idxmax()].method.value_counts()
+    n = means.n.sum()//means.method.nunique()
     what = f'{prompt.capitalize()} prompt' if dataset is None else f'{dataset}, {prompt} prompt'
-    return f'{what}, {shots_text(shots)}: {best.index[0]} is most accurate on {best.iloc[0]} of {means[unit].nunique()} {unit}s (n = {n:,} answers per method)'
+    return (
+        f'{what}, {shots_text(shots)}: {best.index[0]} is most accurate on {best.iloc[0]} of '
+        f'{means[unit].nunique()} {unit}s (n = {n:,} answers per method)')
 
-def _beside(d)->str: return ''.join(f'<br>{k} {v:.1%}' for k,v in (('chance',d.chance),('commonest answer',d.majority)) if v==v)
+def _beside(d)->str:
+    return ''.join(f'<br>{k} {v:.1%}' for k,v in (('chance',d.chance),('commonest answer',d.majority)) if v==v)
 
 def _small(d:pd.DataFrame, unit:str, m:str)->list[str]:
     "What the small points say"
     inner = 'seed' if unit=='template' else 'template'
-    return [f'<b>{m}</b> {r.value:.1%}<br>{getattr(r, unit)}<br>{inner} {r.point}<br>n = {r.n:,}{_beside(r)}' for r in d.itertuples()]
+    return [
+        f'<b>{m}</b> {r.value:.1%}<br>{getattr(r, unit)}<br>{inner} {r.point}<br>n = {r.n:,}{_beside(r)}' for r in d.itertuples()]
 
 def _large(d:pd.DataFrame, unit:str, m:str)->list[str]:
     "What the means say"
     inner = 'seed' if unit=='template' else 'template'
-    return [f'<b>{m}</b> {r.value:.1%}<br>{getattr(r, unit)}<br>mean of {plural(r.points, inner)}{"" if inner=="seed" else ", "+plural(r.seeds, "seed")}, n = {r.n:,}{_beside(r)}' for r in d.itertuples()]
+    return [
+        f'<b>{m}</b> {r.value:.1%}<br>{getattr(r, unit)}<br>mean of '
+        f'{plural(r.points, inner)}{"" if inner=="seed" else ", "+plural(r.seeds, "seed")}, n = {r.n:,}{_beside(r)}'
+        for r in d.itertuples()]
 
 # %% ../../nbs/30_show/03_plots.ipynb #0f7efff8
 def accuracy_spec(
@@ -160,19 +215,35 @@ def accuracy_spec(
     *, dataset:str|None=None # One dataset, template by template; None: all datasets
 )->dict: # data and layout, plain lists
     "What `plot_accuracy` draws, for pages that hold many such figures"
-    d = setting_rows(_need(rows, ROWS, 'a figure of accuracy'), prompt, shots); unit = 'dataset' if dataset is None else 'template'
+    d = setting_rows(_need(rows, ROWS, 'a figure of accuracy'), prompt, shots)
+    unit = 'dataset' if dataset is None else 'template'
     if dataset is not None: d = d[d.dataset==one_of('dataset', dataset, sorted(d.dataset.unique()))]
-    means,points = summarise(d, unit); units,methods = list(dict.fromkeys(means[unit])),list(dict.fromkeys(means.method)); base = means.drop_duplicates(unit)
-    traces = [dots(name, e[col].round(5), [units.index(u) for u in e[unit]], TEXT, symbol, size=size, edge=dict(width=2, color=TEXT), text=[f'{u}<br>{name} {v:.1%}' for u,v in zip(e[unit],e[col])])
-              for name,col,symbol,size in (('chance','chance','line-ns',26),('commonest answer','majority','y-down',10)) for e in [base.dropna(subset=[col])] if len(e)]
+    means,points = summarise(d, unit)
+    units,methods = list(dict.fromkeys(means[unit])),list(dict.fromkeys(means.method))
+    base = means.drop_duplicates(unit)
+    traces = [
+        dots(name, e[col].round(5), [units.index(u) for u in e[unit]], TEXT, symbol, size=size,
+             edge=dict(width=2, color=TEXT), text=[f'{u}<br>{name} {v:.1%}' for u,v in zip(e[unit],e[col])])
+        for name,col,symbol,size in (('chance','chance','line-ns',26),('commonest answer','majority','y-down',10))
+        for e in [base.dropna(subset=[col])]
+        if len(e)]
     for j,m in enumerate(methods):
-        (colour,mark),a,b = look(m),points[points.method==m],means[means.method==m]; dodge = (j-(len(methods)-1)/2)*.7/len(methods)
+        (colour,mark),a,b = look(m),points[points.method==m],means[means.method==m]
+        dodge = (j-(len(methods)-1)/2)*.7/len(methods)
         place = lambda e: [round(units.index(u)+dodge, 3) for u in e[unit]]
-        traces.append(dots(m, a.value.round(5), place(a), colour, mark, size=6, text=_small(a, unit, m), opacity=.55, legendgroup=m, showlegend=False))
-        traces.append(dots(m, b.value.round(5), place(b), colour, mark, size=12, text=_large(b, unit, m), edge=dict(width=1.2, color=PAPER), legendgroup=m))
-    return dict(data=traces, layout=layout(accuracy_title(means, unit, prompt, shots, dataset), 170+max(34,14*len(methods))*len(units), left=110 if unit=='dataset' else 170,
-        shapes=[box(0, 1, i-.5, i+.5, BAND, xref='paper') for i in range(0, len(units), 2)], xaxis=dict(title='accuracy', tickformat='.0%'),
-        yaxis=rows_axis([u if len(u)<24 else u[:22]+'…' for u in units])))
+        traces.append(
+            dots(m, a.value.round(5), place(a), colour, mark, size=6, text=_small(a, unit, m), opacity=.55,
+                 legendgroup=m, showlegend=False))
+        traces.append(
+            dots(m, b.value.round(5), place(b), colour, mark, size=12, text=_large(b, unit, m),
+                 edge=dict(width=1.2, color=PAPER), legendgroup=m))
+    return dict(
+        data=traces,
+        layout=layout(accuracy_title(means, unit, prompt, shots, dataset), 170+max(34,14*len(methods))*len(units),
+                      left=110 if unit=='dataset' else 170,
+                      shapes=[box(0, 1, i-.5, i+.5, BAND, xref='paper') for i in range(0, len(units), 2)],
+                      xaxis=dict(title='accuracy', tickformat='.0%'),
+                      yaxis=rows_axis([u if len(u)<24 else u[:22]+'…' for u in units])))
 
 def plot_accuracy(
     rows:pd.DataFrame, # Long table
@@ -189,14 +260,19 @@ def gains(
     *, by:str='macro9', groups:dict|None=None # How ARG averages, as in `metrics.arg_table`
 )->pd.DataFrame: # method, dataset ('ARG' for the mean), chance, majority (gain over each, points; NaN if unknown), constant (gain over chance of the commonest answer), n, templates, seeds
     "Gains of every method on every dataset against two baselines"
-    d = setting_rows(_need(rows, ROWS, 'a figure of gains'), prompt, shots); key = ['method','dataset']
+    d = setting_rows(_need(rows, ROWS, 'a figure of gains'), prompt, shots)
+    key = ['method','dataset']
     out = d.groupby(key, sort=False).agg(n=('n','sum'), templates=('template','nunique'), seeds=('seed','nunique'))
     mean = lambda g: 100*g.groupby(key+['template'], sort=False).gain.mean().groupby(key, sort=False).mean()
-    total = d.groupby('method', sort=False).agg(n=('n','sum'), templates=('template','size'), seeds=('seed','nunique')); total.templates //= total.seeds
+    total = d.groupby('method', sort=False).agg(
+        n=('n','sum'), templates=('template','size'), seeds=('seed','nunique'))
+    total.templates //= total.seeds
     whole = lambda e, b: arg_table(e, baseline=b, by=by, groups=groups).set_index('method')['arg']
-    known = d.majority.gt(0).all(); constant = d.assign(value=d.majority)
+    known = d.majority.gt(0).all()
+    constant = d.assign(value=d.majority)
     for name,e,b in (('chance',d,'chance'),('majority',d,'majority'),('constant',constant,'chance')):
-        out[name],total[name] = (mean(relative_gain(e, b)),whole(e, b)) if known or name=='chance' else (float('nan'),)*2
+        out[name],total[name] = (
+            mean(relative_gain(e, b)),whole(e, b)) if known or name=='chance' else (float('nan'),)*2
     return pd.concat([total.assign(dataset='ARG').reset_index(), out.reset_index()], ignore_index=True)
 
 def gain_title(
@@ -204,15 +280,23 @@ def gain_title(
     prompt:str, shots:int # Setting
 )->str: # One sentence
     "The best method against both baselines, and what the constant answer gets"
-    t = g[g.dataset=='ARG']; best = t.loc[t.chance.idxmax()]
-    first = f'{prompt.capitalize()} prompt, {shots_text(shots)}: {best.method} gains {signed(best.chance)} points over guessing'
-    return first if best.majority!=best.majority else first+f' and {signed(best.majority)} over always giving the commonest answer, which itself gains {signed(best.constant)}'
+    t = g[g.dataset=='ARG']
+    best = t.loc[t.chance.idxmax()]
+    first = (
+        f'{prompt.capitalize()} prompt, {shots_text(shots)}: {best.method} gains {signed(best.chance)} points over guessing')
+    return (
+        first if best.majority!=best.majority
+        else first
+        +f' and {signed(best.majority)} over always giving the commonest answer, which itself gains {signed(best.constant)}')
 
 # %% ../../nbs/30_show/03_plots.ipynb #2f790144
 def _gain_text(r, what:str)->str:
     "What a point of the gains says when pointed at"
-    v = getattr(r, what); than = dict(chance='guessing', majority='always giving the commonest answer')[what]
-    return f'<b>{r.method}</b> {signed(v)} % over {than}<br>{r.dataset}<br>{plural(r.templates, "template")}, {plural(r.seeds, "seed")}, n = {r.n:,}'
+    v = getattr(r, what)
+    than = dict(chance='guessing', majority='always giving the commonest answer')[what]
+    return (
+        f'<b>{r.method}</b> {signed(v)} % over {than}<br>{r.dataset}<br>{plural(r.templates, "template")}, '
+        f'{plural(r.seeds, "seed")}, n = {r.n:,}')
 
 def plot_gain(
     rows:pd.DataFrame, # Long table
@@ -220,16 +304,44 @@ def plot_gain(
     *, by:str='macro9', groups:dict|None=None # As in `gains`
 )->go.Figure: # A row per dataset, the mean on top
     "Gain over guessing (filled) and over the commonest answer (hollow), joined: the line is what one answer for everything earns"
-    g = gains(rows, prompt, shots, by=by, groups=groups); units,methods = list(dict.fromkeys(g.dataset)),list(dict.fromkeys(g.method)); traces = []
+    g = gains(rows, prompt, shots, by=by, groups=groups)
+    units,methods = list(dict.fromkeys(g.dataset)),list(dict.fromkeys(g.method))
+    traces = []
     e = g.drop_duplicates('dataset').dropna(subset=['constant'])
-    if len(e): traces.append(dots('commonest answer', e.constant.round(3), [units.index(u) for u in e.dataset], TEXT, 'y-down', size=10, edge=dict(width=2, color=TEXT), text=[f'{u}<br>the commonest answer gains {signed(v)} % over guessing' for u,v in zip(e.dataset,e.constant)]))
+    if len(e):
+        traces.append(
+            dots(
+                'commonest answer', e.constant.round(3), [units.index(u) for u in e.dataset], TEXT, 'y-down', size=10,
+                edge=dict(width=2, color=TEXT),
+                text=[
+                    f'{u}<br>the commonest answer gains {signed(v)} % over guessing' for u,v in zip(e.dataset,e.constant)]))
     for j,m in enumerate(methods):
-        (colour,symbol),d = look(m),g[g.method==m]; y = [round(units.index(u)+(j-(len(methods)-1)/2)*.7/len(methods), 3) for u in d.dataset]; both = d.majority.notna().all()
-        if both: traces.append(dict(type='scatter', mode='lines', x=[v for r in d.itertuples() for v in (round(r.chance, 3),round(r.majority, 3),None)], y=[v for u in y for v in (u,u,None)], line=dict(color=colour, width=2), opacity=.55, hoverinfo='skip', name=m, legendgroup=m, showlegend=False))
-        traces.append(dots(m, d.chance.round(3), y, colour, symbol, text=[_gain_text(r, 'chance') for r in d.itertuples()], legendgroup=m))
-        if both: traces.append(dots(m, d.majority.round(3), y, colour, symbol+'-open', size=10, text=[_gain_text(r, 'majority') for r in d.itertuples()], edge=dict(width=2), legendgroup=m, showlegend=False))
-    return go.Figure(traces, layout(gain_title(g, prompt, shots), 170+max(30,13*len(methods))*len(units), shapes=[box(0, 1, -.5, .5, SHADE, xref='paper')]+[box(0, 1, i-.5, i+.5, BAND, xref='paper') for i in range(2, len(units), 2)],
-        xaxis=dict(title='relative gain, % (filled: over guessing; hollow: over the commonest answer)', zeroline=True, zerolinewidth=2), yaxis=rows_axis(['<b>ARG</b>']+[u if len(u)<24 else u[:22]+'…' for u in units[1:]])))
+        (colour,symbol),d = look(m),g[g.method==m]
+        y = [round(units.index(u)+(j-(len(methods)-1)/2)*.7/len(methods), 3) for u in d.dataset]
+        both = d.majority.notna().all()
+        if both:
+            traces.append(dict(
+                              type='scatter', mode='lines',
+                              x=[v for r in d.itertuples() for v in (round(r.chance, 3),round(r.majority, 3),None)],
+                              y=[v for u in y for v in (u,u,None)], line=dict(color=colour, width=2), opacity=.55,
+                              hoverinfo='skip', name=m, legendgroup=m, showlegend=False))
+        traces.append(
+            dots(m, d.chance.round(3), y, colour, symbol, text=[_gain_text(r, 'chance') for r in d.itertuples()],
+                 legendgroup=m))
+        if both:
+            traces.append(dots(
+                              m, d.majority.round(3), y, colour, symbol+'-open', size=10,
+                              text=[_gain_text(r, 'majority') for r in d.itertuples()], edge=dict(width=2),
+                              legendgroup=m, showlegend=False))
+    return go.Figure(
+        traces,
+        layout(
+            gain_title(g, prompt, shots), 170+max(30,13*len(methods))*len(units),
+            shapes=[box(0, 1, -.5, .5, SHADE, xref='paper')]
+            +[box(0, 1, i-.5, i+.5, BAND, xref='paper') for i in range(2, len(units), 2)],
+            xaxis=dict(title='relative gain, % (filled: over guessing; hollow: over the commonest answer)',
+                       zeroline=True, zerolinewidth=2),
+            yaxis=rows_axis(['<b>ARG</b>']+[u if len(u)<24 else u[:22]+'…' for u in units[1:]])))
 
 # %% ../../nbs/30_show/03_plots.ipynb #dbb18d87
 CLAIMS = ('claim','text','verdict','estimate','lo','hi','p','relation','margin','left','right')
@@ -239,31 +351,57 @@ def claims_title(
     level:float=.95 # Of its intervals
 )->str: # One sentence
     "How many claims hold, fail, are undecided, were not run, and how many hold after correction"
-    n = judged.verdict.value_counts(); run = len(judged)-n.get('not run',0); strict = corrected(judged, level)
-    kept = '' if strict is None or not run else f'; after Holm’s correction {(strict=="holds").sum()} hold and {(strict=="fails").sum()} fail'
-    return f'{n.get("holds",0)} of {run} judged claims hold, {n.get("fails",0)} fail, {n.get("undecided",0)} undecided{kept}'+(f' ({n["not run"]} not run)' if 'not run' in n else '')
+    n = judged.verdict.value_counts()
+    run = len(judged)-n.get('not run',0)
+    strict = corrected(judged, level)
+    kept = (
+        '' if strict is None
+        or not run
+        else f'; after Holm’s correction {(strict=="holds").sum()} hold and {(strict=="fails").sum()} fail')
+    return (
+        f'{n.get("holds",0)} of {run} judged claims hold, {n.get("fails",0)} fail, {n.get("undecided",0)} undecided{kept}'
+        +(f' ({n["not run"]} not run)' if 'not run' in n else ''))
 
 def _claim_text(c, strict:str|None)->str:
     "What a claim says when pointed at"
     more = '' if strict is None else f', Holm {c.p_holm:.3f}<br>after correction: {strict}'
-    return f'<b>{c.claim}</b> {c.text}<br>({c.left}) − ({c.right})<br>{signed(c.estimate)} [{signed(c.lo)}, {signed(c.hi)}], p = {c.p:.3f}{more}'
+    return (
+        f'<b>{c.claim}</b> {c.text}<br>({c.left}) − ({c.right})<br>{signed(c.estimate)} [{signed(c.lo)}, '
+        f'{signed(c.hi)}], p = {c.p:.3f}{more}')
 
 def plot_claims(
     judged:pd.DataFrame, # From `claims.judge`
     level:float=.95 # Of its intervals
 )->go.Figure: # A row per claim that was run
     "Claims as a forest: interval of left minus right, and where it must lie (shaded); verdict by colour and by shape"
-    title = claims_title(_need(judged, CLAIMS, 'a figure of claims'), level); d = judged[judged.verdict!='not run'].reset_index(drop=True); traces = []
+    title = claims_title(_need(judged, CLAIMS, 'a figure of claims'), level)
+    d = judged[judged.verdict!='not run'].reset_index(drop=True)
+    traces = []
     if not len(d): return go.Figure([], layout(title, 160))
-    reach = 1.08*max(abs(d.lo).max(), abs(d.hi).max(), 6); short = lambda c: c.replace(' shots','').replace(', ',' ').replace('shallow','sh').replace('deep','dp')
-    sides = [dict(greater=(0,reach), less=(-reach,0), equal=(-(c.margin or 0),c.margin or 0))[c.relation] for c in d.itertuples()]
-    strict = corrected(d, level); lost = [] if strict is None else [a!=b for a,b in zip(strict, d.verdict)]; text = [_claim_text(c, None if strict is None else strict[c.Index]) for c in d.itertuples()]
+    reach = 1.08*max(abs(d.lo).max(), abs(d.hi).max(), 6)
+    short = lambda c: c.replace(' shots','').replace(', ',' ').replace('shallow','sh').replace('deep','dp')
+    sides = [dict(greater=(0,reach), less=(-reach,0), equal=(-(c.margin or 0),c.margin or 0))[c.relation]
+             for c in d.itertuples()]
+    strict = corrected(d, level)
+    lost = [] if strict is None else [a!=b for a,b in zip(strict, d.verdict)]
+    text = [_claim_text(c, None if strict is None else strict[c.Index]) for c in d.itertuples()]
     for v,(colour,symbol) in VERDICT.items():
         e = d[d.verdict==v]
-        if len(e): traces.append(dots(v, e.estimate, e.index, colour, symbol, text=[text[i] for i in e.index], edge=dict(width=2, color=colour), error_x=bars(e.estimate,e.lo,e.hi,colour)))
-    labels = [f'{short(a)} − {short(b)}  <b>{c}{"†" if lost and lost[i] else ""}</b>' for i,(a,b,c) in enumerate(zip(d.left,d.right,d.claim))]
-    return go.Figure(traces, layout(title, 150+27*len(d), left=max(201, min(440, 16+7.5*max(len(t)-7 for t in labels))), shapes=[box(a, b, i-.42, i+.42, SHADE) for i,(a,b) in enumerate(sides)], yaxis=rows_axis(labels),
-        xaxis=dict(title='difference in ARG, points (left cell − right cell)', range=[-reach,reach], zeroline=True, zerolinewidth=2)))
+        if len(e):
+            traces.append(dots(
+                              v, e.estimate, e.index, colour, symbol, text=[text[i] for i in e.index],
+                              edge=dict(width=2, color=colour), error_x=bars(e.estimate,e.lo,e.hi,colour)))
+    labels = (
+        [
+            f'{short(a)} − {short(b)}  <b>{c}{"†" if lost and lost[i] else ""}</b>'
+            for i,(a,b,c) in enumerate(zip(d.left,d.right,d.claim))])
+    return go.Figure(
+        traces,
+        layout(
+            title, 150+27*len(d), left=max(201, min(440, 16+7.5*max(len(t)-7 for t in labels))),
+            shapes=[box(a, b, i-.42, i+.42, SHADE) for i,(a,b) in enumerate(sides)], yaxis=rows_axis(labels),
+            xaxis=dict(title='difference in ARG, points (left cell − right cell)', range=[-reach,reach],
+                       zeroline=True, zerolinewidth=2)))
 
 # %% ../../nbs/30_show/03_plots.ipynb #857e512e
 STAGES = dict(pretrain='Continued pretraining', tune='Few-shot tuning') # stage: its name in titles
@@ -274,10 +412,14 @@ def thin(
     points:int=80 # At most so many per curve
 )->pd.DataFrame: # method, prompt, seed, task ('' if none), step, loss, tokens (NaN if unknown): means of neighbouring steps
     "Curves short enough to draw: equal stretches of steps, averaged"
-    _need(curves, ('method','prompt','seed','stage','step','loss'), 'a figure of learning curves'); d = curves[curves.stage==stage]
+    _need(curves, ('method','prompt','seed','stage','step','loss'), 'a figure of learning curves')
+    d = curves[curves.stage==stage]
     if not len(d): raise UserError(f'no learning curves of stage {stage!r}; there is {sorted(curves.stage.unique())}')
-    width = max(1, -(-int(d.step.max()+1)//points)); d = d.assign(tokens=d.get('tokens', float('nan')), task=d['task'].astype(object).fillna('') if 'task' in d else '', at=d.step//width)
-    out = d.groupby(['method','prompt','seed','task','at'], sort=False).agg(step=('step','mean'), loss=('loss','mean'), tokens=('tokens','mean')).reset_index()
+    width = max(1, -(-int(d.step.max()+1)//points))
+    d = d.assign(tokens=d.get('tokens', float('nan')),
+                 task=d['task'].astype(object).fillna('') if 'task' in d else '', at=d.step//width)
+    out = d.groupby(['method','prompt','seed','task','at'], sort=False).agg(
+        step=('step','mean'), loss=('loss','mean'), tokens=('tokens','mean')).reset_index()
     return out.drop(columns='at')
 
 def curves_title(
@@ -285,10 +427,15 @@ def curves_title(
     stage:str # Which stage
 )->str: # One sentence
     "Where each curve ends"
-    last = curves.sort_values('step').groupby(['method','prompt','seed','task']).loss.last().groupby(level=[0,1], sort=False).mean().sort_values(); many = curves.task.nunique()
-    ends = [f'{m} ({prompt_text(p)})' for m,p in (last.index[0],last.index[-1])]; size = plural(curves.seed.nunique(), 'seed')+(f', {plural(many, "prompt")}' if many>1 else '')
+    last = curves.sort_values('step').groupby(
+        ['method','prompt','seed','task']).loss.last().groupby(level=[0,1], sort=False).mean().sort_values()
+    many = curves.task.nunique()
+    ends = [f'{m} ({prompt_text(p)})' for m,p in (last.index[0],last.index[-1])]
+    size = plural(curves.seed.nunique(), 'seed')+(f', {plural(many, "prompt")}' if many>1 else '')
     if len(last)==1: return f'{STAGES.get(stage,stage)}: {ends[0]} ends at {last.iloc[0]:.2f} nats per token ({size})'
-    return f'{STAGES.get(stage,stage)}: {ends[0]} ends lowest at {last.iloc[0]:.2f}, {ends[1]} highest at {last.iloc[-1]:.2f} nats per token ({size})'
+    return (
+        f'{STAGES.get(stage,stage)}: {ends[0]} ends lowest at {last.iloc[0]:.2f}, {ends[1]} highest at '
+        f'{last.iloc[-1]:.2f} nats per token ({size})')
 
 # %% ../../nbs/30_show/03_plots.ipynb #2c39ac6e
 def plot_curves(
@@ -297,14 +444,34 @@ def plot_curves(
     *, x:str='step', points:int=80 # Or 'tokens', if the curves have them; points per curve
 )->go.Figure: # Thick: mean; thin: every prompt, or every seed where prompts are not told apart
     "Loss against steps or tokens; colour is the method, dashes the prompt"
-    one_of('x of learning curves', x, ('step','tokens')); d = thin(curves, stage, points); one = 'task' if d.task.ne('').any() else 'seed'; traces = []
-    if x=='tokens' and d.tokens.isna().any(): raise UserError(f'curves of stage {stage!r} must have a column tokens to be drawn against it; draw them against step')
+    one_of('x of learning curves', x, ('step','tokens'))
+    d = thin(curves, stage, points)
+    one = 'task' if d.task.ne('').any() else 'seed'
+    traces = []
+    if x=='tokens' and d.tokens.isna().any():
+        raise UserError(
+            f'curves of stage {stage!r} must have a column tokens to be drawn against it; draw them against step')
     for (m,p),g in d.groupby(['method','prompt'], sort=False):
-        name = f'{m}, {prompt_text(p)}'; common = dict(type='scatter', mode='lines', name=name, legendgroup=name); pen = dict(color=look(m)[0], dash=dict(shallow='dash', deep='solid').get(p,'dot'))
-        each = g.groupby([one,'step'], sort=True)[['loss','tokens']].mean().reset_index(); xs,ys = [],[]
-        for _,e in each.groupby(one): xs += [*e[x].round(1),None]; ys += [*e.loss.round(3),None]
-        if each[one].nunique()>1: traces.append(common|dict(x=xs, y=ys, showlegend=False, line=dict(color=pen['color'], width=.8), opacity=.35 if one=='seed' else .22, hoverinfo='skip'))
+        name = f'{m}, {prompt_text(p)}'
+        common = dict(type='scatter', mode='lines', name=name, legendgroup=name)
+        pen = dict(color=look(m)[0], dash=dict(shallow='dash', deep='solid').get(p,'dot'))
+        each = g.groupby([one,'step'], sort=True)[['loss','tokens']].mean().reset_index()
+        xs,ys = [],[]
+        for _,e in each.groupby(one):
+            xs += [*e[x].round(1),None]
+            ys += [*e.loss.round(3),None]
+        if each[one].nunique()>1:
+            traces.append(common
+                          |dict(
+                              x=xs, y=ys, showlegend=False, line=dict(color=pen['color'], width=.8),
+                              opacity=.35 if one=='seed' else .22, hoverinfo='skip'))
         mean = g.groupby('step')[['loss','tokens']].mean().reset_index().sort_values('step')
-        traces.append(common|dict(x=mean[x].round(1).tolist(), y=mean.loss.round(4).tolist(), line=pen|dict(width=2.4), hovertemplate=f'<b>{name}</b><br>{x} %{{x:,.0f}}, loss %{{y:.3f}}<extra></extra>'))
+        traces.append(
+            common
+            |dict(x=mean[x].round(1).tolist(), y=mean.loss.round(4).tolist(), line=pen|dict(width=2.4),
+                  hovertemplate=f'<b>{name}</b><br>{x} %{{x:,.0f}}, loss %{{y:.3f}}<extra></extra>'))
     traces.sort(key=lambda t: t['line']['width'])
-    return go.Figure(traces, layout(curves_title(d, stage), 420, left=60, xaxis=dict(title=dict(step='updates', tokens='tokens seen')[x]), yaxis=dict(title='loss, nats per target token')))
+    return go.Figure(
+        traces,
+        layout(curves_title(d, stage), 420, left=60, xaxis=dict(title=dict(step='updates', tokens='tokens seen')[x]),
+               yaxis=dict(title='loss, nats per target token')))

@@ -111,7 +111,8 @@ DETAILS = r'''<h2 id="datasets">Datasets and templates</h2>
 '''
 
 # %% ../../nbs/30_show/04_report.ipynb #5d62a5f1
-def _blank(text:str)->dict: return dict(data=[], layout=layout(text, 140, legend=False, xaxis=dict(visible=False), yaxis=dict(visible=False)))
+def _blank(text:str)->dict:
+    return dict(data=[], layout=layout(text, 140, legend=False, xaxis=dict(visible=False), yaxis=dict(visible=False)))
 
 def _or_blank(draw, *args, **more)->dict:
     "A figure, or an empty one that says why there is none"
@@ -124,8 +125,10 @@ def curve_figures(
     "A figure for every stage of training"
     out = {}
     for s in [] if curves is None or not len(curves) else sorted(curves.stage.unique(), key=_stage):
-        xs = ['step','tokens'] if 'tokens' in curves and curves[curves.stage==s].tokens.notna().all() else ['step']; many = 'task' in curves and curves[curves.stage==s].task.notna().any()
-        f = {x:figure_json(plots.plot_curves(curves, s, x=x, points=40 if many else 80)) for x in xs}; out['curve_'+re.sub(r'\W','_',s)] = f if len(f)>1 else f['step']
+        xs = ['step','tokens'] if 'tokens' in curves and curves[curves.stage==s].tokens.notna().all() else ['step']
+        many = 'task' in curves and curves[curves.stage==s].task.notna().any()
+        f = {x:figure_json(plots.plot_curves(curves, s, x=x, points=40 if many else 80)) for x in xs}
+        out['curve_'+re.sub(r'\W','_',s)] = f if len(f)>1 else f['step']
     return out
 
 def figures(
@@ -134,17 +137,25 @@ def figures(
     settings:dict # level, by, groups
 )->dict: # name: figure JSON; accuracy and gain hold one per prompt and shots, accuracy also one per dataset
     "Every figure of the report"
-    f = dict(table1=figure_json(plots.plot_table1(table, paper)), claims=figure_json(plots.plot_claims(judged, settings.get('level', .95))), slope=figure_json(plots.plot_slope(table)), accuracy={}, gain={})
-    cols = settings_of(table); prompts,ks = dict.fromkeys(p for p,_ in cols),sorted({k for _,k in cols}); how = dict(by=settings.get('by','macro9'), groups=settings.get('groups'))
+    f = dict(table1=figure_json(plots.plot_table1(table, paper)),
+             claims=figure_json(plots.plot_claims(judged, settings.get('level', .95))),
+             slope=figure_json(plots.plot_slope(table)), accuracy={}, gain={})
+    cols = settings_of(table)
+    prompts,ks = dict.fromkeys(p for p,_ in cols),sorted({k for _,k in cols})
+    how = dict(by=settings.get('by','macro9'), groups=settings.get('groups'))
     by_dataset = {d:rows[rows.dataset==d] for d in dict.fromkeys(rows.dataset)}
     for p in prompts:
-        f['accuracy'][p] = {str(k):{d or '':_or_blank(plots.accuracy_spec, part, p, k, dataset=d) for d,part in [(None,rows),*by_dataset.items()]} for k in ks}
+        f['accuracy'][p] = {
+            str(k):{d or '':_or_blank(plots.accuracy_spec, part, p, k, dataset=d)
+                    for d,part in [(None,rows),*by_dataset.items()]}
+            for k in ks}
         f['gain'][p] = {str(k):_or_blank(plots.plot_gain, rows, p, k, **how) for k in ks}
     return f|curve_figures(curves)
 
 # %% ../../nbs/30_show/04_report.ipynb #fdb5bf6d
 QUESTION = 'Does pretraining with prompts make a model easier to steer by prompts?'
-FOOTER = ('Paper: Wu, Logan, Walsh, Bhagia, Groeneveld, Singh and Beltagy, Continued Pretraining for Better Zero- and Few-Shot Promptability, 2022 '
+FOOTER = ('Paper: Wu, Logan, Walsh, Bhagia, Groeneveld, Singh and Beltagy, Continued Pretraining for Better Zero- '
+          'and Few-Shot Promptability, 2022 '
           '(arXiv 2210.10258). This page is one file and loads nothing from anywhere.')
 
 def in_order(
@@ -152,23 +163,34 @@ def in_order(
     methods:list[str] # Order of the table
 )->pd.DataFrame: # The same lines, methods in this order, shallow before deep, few shots before many
     "Lines in the order a reader expects, whatever order the files were read in"
-    rank = dict(method={m:i for i,m in enumerate(methods)}, prompt=dict(none=0, shallow=1, deep=2)); by = [c for c in ('method','prompt','shots') if c in df.columns]
-    return df.sort_values(by, kind='stable', key=lambda c: c.map(lambda v: rank[c.name].get(v, 99)) if c.name in rank else c)
+    rank = dict(method={m:i for i,m in enumerate(methods)}, prompt=dict(none=0, shallow=1, deep=2))
+    by = [c for c in ('method','prompt','shots') if c in df.columns]
+    return df.sort_values(
+        by, kind='stable', key=lambda c: c.map(lambda v: rank[c.name].get(v, 99)) if c.name in rank else c)
 
 def _stage(s:str)->int: return 0 if s=='pretrain' else 1 if s.startswith('tune') else 2
 def _size(rows:pd.DataFrame)->str:
     "How much the table stands on"
-    n = sorted(set(rows.n)) if 'n' in rows else []; each = '' if not n else f', {n[0]} instances each' if len(n)==1 else f', {n[0]} to {n[-1]} instances each'
-    return f'{plural(rows.seed.nunique(), "seed")}, {plural(rows.groupby(["dataset","template"]).ngroups, "template")} of {plural(rows.dataset.nunique(), "dataset")}{each}'
+    n = sorted(set(rows.n)) if 'n' in rows else []
+    each = '' if not n else f', {n[0]} instances each' if len(n)==1 else f', {n[0]} to {n[-1]} instances each'
+    return (
+        f'{plural(rows.seed.nunique(), "seed")}, {plural(rows.groupby(["dataset","template"]).ngroups, "template")} '
+        f'of {plural(rows.dataset.nunique(), "dataset")}{each}')
 def _count(x)->str: return '–' if x is None or pd.isna(x) else f'{x:,.0f}' if x>=10 or x==int(x) else f'{x:.1f}'
-def _whole(text:str)->Markup: return Markup(re.sub(r'\b([TP]-only|T5-\w+)', r'<span class="nb">\1</span>', str(escape(text))))
+def _whole(text:str)->Markup:
+    return Markup(re.sub(r'\b([TP]-only|T5-\w+)', r'<span class="nb">\1</span>', str(escape(text))))
 
 def _versions()->dict:
     "Versions of what the numbers depend on, without importing any of it"
     def one(name):
         try: return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError: return None
-    return {k:v for k,v in dict(python=platform.python_version(), **{n:one(n) for n in ('torch','transformers','numpy','pandas')}).items() if v}
+    return {k:v
+            for k,
+            v
+            in dict(python=platform.python_version(),
+                    **{n:one(n) for n in ('torch','transformers','numpy','pandas')}).items()
+            if v}
 
 def facts(
     settings:dict # Whatever explains the run; dicts inside are flattened
@@ -177,23 +199,29 @@ def facts(
     out = []
     for k,v in (settings|({} if 'versions' in settings else dict(versions=_versions()))).items():
         if v is None: continue
-        pairs = [(f'{k}: {a}', b) for a,b in v.items()] if isinstance(v, dict) else [] if k=='command' else [(k.replace('_',' '), v)]
+        pairs = [(f'{k}: {a}', b)
+                 for a,b in v.items()] if isinstance(v, dict) else [] if k=='command' else [(k.replace('_',' '), v)]
         out += [(name, ', '.join(map(str,x)) if isinstance(x, (list,tuple)) else str(x)) for name,x in pairs]
     return out
 
 # %% ../../nbs/30_show/04_report.ipynb #d740f64b
-SECTIONS = [('table','Table 1'),('claims','Claims'),('shots','Shots'),('datasets','Datasets'),('curves','Learning curves'),('cost','Cost'),('limits','Limits'),('again','Reproduce')]
+SECTIONS = [('table','Table 1'), ('claims','Claims'), ('shots','Shots'), ('datasets','Datasets'),
+            ('curves','Learning curves'), ('cost','Cost'), ('limits','Limits'), ('again','Reproduce')]
 
 def _claim_lists(judged:pd.DataFrame, level:float)->dict:
     "Claims for the page: those that were run, by verdict, with the corrected verdict; those that were not"
     run,strict = judged[judged.verdict!='not run'].reset_index(drop=True),corrected(judged, level)
     if strict is not None: run = run.assign(strict=strict)
-    return dict(judged=sorted(run.to_dict('records'), key=lambda c: VERDICTS.index(c['verdict'])), not_run=judged[judged.verdict=='not run'].to_dict('records'), holm=strict is not None and len(run)>0)
+    return dict(judged=sorted(run.to_dict('records'), key=lambda c: VERDICTS.index(c['verdict'])),
+                not_run=judged[judged.verdict=='not run'].to_dict('records'), holm=strict is not None and len(run)>0)
 
 def _curve_words(figs:dict, curves)->dict:
     "Names of the figures of learning curves, what their thin lines are, and which can be drawn against tokens"
-    names = [k for k in figs if k.startswith('curve_')]; prompts = lambda k: 'task' in curves and curves[curves.stage.map(lambda s: 'curve_'+re.sub(r'\W','_',s))==k].task.notna().any()
-    return dict(curve_names=names, thin={k:'prompt' if prompts(k) else 'seed' for k in names}, against=[k for k in names if 'data' not in figs[k]])
+    names = [k for k in figs if k.startswith('curve_')]
+    prompts = lambda k: 'task' in curves and curves[
+        curves.stage.map(lambda s: 'curve_'+re.sub(r'\W','_',s))==k].task.notna().any()
+    return dict(curve_names=names, thin={k:'prompt' if prompts(k) else 'seed' for k in names},
+                against=[k for k in names if 'data' not in figs[k]])
 
 def _caption(figure)->str:
     "The caption a figure starts with; the page's script writes those of nests"
@@ -205,17 +233,32 @@ def render(
 )->str: # HTML
     "The page as text"
     if not len(table): raise UserError('a report needs at least one cell in its table; run some cells first')
-    order = list(dict.fromkeys(table.method)); rows = in_order(rows[rows.metric=='accuracy'] if 'metric' in rows else rows, order)
+    order = list(dict.fromkeys(table.method))
+    rows = in_order(rows[rows.metric=='accuracy'] if 'metric' in rows else rows, order)
     if curves is not None and len(curves): curves = in_order(curves, order)
-    paper,level = paper_table1(),settings.get('level', .95); figs = figures(rows, table, claims, curves, paper, settings); verdict,answer = headline(claims, level)
-    cols,lines = table_cells(table, paper); names,acc = accuracy_table(rows); seeds,by_seed = seed_table(rows, settings); listed,drawn = _claim_lists(claims, level),_curve_words(figs, curves)
+    paper,level = paper_table1(),settings.get('level', .95)
+    figs = figures(rows, table, claims, curves, paper, settings)
+    verdict,answer = headline(claims, level)
+    cols,lines = table_cells(table, paper)
+    names,acc = accuracy_table(rows)
+    seeds,by_seed = seed_table(rows, settings)
+    listed,drawn = _claim_lists(claims, level),_curve_words(figs, curves)
     env = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True)
-    body = env.from_string(TABLES+RESULT+CLAIMS+DETAILS).render(**listed, **drawn, settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, seeds=seeds, seed_names=[f'seed {s}' for s in seeds],
-        found=findings(rows, table, claims, settings), brief=brief(rows, table, settings), sections=[s for s in SECTIONS if s[0]!='curves' or drawn['curve_names']],
-        prompts=list(dict.fromkeys(p for p,_ in cols)), shots=sorted({k for _,k in cols}), spans=[(p, sum(q==p for q,_ in cols)) for p in dict.fromkeys(p for p,_ in cols)], cols=cols, lines=lines, by_seed=by_seed, names=names, acc=acc,
-        budget=in_order(budgets(cards), order).sort_values('stage', kind='stable', key=lambda c: c.map(_stage)).to_dict('records'), size=_size(rows), caveats=caveats(settings|dict(holm=listed['holm']), rows),
-        facts=facts(settings|dict(predictions_kept=f'{len(predictions):,}')), figure=lambda id, note, alt: figure_html(id, _caption(figs[id]), note, alt), count=_count, signed=signed, whole=_whole, plural=plural, mark=mark, sign=SIGN)
-    label = ' · '.join(['promptbench', 'table 1', f'{settings.get("suite","suite")}, {settings.get("backbone","backbone")}'])
+    body = env.from_string(TABLES+RESULT+CLAIMS+DETAILS).render(
+        **listed, **drawn, settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, seeds=seeds,
+        seed_names=[f'seed {s}' for s in seeds], found=findings(rows, table, claims, settings),
+        brief=brief(rows, table, settings), sections=[s for s in SECTIONS if s[0]!='curves' or drawn['curve_names']],
+        prompts=list(dict.fromkeys(p for p,_ in cols)), shots=sorted({k for _,k in cols}),
+        spans=[(p, sum(q==p for q,_ in cols)) for p in dict.fromkeys(p for p,_ in cols)], cols=cols, lines=lines,
+        by_seed=by_seed, names=names, acc=acc,
+        budget=in_order(budgets(cards), order).sort_values(
+            'stage', kind='stable', key=lambda c: c.map(_stage)).to_dict('records'),
+        size=_size(rows), caveats=caveats(settings|dict(holm=listed['holm']), rows),
+        facts=facts(settings|dict(predictions_kept=f'{len(predictions):,}')),
+        figure=lambda id, note, alt: figure_html(id, _caption(figs[id]), note, alt), count=_count, signed=signed,
+        whole=_whole, plural=plural, mark=mark, sign=SIGN)
+    label = ' · '.join(
+        ['promptbench', 'table 1', f'{settings.get("suite","suite")}, {settings.get("backbone","backbone")}'])
     return page(QUESTION, body, figures=figs, label=label, footer=FOOTER, description=answer[0])
 
 def write_report(
@@ -229,7 +272,11 @@ def write_report(
     figures=None, formats=('svg',) # A folder for every figure as a file of its own, and its formats (html, svg, png); None: no such files
 )->Path: # The file
     "Write the report: one HTML file, whole or not at all; `UserError` if the table is empty"
-    out = Path(out); path = out if out.suffix=='.html' else out/'report.html'
-    write_atomic(path, render(rows=rows, predictions=predictions, table=table, claims=claims, curves=curves, cards=list(cards), settings=dict(settings)))
+    out = Path(out)
+    path = out if out.suffix=='.html' else out/'report.html'
+    write_atomic(
+        path,
+        render(rows=rows, predictions=predictions, table=table, claims=claims, curves=curves, cards=list(cards),
+               settings=dict(settings)))
     if figures is not None: save_figures(path, figures, formats=formats)
     return path

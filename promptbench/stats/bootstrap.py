@@ -19,15 +19,24 @@ from .metrics import LINE, _tally, find_cell, group_codes, need, one_each, relat
 @dataclass
 class Block:
     "Outcomes that share one resample: R answered lists (view and template) by N instances"
-    suite:str; dataset:str; ids:np.ndarray; correct_RN:np.ndarray; present_RN:np.ndarray; line_R:np.ndarray
+    suite:str
+    dataset:str
+    ids:np.ndarray
+    correct_RN:np.ndarray
+    present_RN:np.ndarray
+    line_R:np.ndarray
 
 def _separate(present_SN:np.ndarray)->list[np.ndarray]:
     "Rows of `present_SN` grouped so that groups share no column"
     left,out = list(range(len(present_SN))),[]
     while left:
-        part = [left.pop(0)]; cover = present_SN[part[0]].copy(); grew = True
+        part = [left.pop(0)]
+        cover = present_SN[part[0]].copy()
+        grew = True
         while grew:
-            near = [s for s in left if (present_SN[s]&cover).any()]; grew = bool(near); part += near
+            near = [s for s in left if (present_SN[s]&cover).any()]
+            grew = bool(near)
+            part += near
             for s in near: cover |= present_SN[s]
             left = [s for s in left if s not in near]
         out.append(np.array(part))
@@ -35,26 +44,42 @@ def _separate(present_SN:np.ndarray)->list[np.ndarray]:
 
 def _compact(codes:np.ndarray, size:int):
     "The codes that occur, in order, and every entry's place among them"
-    there = np.zeros(size, bool); there[codes] = True
+    there = np.zeros(size, bool)
+    there[codes] = True
     return np.flatnonzero(there),(np.cumsum(there)-1)[codes]
 
 def _ranked(s:pd.Series):
     "Every entry's rank among the distinct values as text, and those values"
-    codes,values = (s.cat.codes.to_numpy(), s.cat.categories) if isinstance(s.dtype, pd.CategoricalDtype) else pd.factorize(s)
-    values = pd.Index(values).astype(str).to_numpy(object); order = np.argsort(values); rank = np.empty(len(values), np.int64); rank[order] = np.arange(len(values))
+    codes,values = (
+        s.cat.codes.to_numpy(), s.cat.categories) if isinstance(s.dtype, pd.CategoricalDtype) else pd.factorize(s)
+    values = pd.Index(values).astype(str).to_numpy(object)
+    order = np.argsort(values)
+    rank = np.empty(len(values), np.int64)
+    rank[order] = np.arange(len(values))
     return rank[codes],values[order]
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #dd9f5cc0
 def _blocks(p:pd.DataFrame, line:np.ndarray):
     "`Block`s of the predictions, one or more per dataset, in the order of their names; `line` says which answered list an entry belongs to"
-    inst,ids = _ranked(p.instance); data,first = group_codes(p, ['suite','dataset']); names = list(zip(p.suite.iloc[first], p.dataset.iloc[first]))
-    order = np.argsort(data, kind='stable'); ends = np.cumsum(np.bincount(data, minlength=len(names))); seeds = group_codes(p, ['seed'])[0]
+    inst,ids = _ranked(p.instance)
+    data,first = group_codes(p, ['suite','dataset'])
+    names = list(zip(p.suite.iloc[first], p.dataset.iloc[first]))
+    order = np.argsort(data, kind='stable')
+    ends = np.cumsum(np.bincount(data, minlength=len(names)))
+    seeds = group_codes(p, ['seed'])[0]
     for k in sorted(range(len(names)), key=lambda k: tuple(map(str, names[k]))):
-        at = order[ends[k-1] if k else 0:ends[k]]; kept,col = _compact(inst[at], len(ids)); lines,row = _compact(line[at], line.max()+1); codes,s = _compact(seeds[at], seeds.max()+1)
-        correct,present,seen = np.zeros((len(lines),len(kept))),np.zeros((len(lines),len(kept)), bool),np.zeros((len(codes),len(kept)), bool)
-        correct[row,col] = p.correct.to_numpy()[at]; present[row,col] = True; seen[s,col] = True
+        at = order[ends[k-1] if k else 0:ends[k]]
+        kept,col = _compact(inst[at], len(ids))
+        lines,row = _compact(line[at], line.max()+1)
+        codes,s = _compact(seeds[at], seeds.max()+1)
+        correct,present,seen = np.zeros((len(lines),len(kept))),np.zeros((len(lines),len(kept)), bool),np.zeros(
+            (len(codes),len(kept)), bool)
+        correct[row,col] = p.correct.to_numpy()[at]
+        present[row,col] = True
+        seen[s,col] = True
         if present.sum()<len(at): one_each(p.iloc[at], PREDICTION_KEY, 'predictions')
-        of_line = np.zeros(len(lines), int); of_line[row] = s
+        of_line = np.zeros(len(lines), int)
+        of_line[row] = s
         for part in _separate(seen):
             r,c = np.isin(of_line, part),seen[part].any(0)
             yield Block(*map(str, names[k]), ids[kept[c]], correct[np.ix_(r,c)], present[np.ix_(r,c)], lines[r])
@@ -64,43 +89,75 @@ def _counts(gen, n:int, size:int, entries:int=250_000):
     "Chunks [k, size] of multinomial counts, `n` rows in all: how often each instance is drawn"
     step = max(1, entries//size)
     for start in range(0, n, step):
-        k = min(step, n-start); at = gen.integers(0, size, (k,size)); at += (np.arange(k)*size)[:,None]
+        k = min(step, n-start)
+        at = gen.integers(0, size, (k,size))
+        at += (np.arange(k)*size)[:,None]
         yield start,np.bincount(at.ravel(), minlength=k*size).reshape(k,size).astype(np.float64)
 
 def _block_draws(b:Block, coef_RV:np.ndarray, n:int, gen, twice_nR=None)->np.ndarray: # [n, V]
     "Each view's share of ARG from this block, `n` times resampled; `gen` None: the instances as they are; `twice_nR`: how often each line's template was drawn"
-    usual_R = b.correct_RN.sum(1)/b.present_RN.sum(1); N = len(b.ids); wide = np.sqrt(N/(N-1)) if N>1 else 1.
+    usual_R = b.correct_RN.sum(1)/b.present_RN.sum(1)
+    N = len(b.ids)
+    wide = np.sqrt(N/(N-1)) if N>1 else 1.
     if gen is None: return (twice_nR*usual_R) @ coef_RV
-    whole = b.present_RN.all(1) if twice_nR is None else np.zeros(len(usual_R), bool); rest = ~whole; out = np.empty((n, coef_RV.shape[1]))
-    dev_NV = (b.correct_RN[whole]-usual_R[whole,None]).T @ coef_RV[whole] / N; some,here = b.correct_RN[rest].T,b.present_RN[rest].T.astype(np.float64)
+    whole = b.present_RN.all(1) if twice_nR is None else np.zeros(len(usual_R), bool)
+    rest = ~whole
+    out = np.empty((n, coef_RV.shape[1]))
+    dev_NV = (b.correct_RN[whole]-usual_R[whole,None]).T @ coef_RV[whole] / N
+    some,here = b.correct_RN[rest].T,b.present_RN[rest].T.astype(np.float64)
     for start,count in _counts(gen, n, N):
-        to = slice(start, start+len(count)); out[to] = usual_R[whole] @ coef_RV[whole] + wide*(count @ dev_NV)
+        to = slice(start, start+len(count))
+        out[to] = usual_R[whole] @ coef_RV[whole] + wide*(count @ dev_NV)
         if rest.any():
-            drawn = count @ here; acc = np.where(drawn>0, np.divide(count @ some, drawn, where=drawn>0, out=np.zeros_like(drawn)), usual_R[rest])
-            acc = usual_R[rest]+wide*(acc-usual_R[rest]); out[to] += (acc if twice_nR is None else acc*twice_nR[to]) @ coef_RV[rest]
+            drawn = count @ here
+            acc = np.where(
+                drawn>0, np.divide(count @ some, drawn, where=drawn>0, out=np.zeros_like(drawn)), usual_R[rest])
+            acc = usual_R[rest]+wide*(acc-usual_R[rest])
+            out[to] += (acc if twice_nR is None else acc*twice_nR[to]) @ coef_RV[rest]
     return out
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #9111fa4b
 @dataclass
 class Replicates:
     "ARG of every view (cell and seed) as measured and under `n` resamples shared by all; `share` holds what each instance adds to it"
-    views:pd.DataFrame; estimate_V:np.ndarray; draws_Vn:np.ndarray; share:list; seen:list; templates_V:np.ndarray; instances_V:np.ndarray; seed:int; resample:tuple
+    views:pd.DataFrame
+    estimate_V:np.ndarray
+    draws_Vn:np.ndarray
+    share:list
+    seen:list
+    templates_V:np.ndarray
+    instances_V:np.ndarray
+    seed:int
+    resample:tuple
 
 VIEW = CELL+['seed']
 
 def _lines(predictions:pd.DataFrame, rows, baseline, by, groups):
     "One line per answered list, with its view and its coefficient 100 x weight/base; and every prediction's line"
-    code,first = group_codes(predictions, LINE); lines = _tally(predictions, code, first)
+    code,first = group_codes(predictions, LINE)
+    lines = _tally(predictions, code, first)
     if 'run' in predictions.columns: lines = lines.assign(run=predictions.run.iloc[first].astype(str).to_numpy())
-    lines = lines.sort_values(VIEW+['dataset','template']); rank = np.empty(len(lines), np.int64); rank[lines.index] = np.arange(len(lines)); lines = lines.reset_index(drop=True)
+    lines = lines.sort_values(VIEW+['dataset','template'])
+    rank = np.empty(len(lines), np.int64)
+    rank[lines.index] = np.arange(len(lines))
+    lines = lines.reset_index(drop=True)
     one_each(lines, VIEW+['dataset','template'], 'predictions')
     if rows is not None:
-        known = rows[rows.metric=='accuracy'] if 'metric' in rows.columns else rows; key = VIEW+['dataset','template']; one_each(known, key, 'rows')
-        both = lines[key+['value']].merge(known[key+['value']+[c for c in ('chance','majority') if c in known.columns]], on=key, how='left', suffixes=('','_row'))
-        if both.value_row.isna().any(): raise UserError(f'predictions without a row: {both[both.value_row.isna()][key].iloc[0].to_dict()}; give the rows of the same runs')
-        if (abs(both.value-both.value_row)>1e-6).any(): raise UserError('rows and predictions must come from the same runs, but their accuracies differ; read both again')
+        known = rows[rows.metric=='accuracy'] if 'metric' in rows.columns else rows
+        key = VIEW+['dataset','template']
+        one_each(known, key, 'rows')
+        both = lines[key+['value']].merge(
+            known[key+['value']+[c for c in ('chance','majority') if c in known.columns]], on=key, how='left',
+            suffixes=('','_row'))
+        if both.value_row.isna().any():
+            raise UserError(
+                f'predictions without a row: {both[both.value_row.isna()][key].iloc[0].to_dict()}; give the rows of the same runs')
+        if (abs(both.value-both.value_row)>1e-6).any():
+            raise UserError(
+                'rows and predictions must come from the same runs, but their accuracies differ; read both again')
         lines = lines.assign(**{c:both[c].to_numpy() for c in ('chance','majority') if c in both.columns})
-    lines = relative_gain(lines, baseline); lines['view'] = lines.groupby(VIEW, sort=True).ngroup()
+    lines = relative_gain(lines, baseline)
+    lines['view'] = lines.groupby(VIEW, sort=True).ngroup()
     w = pd.concat([template_weights(g, by, groups) for _,g in lines.groupby('view')]).reindex(lines.index)
     return lines.assign(weight=w, coef=100*w/lines.base),rank[code]
 
@@ -109,9 +166,13 @@ RESAMPLE = ('instances','templates','seeds') # What may vary
 
 def _times(lines:pd.DataFrame, suite:str, dataset:str, n:int, seed:int):
     "How often each template of a dataset is drawn, [n, T], and the templates' names"
-    d = lines[(lines.suite==suite)&(lines.dataset==dataset)]; names = sorted(d.template.unique())
-    if (d.groupby('view').template.nunique()!=len(names)).any(): raise UserError(f'resampling templates needs the same templates in every cell, but the cells differ in those of {dataset}; resample instances only, or complete the cells')
-    return np.random.default_rng(seed_of('templates', seed, suite, dataset)).multinomial(len(names), np.full(len(names), 1/len(names)), n),names
+    d = lines[(lines.suite==suite)&(lines.dataset==dataset)]
+    names = sorted(d.template.unique())
+    if (d.groupby('view').template.nunique()!=len(names)).any():
+        raise UserError('resampling templates needs the same templates in every cell, but the cells differ in '
+                        f'those of {dataset}; resample instances only, or complete the cells')
+    return np.random.default_rng(seed_of('templates', seed, suite, dataset)).multinomial(
+        len(names), np.full(len(names), 1/len(names)), n),names
 
 def replicate(
     predictions:pd.DataFrame, # Predictions of any cells and seeds
@@ -125,29 +186,45 @@ def replicate(
     resample = (resample,) if isinstance(resample, str) else tuple(resample)
     if not resample: raise UserError(f'resample must name some of {list(RESAMPLE)}, got nothing')
     for w in resample: one_of('resample', w, RESAMPLE)
-    need(predictions, LINE+['instance','correct'], 'predictions'); lines,line = _lines(predictions, rows, baseline, by, groups); at,coef = lines.view.to_numpy(),lines.coef.to_numpy()
-    views = lines.groupby('view')[VIEW].first().reset_index(drop=True); V = len(views)
+    need(predictions, LINE+['instance','correct'], 'predictions')
+    lines,line = _lines(predictions, rows, baseline, by, groups)
+    at,coef = lines.view.to_numpy(),lines.coef.to_numpy()
+    views = lines.groupby('view')[VIEW].first().reset_index(drop=True)
+    V = len(views)
     if 'run' in lines: views['run'] = lines.groupby('view').run.agg(lambda r: ' + '.join(sorted(set(r))))
-    const = np.bincount(at, 100*lines.weight.to_numpy(), V); est = np.bincount(at, coef*lines.value.to_numpy(), V)-const
-    named = pd.util.hash_pandas_object(lines[['dataset','template']].astype(str), index=False).to_numpy(); draws,share,seen,inst = np.zeros((V,n)),[],[],np.zeros(V, np.uint64)
+    const = np.bincount(at, 100*lines.weight.to_numpy(), V)
+    est = np.bincount(at, coef*lines.value.to_numpy(), V)-const
+    named = pd.util.hash_pandas_object(lines[['dataset','template']].astype(str), index=False).to_numpy()
+    draws,share,seen,inst = np.zeros((V,n)),[],[],np.zeros(V, np.uint64)
     for b in _blocks(predictions, line):
-        inside,v = np.unique(at[b.line_R], return_inverse=True); c = np.zeros((len(b.line_R), len(inside))); c[np.arange(len(v)),v] = coef[b.line_R]; twice = None
-        if 'templates' in resample: times,names = _times(lines, b.suite, b.dataset, n, seed); twice = times[:, [names.index(t) for t in lines.template[b.line_R]]]
-        gen = np.random.default_rng(seed_of('bootstrap', seed, b.suite, b.dataset, b.ids[0], len(b.ids))) if 'instances' in resample else None
-        draws[inside] += _block_draws(b, c, n, gen, np.ones((1,len(b.line_R))) if gen is None and twice is None else twice).T
-        here = b.present_RN.sum(1); share.append((inside, ((b.correct_RN-b.present_RN*(b.correct_RN.sum(1)/here)[:,None])/here[:,None]).T @ c))
+        inside,v = np.unique(at[b.line_R], return_inverse=True)
+        c = np.zeros((len(b.line_R), len(inside)))
+        c[np.arange(len(v)),v] = coef[b.line_R]
+        twice = None
+        if 'templates' in resample:
+            times,names = _times(lines, b.suite, b.dataset, n, seed)
+            twice = times[:, [names.index(t) for t in lines.template[b.line_R]]]
+        gen = np.random.default_rng(
+            seed_of('bootstrap', seed, b.suite, b.dataset, b.ids[0], len(b.ids))) if 'instances' in resample else None
+        draws[inside] += _block_draws(
+            b, c, n, gen, np.ones((1,len(b.line_R))) if gen is None and twice is None else twice).T
+        here = b.present_RN.sum(1)
+        share.append((inside, ((b.correct_RN-b.present_RN*(b.correct_RN.sum(1)/here)[:,None])/here[:,None]).T @ c))
         seen.append((inside, np.stack([b.present_RN[v==k].any(0) for k in range(len(inside))])))
         np.add.at(inst, at[b.line_R], named[b.line_R]*(b.present_RN @ pd.util.hash_array(b.ids)))
-    tasks = np.zeros(V, np.uint64); np.add.at(tasks, at, named)
+    tasks = np.zeros(V, np.uint64)
+    np.add.at(tasks, at, named)
     return Replicates(views, est, draws-const[:,None], share, seen, tasks, inst, seed, resample)
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #bff183e6
 INTERVALS = ('bca','percentile')
-_N = NormalDist(); _cdf,_inv = np.vectorize(_N.cdf, otypes=[float]),np.vectorize(_N.inv_cdf, otypes=[float])
+_N = NormalDist()
+_cdf,_inv = np.vectorize(_N.cdf, otypes=[float]),np.vectorize(_N.inv_cdf, otypes=[float])
 
 def _shift(draws:np.ndarray, est)->np.ndarray:
     "BCa's z0: where the estimate lies among the resamples, as a normal quantile"
-    n = draws.shape[-1]; off = draws-np.asarray(est)[...,None]
+    n = draws.shape[-1]
+    off = draws-np.asarray(est)[...,None]
     return _inv(np.clip(((off<-1e-9).sum(-1)+.5*(abs(off)<=1e-9).sum(-1))/n, .5/(n+1), 1-.5/(n+1)))
 
 def interval(
@@ -158,11 +235,18 @@ def interval(
     acceleration=0. # For 'bca', [...]: from `acceleration`
 )->tuple: # lo, hi, each [...]
     "Bootstrap interval; quantiles are taken at (n+1) x probability, so it excludes 0 when `p_value` is at most 1 - `level`, to within one resample"
-    one_of('interval', kind, INTERVALS); n = draws.shape[-1]; tails = np.broadcast_to([(1-level)/2, (1+level)/2], (*draws.shape[:-1],2))
+    one_of('interval', kind, INTERVALS)
+    n = draws.shape[-1]
+    tails = np.broadcast_to([(1-level)/2, (1+level)/2], (*draws.shape[:-1],2))
     if kind=='bca':
-        z0,a = _shift(draws, est)[...,None],np.asarray(acceleration)[...,None]; z = z0+_inv(tails); tails = _cdf(z0+z/(1-a*z))
-    place = np.clip(tails*(n+1)-1, 0, n-1); low = np.floor(place).astype(int); s = np.sort(draws, -1)
-    lo_hi = np.take_along_axis(s, low, -1); lo_hi = lo_hi+(place-low)*(np.take_along_axis(s, np.minimum(low+1, n-1), -1)-lo_hi)
+        z0,a = _shift(draws, est)[...,None],np.asarray(acceleration)[...,None]
+        z = z0+_inv(tails)
+        tails = _cdf(z0+z/(1-a*z))
+    place = np.clip(tails*(n+1)-1, 0, n-1)
+    low = np.floor(place).astype(int)
+    s = np.sort(draws, -1)
+    lo_hi = np.take_along_axis(s, low, -1)
+    lo_hi = lo_hi+(place-low)*(np.take_along_axis(s, np.minimum(low+1, n-1), -1)-lo_hi)
     return lo_hi[...,0],lo_hi[...,1]
 
 def p_value(
@@ -170,9 +254,14 @@ def p_value(
     est=0., *, kind:str='percentile', acceleration=0. # As in `interval`
 )->np.ndarray: # [...], between 2/(n+1) and 1
     "Twice the smaller tail beyond 0, one added to its count so that p is never 0; for 'bca' the level at which the interval touches 0"
-    n = draws.shape[-1]; down,up = (draws<=1e-9).sum(-1),(draws>=-1e-9).sum(-1); tail = np.minimum(.5, (np.minimum(down, up)+1)/(n+1))
+    n = draws.shape[-1]
+    down,up = (draws<=1e-9).sum(-1),(draws>=-1e-9).sum(-1)
+    tail = np.minimum(.5, (np.minimum(down, up)+1)/(n+1))
     if kind=='bca':
-        side = np.where(down<=up, 1, -1); z0,a = side*_shift(draws, est),side*np.asarray(acceleration); w = _inv(tail)-z0; tail = _cdf(w/(1+a*w)-z0)
+        side = np.where(down<=up, 1, -1)
+        z0,a = side*_shift(draws, est),side*np.asarray(acceleration)
+        w = _inv(tail)-z0
+        tail = _cdf(w/(1+a*w)-z0)
     return np.clip(2*tail, 2/(n+1), 1)
 
 def acceleration(
@@ -188,18 +277,26 @@ def find_views(
     cell # (method, prompt, shots), or a dict of any columns of the views
 )->np.ndarray: # Positions; empty if the cell was not run
     "Where the seeds of a cell are; `UserError` if several cells fit"
-    want = dict(cell) if isinstance(cell, dict) else dict(zip(('method','prompt','shots'), cell)); v = views; odd = [c for c in want if c not in v.columns]
+    want = dict(cell) if isinstance(cell, dict) else dict(zip(('method','prompt','shots'), cell))
+    v = views
+    odd = [c for c in want if c not in v.columns]
     if odd: raise UserError(f'a cell is named by columns of the predictions, {list(v.columns)}; got {odd}')
-    there = v[np.logical_and.reduce([np.ones(len(v), bool)]+[(v[c]==x).to_numpy() for c,x in want.items() if c!='prompt'])]
-    if 'prompt' in want: there = there[there.prompt==(want['prompt'] if (there.prompt==want['prompt']).any() or want.get('shots')!=0 else 'none')]
+    there = v[
+        np.logical_and.reduce([np.ones(len(v), bool)]+[(v[c]==x).to_numpy() for c,x in want.items() if c!='prompt'])]
+    if 'prompt' in want:
+        there = there[there.prompt
+                      ==(want['prompt'] if (there.prompt==want['prompt']).any() or want.get('shots')!=0 else 'none')]
     many = [c for c in CELL if there[c].nunique()>1]
-    if many: raise UserError(f'compare within one {many[0]}: {cell} fits {there[many].drop_duplicates().values.tolist()} ({", ".join(many)}); name which')
+    if many:
+        raise UserError(
+            f'compare within one {many[0]}: {cell} fits {there[many].drop_duplicates().values.tolist()} ({", ".join(many)}); name which')
     return there.index.to_numpy()
 
 def _of(r:Replicates, cell)->np.ndarray:
     "Positions of the views of a cell that must be there"
     at = find_views(r.views, cell)
-    if not len(at): raise UserError(f'no predictions of {cell}; there are {r.views[CELL].drop_duplicates().values.tolist()}')
+    if not len(at):
+        raise UserError(f'no predictions of {cell}; there are {r.views[CELL].drop_duplicates().values.tolist()}')
     return at
 
 def _comparable(r:Replicates, at:list, cells:list):
@@ -208,8 +305,10 @@ def _comparable(r:Replicates, at:list, cells:list):
     for i,(p,x) in enumerate(zip(at, cells)):
         for q,y in zip(at[:i], cells):
             if v.suite[p[0]]!=v.suite[q[0]]: continue
-            if len(set(r.templates_V[np.r_[p,q]]))>1: raise UserError(f'compared cells must have the same templates; {y} and {x} do not')
-            if any(r.instances_V[i]!=r.instances_V[j] for i in p for j in q if v.seed[i]==v.seed[j]): raise UserError(f'compared cells must answer the same instances; {y} and {x} do not')
+            if len(set(r.templates_V[np.r_[p,q]]))>1:
+                raise UserError(f'compared cells must have the same templates; {y} and {x} do not')
+            if any(r.instances_V[i]!=r.instances_V[j] for i in p for j in q if v.seed[i]==v.seed[j]):
+                raise UserError(f'compared cells must answer the same instances; {y} and {x} do not')
 
 def _weights(r:Replicates, at:np.ndarray, seeds:str):
     "How much each view of a cell counts, [len(at)] or, with seeds resampled, [len(at), n]"
@@ -227,16 +326,24 @@ def contrast(
     null:float=0. # What p tests against, points
 )->dict: # estimate, lo, hi (points), p (two-sided), n_instances (distinct, of the first cell), seeds (count of the first cell)
     "A sum of ARGs with factors, under shared resamples: a cell, a difference, a difference of differences"
-    seeds = one_of('seeds', seeds or ('resampled' if 'seeds' in r.resample else 'fixed'), ('fixed','resampled')); at = [_of(r, c) for _,c in terms]; _comparable(r, at, [c for _,c in terms])
-    fixed = r.resample==('instances',) and all(seeds=='fixed' or len(a)==1 for a in at); kind = one_of('interval_kind', interval_kind or ('bca' if fixed else 'percentile'), INTERVALS)
-    if kind=='bca' and not fixed: raise UserError("bca intervals need resample=('instances',) and fixed seeds; use interval_kind='percentile'")
+    seeds = one_of('seeds', seeds or ('resampled' if 'seeds' in r.resample else 'fixed'), ('fixed','resampled'))
+    at = [_of(r, c) for _,c in terms]
+    _comparable(r, at, [c for _,c in terms])
+    fixed = r.resample==('instances',) and all(seeds=='fixed' or len(a)==1 for a in at)
+    kind = one_of('interval_kind', interval_kind or ('bca' if fixed else 'percentile'), INTERVALS)
+    if kind=='bca' and not fixed:
+        raise UserError("bca intervals need resample=('instances',) and fixed seeds; use interval_kind='percentile'")
     est,draws,w = 0.,0.,np.zeros(len(r.views))
     for (f,_),a in zip(terms, at):
-        each = _weights(r, a, seeds); est += f*r.estimate_V[a].mean(); np.add.at(w, a, f/len(a))
+        each = _weights(r, a, seeds)
+        est += f*r.estimate_V[a].mean()
+        np.add.at(w, a, f/len(a))
         draws = draws+f*(each @ r.draws_Vn[a] if each.ndim==1 else (each*r.draws_Vn[a]).sum(0))
-    how = dict(kind=kind, acceleration=acceleration([s @ w[inside] for inside,s in r.share]) if kind=='bca' else 0.); lo,hi = interval(draws, est, level=level, **how)
+    how = dict(kind=kind, acceleration=acceleration([s @ w[inside] for inside,s in r.share]) if kind=='bca' else 0.)
+    lo,hi = interval(draws, est, level=level, **how)
     n = sum(int(p[np.isin(i, at[0])].any(0).sum()) for i,p in r.seen if np.isin(i, at[0]).any())
-    return dict(estimate=float(est), lo=float(lo), hi=float(hi), p=float(p_value(draws-null, est-null, **how)), n_instances=n, seeds=len(at[0]))
+    return dict(estimate=float(est), lo=float(lo), hi=float(hi), p=float(p_value(draws-null, est-null, **how)),
+                n_instances=n, seeds=len(at[0]))
 
 def estimate(
     r:Replicates, # From `replicate`
@@ -245,14 +352,18 @@ def estimate(
     *, level:float=.95, seeds:str|None=None, interval_kind:str|None=None # As in `contrast`
 )->dict: # As in `contrast`
     "ARG of a cell, or a paired difference, with interval and two-sided p; `UserError` if the cells are not comparable"
-    return contrast(r, [(1,cell_a)]+([] if cell_b is None else [(-1,cell_b)]), level=level, seeds=seeds, interval_kind=interval_kind)
+    return contrast(r, [(1,cell_a)]+([] if cell_b is None else [(-1,cell_b)]), level=level, seeds=seeds,
+                    interval_kind=interval_kind)
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #82eb5dd1
 def holm(
     p # p-values of one family; NaN where a comparison was not made
 )->np.ndarray: # Adjusted p-values in the same order
     "Holm's step-down correction: at most one false finding in 20 families at 0.05, whatever the dependence"
-    p = np.asarray(p, float); out = np.full(len(p), np.nan); at = np.flatnonzero(~np.isnan(p)); order = at[np.argsort(p[at], kind='stable')]
+    p = np.asarray(p, float)
+    out = np.full(len(p), np.nan)
+    at = np.flatnonzero(~np.isnan(p))
+    order = at[np.argsort(p[at], kind='stable')]
     out[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)))
     return out
 
@@ -272,11 +383,16 @@ def wu2022(
     n:int=1000, seed:int=100 # Iterations and seed, as in the released script
 )->dict: # estimate (points, a - b), p (one-sided: how often a fell below b), sd (of the difference)
     "The significance test that Wu et al. (2022) ran, for comparison only"
-    for r in (rows_a, rows_b): need(r, ['dataset','template','value','n'], 'rows'); one_each(r, ['dataset','template'], 'rows')
+    for r in (rows_a, rows_b):
+        need(r, ['dataset','template','value','n'], 'rows')
+        one_each(r, ['dataset','template'], 'rows')
     a,b = (relative_gain(r, baseline).sort_values(['dataset','template'], ignore_index=True) for r in (rows_a, rows_b))
-    if a[['dataset','template']].values.tolist()!=b[['dataset','template']].values.tolist() or (a.n!=b.n).any(): raise UserError('compared cells must have the same templates, with as many instances; complete them')
-    size = a.n.to_numpy(); more = np.rint(a.value*size).astype(int).to_numpy()-np.rint(b.value*size).astype(int).to_numpy()
-    coef = (100*template_weights(a, by, groups)/a.base).to_numpy(); draws = wu_draws(more, size, coef, n, np.random.default_rng(seed_of('wu2022', seed)))
+    if a[['dataset','template']].values.tolist()!=b[['dataset','template']].values.tolist() or (a.n!=b.n).any():
+        raise UserError('compared cells must have the same templates, with as many instances; complete them')
+    size = a.n.to_numpy()
+    more = np.rint(a.value*size).astype(int).to_numpy()-np.rint(b.value*size).astype(int).to_numpy()
+    coef = (100*template_weights(a, by, groups)/a.base).to_numpy()
+    draws = wu_draws(more, size, coef, n, np.random.default_rng(seed_of('wu2022', seed)))
     return dict(estimate=float((coef*more/size).sum()), p=float((draws<0).mean()), sd=float(draws.std()))
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #8a7ff5b4
@@ -290,11 +406,17 @@ def bootstrap_arg(
     **options # n, seed, baseline, by, groups, rows, resample: as in `replicate`
 )->dict: # As in `estimate`
     "Bootstrap of one cell or one comparison"
-    if one_of('procedure', procedure, PROCEDURES)=='paired': return estimate(replicate(predictions, **options), cell_a, cell_b, level=level, seeds=seeds, interval_kind=interval_kind)
+    if one_of('procedure', procedure, PROCEDURES)=='paired':
+        return estimate(
+            replicate(predictions, **options), cell_a, cell_b, level=level, seeds=seeds, interval_kind=interval_kind)
     if cell_b is None: raise UserError("procedure 'wu2022' compares two cells; give cell_b")
-    r = replicate(predictions, n=1, rows=options.pop('rows', None)); rows = _tally(predictions, *group_codes(predictions, LINE)); sides = []
+    r = replicate(predictions, n=1, rows=options.pop('rows', None))
+    rows = _tally(predictions, *group_codes(predictions, LINE))
+    sides = []
     for at in (_of(r, cell_a), _of(r, cell_b)):
-        if len(at)>1: raise UserError(f'procedure wu2022 compares single runs, but {len(at)} seeds fit; pick one seed of the predictions')
+        if len(at)>1:
+            raise UserError(
+                f'procedure wu2022 compares single runs, but {len(at)} seeds fit; pick one seed of the predictions')
         sides.append(rows.merge(r.views[VIEW].iloc[at], on=VIEW))
     return wu2022(*sides, **options)
 
@@ -309,12 +431,16 @@ def table1(
     **options # n, seed, baseline, by, groups: as in `replicate`
 )->pd.DataFrame: # method, prompt, shots, arg, lo, hi, seeds, star; cells that were not run are absent
     "The paper's table: ARG of every method x prompt x shots cell with its interval"
-    r = replicates or replicate(predictions, rows=rows, **options); out = []
+    r = replicates or replicate(predictions, rows=rows, **options)
+    out = []
     for m in methods or list(dict.fromkeys(rows.method)):
         for p in prompts:
             for k in shots if shots is not None else sorted(set(rows.shots)):
                 at = find_cell(r.views, m, p, k)
                 if at is None: continue
                 e = estimate(r, (m,at[0],k), level=level, seeds=seeds, interval_kind=interval_kind)
-                out.append(dict(method=m, prompt=p, shots=int(k), arg=e['estimate'], lo=e['lo'], hi=e['hi'], seeds=e['seeds'], star=at[1]))
+                out.append(
+                    dict(
+                        method=m, prompt=p, shots=int(k), arg=e['estimate'], lo=e['lo'], hi=e['hi'], seeds=e['seeds'],
+                        star=at[1]))
     return pd.DataFrame(out, columns=['method','prompt','shots','arg','lo','hi','seeds','star'])

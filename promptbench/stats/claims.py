@@ -23,24 +23,38 @@ class _File:
     def __init__(self, path, names):
         self.path = Path(path)
         try: y = yaml.safe_load(self.path.read_text(encoding='utf8'))
-        except (OSError,yaml.YAMLError,UnicodeDecodeError) as e: raise UserError(f'{path} must be a YAML file of claims: {e}') from None
-        if not isinstance(y, dict) or not isinstance(y.get('claims'), list) or not y['claims']: raise UserError(f'{path} must hold a list `claims`; see data/paper/claims.yaml')
-        self.claims,self.cells,self.margins,known = y['claims'],y.get('cells') or {},y.get('margin') or {},y.get('names') or {}
+        except (OSError,yaml.YAMLError,UnicodeDecodeError) as e:
+            raise UserError(f'{path} must be a YAML file of claims: {e}') from None
+        if not isinstance(y, dict) or not isinstance(y.get('claims'), list) or not y['claims']:
+            raise UserError(f'{path} must hold a list `claims`; see data/paper/claims.yaml')
+        self.claims,self.cells,self.margins,known = (
+            y['claims'],y.get('cells') or {},y.get('margin') or {},y.get('names') or {})
         odd = sorted(set(names or {})-set(known))
         if odd: raise UserError(f'{self.path.name} has no names {odd}; it has {sorted(known)}')
         self.names = known|(names or {})
     def value(self, v):
-        return self.names[one_of(f'name in {self.path.name}', v[1:], list(self.names))] if isinstance(v, str) and v.startswith('$') else v
+        return (
+            self.names[one_of(f'name in {self.path.name}', v[1:], list(self.names))] if isinstance(v, str)
+            and v.startswith('$') else v)
     def cell(self, c, where):
         "(method, prompt, shots), or a dict where other columns matter"
-        more = {k:v for k,v in c.items() if k!='cell'} if isinstance(c, dict) else {}; name = c.get('cell') if isinstance(c, dict) else c
+        more = {k:v for k,v in c.items() if k!='cell'} if isinstance(c, dict) else {}
+        name = c.get('cell') if isinstance(c, dict) else c
         base = {} if name is None else self.cells[one_of(f'cell in {self.path.name}', name, list(self.cells))]
         if isinstance(base, list):
-            if len(base)!=3: raise UserError(f'cell {name} in {self.path.name} must be [method, prompt, shots] or columns with values, got {base}')
+            if len(base)!=3:
+                raise UserError(
+                    f'cell {name} in {self.path.name} must be [method, prompt, shots] or columns with values, got {base}')
             base = dict(zip(('method','prompt','shots'), base))
-        if not isinstance(base, dict): raise UserError(f'cell {name} in {self.path.name} must be [method, prompt, shots] or columns with values, got {base!r}')
-        got = {k:self.value(v) for k,v in ({**base, **more, **where}).items()}; clash = [k for k in where if k in {**base,**more} and {**base,**more}[k]!=where[k]]
-        if clash or not got: raise UserError(f'cell {name or c} in {self.path.name} '+(f'says another {clash} than the condition `where` of its claim' if clash else 'names no column'))
+        if not isinstance(base, dict):
+            raise UserError(
+                f'cell {name} in {self.path.name} must be [method, prompt, shots] or columns with values, got {base!r}')
+        got = {k:self.value(v) for k,v in ({**base, **more, **where}).items()}
+        clash = [k for k in where if k in {**base,**more} and {**base,**more}[k]!=where[k]]
+        if clash or not got:
+            raise UserError(
+                f'cell {name or c} in {self.path.name} '
+                +(f'says another {clash} than the condition `where` of its claim' if clash else 'names no column'))
         return tuple(got.values()) if tuple(got)==('method','prompt','shots') else got
     def side(self, s, where, id):
         "None for chance, a cell, or a list [a, b] for a - b"
@@ -53,7 +67,8 @@ class _File:
         m = c.get('margin')
         if c['relation']!='equal': return m
         m = self.margins[one_of('margin', m, list(self.margins))] if isinstance(m, str) else m
-        if isinstance(m, bool) or not isinstance(m, (int,float)) or m<=0: raise UserError(f'claim {c["id"]} says equal and needs a margin above 0 points, got {m!r}')
+        if isinstance(m, bool) or not isinstance(m, (int,float)) or m<=0:
+            raise UserError(f'claim {c["id"]} says equal and needs a margin above 0 points, got {m!r}')
         return m
 
 def load_claims(
@@ -61,18 +76,29 @@ def load_claims(
     names:dict|None=None # What this study calls the `names` of the file, for instance {'L':'small', 'XL':'large'}
 )->list[dict]: # id, text, left, relation, right, margin (points or None), where, paper; a side is None for chance, a cell, or [a, b] for a - b
     "Claims with their cell names resolved; `UserError` for a key, relation, cell, name or margin that is not defined"
-    f = _File(path or data_dir('paper','claims.yaml'), names); out = []
+    f = _File(path or data_dir('paper','claims.yaml'), names)
+    out = []
     for c in f.claims:
-        if not isinstance(c, dict): raise UserError(f'every claim in {f.path.name} must be a mapping with {list(_KEYS)}, got {c!r}')
+        if not isinstance(c, dict):
+            raise UserError(f'every claim in {f.path.name} must be a mapping with {list(_KEYS)}, got {c!r}')
         lost,odd = sorted({'id','text','left','relation','right'}-set(c)),sorted(set(map(str,c))-set(_KEYS))
-        if lost: raise UserError(f'every claim in {f.path.name} needs id, text, left, relation, right; {c.get("id","one")} lacks {lost}')
+        if lost:
+            raise UserError(
+                f'every claim in {f.path.name} needs id, text, left, relation, right; {c.get("id","one")} lacks {lost}')
         if odd: raise UserError(f'claim {c["id"]} in {f.path.name} has unknown keys {odd}; known are {list(_KEYS)}')
-        one_of(f'relation of claim {c["id"]}', c['relation'], RELATIONS); where = c.get('where') or {}
+        one_of(f'relation of claim {c["id"]}', c['relation'], RELATIONS)
+        where = c.get('where') or {}
         left,right = (f.side(c[k], where, c['id']) for k in ('left','right'))
-        if left is None and right is None: raise UserError(f'claim {c["id"]} in {f.path.name} must compare at least one cell, but both sides are chance')
-        out.append(dict(id=str(c['id']), text=c['text'], left=left, relation=c['relation'], right=right, margin=f.margin(c), where={k:f.value(v) for k,v in where.items()}, paper=c.get('paper') or {}))
+        if left is None and right is None:
+            raise UserError(
+                f'claim {c["id"]} in {f.path.name} must compare at least one cell, but both sides are chance')
+        out.append(
+            dict(id=str(c['id']), text=c['text'], left=left, relation=c['relation'], right=right, margin=f.margin(c),
+                 where={k:f.value(v) for k,v in where.items()}, paper=c.get('paper') or {}))
     ids = [c['id'] for c in out]
-    if len(set(ids))<len(ids): raise UserError(f'claim ids must be unique in {f.path.name}, repeated: {sorted({i for i in ids if ids.count(i)>1})}')
+    if len(set(ids))<len(ids):
+        raise UserError(
+            f'claim ids must be unique in {f.path.name}, repeated: {sorted({i for i in ids if ids.count(i)>1})}')
     return out
 
 # %% ../../nbs/20_stats/07_claims.ipynb #9583dc3b
@@ -98,8 +124,10 @@ def _cells(c:dict)->list: # Of (sign, cell)
 
 def _places(c:dict, views:pd.DataFrame):
     "The terms of a claim once for every suite and backbone it leaves open"
-    terms = _cells(c); free = [k for k in ('suite','backbone') if not all(k in x for _,x in terms)]
-    for _,here in views[free].drop_duplicates().iterrows() if free else [(0,{})]: yield [(f, dict(here)|x) for f,x in terms]
+    terms = _cells(c)
+    free = [k for k in ('suite','backbone') if not all(k in x for _,x in terms)]
+    for _,here in views[free].drop_duplicates().iterrows() if free else [(0,{})]:
+        yield [(f, dict(here)|x) for f,x in terms]
 
 def _there(views:pd.DataFrame, cell:dict)->bool:
     "Is the cell among what was run? A column nobody has means no"
@@ -110,15 +138,21 @@ def _say(side, views:pd.DataFrame)->str:
     if side is None: return 'chance'
     if isinstance(side, list): return f'({_say(side[0], views)}) − ({_say(side[1], views)})'
     c = side if isinstance(side, dict) else dict(zip(('method','prompt','shots'), side))
-    at = find_cell(views, c.get('method'), c.get('prompt'), c.get('shots')) if {'method','prompt','shots'}<=set(c) else None
-    words = [str(c[k]) for k in ('method','prompt') if k in c and not (k=='prompt' and at and at[1])]+[f'{v} shots' for k,v in c.items() if k=='shots']
+    at = find_cell(
+        views, c.get('method'), c.get('prompt'), c.get('shots')) if {'method','prompt','shots'}<=set(c) else None
+    words = [str(c[k])
+             for k in ('method','prompt')
+             if k in c and not (k=='prompt' and at and at[1])]+[f'{v} shots' for k,v in c.items() if k=='shots']
     return ', '.join(words+[str(v) for k,v in c.items() if k not in ('method','prompt','shots')])
 
 def _decide(r:Replicates, terms:list, c:dict, how:dict)->dict:
     "Estimate, interval, p, verdict, and the p-value of what the verdict says"
-    e = contrast(r, terms, **how); m = c['margin']; p = e['p']
+    e = contrast(r, terms, **how)
+    m = c['margin']
+    p = e['p']
     if c['relation']=='equal':
-        low,high = (contrast(r, terms, null=n, **how)['p'] for n in (-m,m)); p = max(low, high) if abs(e['estimate'])<m else high if e['estimate']>0 else low
+        low,high = (contrast(r, terms, null=n, **how)['p'] for n in (-m,m))
+        p = max(low, high) if abs(e['estimate'])<m else high if e['estimate']>0 else low
     return e|dict(verdict=verdict(e['lo'], e['hi'], c['relation'], m), p_claim=p)
 
 # %% ../../nbs/20_stats/07_claims.ipynb #ef4a2875
@@ -133,19 +167,28 @@ def judge(
     **options # n, seed, baseline, by, groups, resample: as in `bootstrap.replicate`
 )->pd.DataFrame: # claim, text, verdict, estimate, lo, hi (points), p, p_holm, relation, margin, left, right, n_instances, seeds, level, paper, suite, backbone
     "Every claim with its verdict, once for every suite and backbone it does not name itself"
-    r = replicates or replicate(predictions, rows=rows, **options); how = dict(level=level, seeds=seeds, interval_kind=interval_kind); out = []; nan = float('nan')
+    r = replicates or replicate(predictions, rows=rows, **options)
+    how = dict(level=level, seeds=seeds, interval_kind=interval_kind)
+    out = []
+    nan = float('nan')
     for c in claims if isinstance(claims, list) else load_claims(claims, names):
         found = []
         for terms in _places(c, r.views):
             here = {k:' / '.join(sorted({str(x[k]) for _,x in terms})) for k in ('suite','backbone')}
-            line = dict(claim=c['id'], text=c['text'], verdict='not run', estimate=nan, lo=nan, hi=nan, p=nan, p_holm=nan, relation=c['relation'], margin=c['margin'], left=_say(c['left'], r.views),
-                        right=_say(c['right'], r.views), n_instances=0, seeds=0, level=level, paper=', '.join(f'{k} {v:+.1f}' for k,v in (c.get('paper') or {}).items()), p_claim=nan)|here
+            line = dict(claim=c['id'], text=c['text'], verdict='not run', estimate=nan, lo=nan, hi=nan, p=nan,
+                        p_holm=nan, relation=c['relation'], margin=c['margin'], left=_say(c['left'], r.views),
+                        right=_say(c['right'], r.views), n_instances=0, seeds=0, level=level,
+                        paper=', '.join(f'{k} {v:+.1f}' for k,v in (c.get('paper') or {}).items()), p_claim=nan)|here
             if all(_there(r.views, x) for _,x in terms): line.update(_decide(r, terms, c, how))
             found.append(line)
         out += [l for l in found if l['verdict']!='not run'] or found[:1]
-    out = pd.DataFrame(out); out['p_holm'] = holm(out.pop('p_claim')); m,n = int(out.p_holm.notna().sum()),r.draws_Vn.shape[1]
+    out = pd.DataFrame(out)
+    out['p_holm'] = holm(out.pop('p_claim'))
+    m,n = int(out.p_holm.notna().sum()),r.draws_Vn.shape[1]
     if family:
-        if 2*m/(n+1)>1-level: raise UserError(f'a family of {m} claims needs n >= {int(2*m/(1-level))} resamples before any of them can pass, got {n}; raise n')
+        if 2*m/(n+1)>1-level:
+            raise UserError(
+                f'a family of {m} claims needs n >= {int(2*m/(1-level))} resamples before any of them can pass, got {n}; raise n')
         out.loc[(out.p_holm>1-level), 'verdict'] = 'undecided'
     return out
 
@@ -156,7 +199,8 @@ def write_claims(
 )->Path: # The file
     "Verdicts as CSV: claim, verdict, estimate, lo, hi, p first; whole or not at all"
     first = ['claim','verdict','estimate','lo','hi','p']
-    return write_atomic(path, judged[first+[c for c in judged.columns if c not in first]].to_csv(index=False, float_format='%.6g'))
+    return write_atomic(
+        path, judged[first+[c for c in judged.columns if c not in first]].to_csv(index=False, float_format='%.6g'))
 
 # %% ../../nbs/20_stats/07_claims.ipynb #73d2048c
 _SIZES = ('T5-Large','T5-XL')
@@ -169,15 +213,29 @@ def compare_to_paper(
     **options # baseline ('chance'), by, groups: as in `metrics.arg_table`
 )->pd.DataFrame: # method, prompt, shots, ours (and lo, hi), T5-Large, T5-XL, star, tuning, tuning_agrees, against_T, against_T_agrees
     "Our cells beside the paper's Table 1: numbers side by side, and where they point in the same direction"
-    t = rows if 'arg' in rows.columns else arg_table(rows, **{'baseline':'chance', **options}); cell = ['method','prompt','shots']
+    t = rows if 'arg' in rows.columns else arg_table(rows, **{'baseline':'chance', **options})
+    cell = ['method','prompt','shots']
     for c in ('suite','backbone'):
-        if c in t.columns and t[c].nunique()>1: raise UserError(f'compare one {c} with the paper, got {sorted(t[c].unique())}; pick one')
-    p = paper_table1(every=True); stored = [find_cell(t, *x) for x in p[cell].itertuples(index=False)]; p = p.assign(stored=[at and at[0] for at in stored])[[at is not None for at in stored]]
-    if not len(p): raise UserError(f'none of these cells is in the paper\'s Table 1: {t[cell].drop_duplicates().values.tolist()}; methods there are {list(dict.fromkeys(paper_table1(every=True).method))}')
-    have = [c for c in ('arg','lo','hi') if c in t.columns]; out = p.merge(t[cell+have].rename(columns=dict(arg='ours', prompt='stored')), on=['method','stored','shots'], how='left').drop(columns='stored')
+        if c in t.columns and t[c].nunique()>1:
+            raise UserError(f'compare one {c} with the paper, got {sorted(t[c].unique())}; pick one')
+    p = paper_table1(every=True)
+    stored = [find_cell(t, *x) for x in p[cell].itertuples(index=False)]
+    p = p.assign(stored=[at and at[0] for at in stored])[[at is not None for at in stored]]
+    if not len(p):
+        raise UserError(
+            f'none of these cells is in the paper\'s Table 1: {t[cell].drop_duplicates().values.tolist()}; methods '
+            f'there are {list(dict.fromkeys(paper_table1(every=True).method))}')
+    have = [c for c in ('arg','lo','hi') if c in t.columns]
+    out = p.merge(t[cell+have].rename(columns=dict(arg='ours', prompt='stored')), on=['method','stored','shots'],
+                  how='left').drop(columns='stored')
     value = out.set_index(cell)[['ours',*_SIZES]]
-    for name,other in (('tuning', lambda m,q,k: (m,q,0) if k else ('','',0)), ('against_T', lambda m,q,k: ('T-only',q,k) if m!='T-only' else ('','',0))):
-        apart = value.to_numpy(float)-value.reindex(pd.MultiIndex.from_tuples([other(*x) for x in value.index], names=cell)).to_numpy(float); arrows = [[_arrow(d, same) for d in line] for line in apart]
+    for name,other in (('tuning', lambda m,q,k: (m,q,0) if k else ('','',0)),
+                           ('against_T', lambda m,q,k: ('T-only',q,k) if m!='T-only' else ('','',0))):
+        apart = value.to_numpy(float)-value.reindex(
+            pd.MultiIndex.from_tuples([other(*x) for x in value.index], names=cell)).to_numpy(float)
+        arrows = [[_arrow(d, same) for d in line] for line in apart]
         out[name] = [' '.join(x or '·' for x in a) if any(a) else '' for a in arrows]
-        out[name+'_agrees'] = pd.array([None if not a[0] or not any(a[1:]) else all(b in ('', a[0]) for b in a[1:]) for a in arrows], dtype='boolean')
+        out[name+'_agrees'] = pd.array(
+            [None if not a[0] or not any(a[1:]) else all(b in ('', a[0]) for b in a[1:]) for a in arrows],
+            dtype='boolean')
     return out[[*cell,'ours',*have[1:],*_SIZES,'star','tuning','tuning_agrees','against_T','against_T_agrees']]

@@ -19,13 +19,19 @@ def need(
 ):
     "`UserError` for a column that is missing or has gaps"
     lost = [c for c in columns if c not in table.columns]
-    if lost: raise UserError(f'{what} need the columns {list(columns)}; missing {lost}, there are {list(table.columns)} (renamed?)')
+    if lost:
+        raise UserError(
+            f'{what} need the columns {list(columns)}; missing {lost}, there are {list(table.columns)} (renamed?)')
     for c in columns:
-        if (gap:=table[c].isna()).any(): raise UserError(f'every entry of {what} must have a {c}, but {int(gap.sum())} of {len(table)} have none, first {_name(table[gap])}; remove or repair them')
+        if (gap:=table[c].isna()).any():
+            raise UserError(f'every entry of {what} must have a {c}, but {int(gap.sum())} of {len(table)} have '
+                            f'none, first {_name(table[gap])}; remove or repair them')
 
 def _name(table:pd.DataFrame)->dict:
     "What names the first entry of a table"
-    return {c:v for c,v in table.iloc[0].items() if c in (*CELL,'seed','dataset','template','instance') and not pd.isna(v)}
+    return {c:v
+            for c,v in table.iloc[0].items()
+            if c in (*CELL,'seed','dataset','template','instance') and not pd.isna(v)}
 
 def one_each(
     table:pd.DataFrame, # Rows or predictions
@@ -35,9 +41,11 @@ def one_each(
     "`UserError` if two entries share a key; it names the runs that claim it"
     twice = table.duplicated(key, keep=False)
     if not twice.any(): return
-    first = table.loc[twice, key].iloc[0].to_dict(); same = table[(table[key]==pd.Series(first)).all(axis=1)]
+    first = table.loc[twice, key].iloc[0].to_dict()
+    same = table[(table[key]==pd.Series(first)).all(axis=1)]
     runs = f' (runs {sorted(set(same.run.astype(str)))})' if 'run' in table.columns else ''
-    raise UserError(f'{what} must have one entry per key ({", ".join(key)}), but {int(twice.sum())} share one, first {first}{runs}; keep one of them')
+    raise UserError(
+        f'{what} must have one entry per key ({", ".join(key)}), but {int(twice.sum())} share one, first {first}{runs}; keep one of them')
 
 # %% ../../nbs/20_stats/03_metrics.ipynb #53266e8a
 def group_codes(
@@ -47,11 +55,20 @@ def group_codes(
     "Number the combinations of some columns, in order of first appearance"
     code,size = np.zeros(len(table), np.int64),1
     for c in columns:
-        s = table[c]; part,k = (s.cat.codes.to_numpy(), len(s.cat.categories)) if isinstance(s.dtype, pd.CategoricalDtype) else ((f:=pd.factorize(s))[0], len(f[1]))
+        s = table[c]
+        part,k = (
+            s.cat.codes.to_numpy(),
+            len(s.cat.categories)) if isinstance(s.dtype, pd.CategoricalDtype) else ((f:=pd.factorize(s))[0], len(f[1]))
         if k<=1: continue
-        if size*k>2**62: code,values = pd.factorize(code); size = len(values)
-        code *= k; code += part; size *= k
-    code,values = pd.factorize(code); first = np.empty(len(values), np.int64); first[code[::-1]] = np.arange(len(code)-1, -1, -1)
+        if size*k>2**62:
+            code,values = pd.factorize(code)
+            size = len(values)
+        code *= k
+        code += part
+        size *= k
+    code,values = pd.factorize(code)
+    first = np.empty(len(values), np.int64)
+    first[code[::-1]] = np.arange(len(code)-1, -1, -1)
     return code,first
 
 # %% ../../nbs/20_stats/03_metrics.ipynb #66d2ae36
@@ -59,11 +76,20 @@ LINE = CELL+['seed','cluster','dataset','template'] # What names a list of answe
 
 def _tally(predictions:pd.DataFrame, code:np.ndarray, first:np.ndarray)->pd.DataFrame:
     "`accuracy` of predictions whose answered lists are numbered already"
-    rows = predictions[LINE].iloc[first].reset_index(drop=True); L = len(rows); n = np.bincount(code, minlength=L); mean = lambda w: np.bincount(code, w, L)/n
-    rows = rows.astype({c:str for c in LINE if isinstance(rows[c].dtype, pd.CategoricalDtype)}).assign(value=mean(predictions.correct.to_numpy(float)), n=n)
-    if 'scores_sum' in predictions.columns: rows['chance'] = mean(1/np.fromiter(map(len, predictions.scores_sum), float, len(predictions))).round(14)
+    rows = predictions[LINE].iloc[first].reset_index(drop=True)
+    L = len(rows)
+    n = np.bincount(code, minlength=L)
+    mean = lambda w: np.bincount(code, w, L)/n
+    rows = rows.astype(
+        {c:str
+         for c in LINE
+         if isinstance(
+             rows[c].dtype, pd.CategoricalDtype)}).assign(value=mean(predictions.correct.to_numpy(float)), n=n)
+    if 'scores_sum' in predictions.columns:
+        rows['chance'] = mean(1/np.fromiter(map(len, predictions.scores_sum), float, len(predictions))).round(14)
     if 'gold' in predictions.columns:
-        gold,kinds = pd.factorize(predictions.gold); K = max(1, len(kinds))
+        gold,kinds = pd.factorize(predictions.gold)
+        K = max(1, len(kinds))
         rows['majority'] = np.bincount(code*K+gold, minlength=L*K).reshape(L,K).max(1)/n
     return rows.assign(metric='accuracy')
 
@@ -78,14 +104,20 @@ def accuracy(
 def _base(rows:pd.DataFrame, baseline)->pd.Series:
     "The baseline's value for every row, joined by key"
     if not isinstance(baseline, pd.DataFrame):
-        if not isinstance(baseline, str) or baseline not in ('chance','majority'): raise UserError(f"baseline must be 'chance', 'majority' or a table of rows, got {baseline!r}")
-        if baseline not in rows.columns: raise UserError(f'baseline {baseline!r} needs a column of that name; there are {list(rows.columns)}')
+        if not isinstance(baseline, str) or baseline not in ('chance','majority'):
+            raise UserError(f"baseline must be 'chance', 'majority' or a table of rows, got {baseline!r}")
+        if baseline not in rows.columns:
+            raise UserError(f'baseline {baseline!r} needs a column of that name; there are {list(rows.columns)}')
         return rows[baseline].astype(float)
     on = [c for c in ('suite','dataset','template','metric') if c in rows.columns and c in baseline.columns]
     if baseline.duplicated(on).any() and 'seed' in rows.columns and 'seed' in baseline.columns: on.append('seed')
-    if baseline.duplicated(on).any(): raise UserError(f'the baseline must have one value per {on}, but some share one; pick one cell of it')
-    there = baseline[baseline.dataset.isin(rows.dataset.unique())]; lost = there[~pd.MultiIndex.from_frame(there[on]).isin(pd.MultiIndex.from_frame(rows[on]))]
-    if len(lost): raise UserError(f'rows must have every template the baseline has for their datasets, but lack {len(lost)}, first {lost[on].iloc[0].to_dict()}; add them, or drop them from the baseline')
+    if baseline.duplicated(on).any():
+        raise UserError(f'the baseline must have one value per {on}, but some share one; pick one cell of it')
+    there = baseline[baseline.dataset.isin(rows.dataset.unique())]
+    lost = there[~pd.MultiIndex.from_frame(there[on]).isin(pd.MultiIndex.from_frame(rows[on]))]
+    if len(lost):
+        raise UserError(f'rows must have every template the baseline has for their datasets, but lack {len(lost)}, '
+                        f'first {lost[on].iloc[0].to_dict()}; add them, or drop them from the baseline')
     joined = rows[on].merge(baseline[on+['value']], on=on, how='left')
     return pd.Series(joined.value.to_numpy(float), index=rows.index)
 
@@ -94,14 +126,20 @@ def relative_gain(
     baseline # 'chance', 'majority' (columns of `rows`), or the rows of another run
 )->pd.DataFrame: # `rows` with `base` and `gain` = (value - base)/base, a fraction
     "Gain of every row over its baseline; `UserError` where that is missing or not above 0"
-    need(rows, ['dataset','template','value'], 'rows'); base = _base(rows, baseline)
-    if base.isna().any(): raise UserError(f'no baseline for {sorted(rows.dataset[base.isna()].unique())}; give one row per dataset and template')
-    if (base<=0).any(): raise UserError(f'a relative gain needs a baseline above 0, got {base.min():g} for {sorted(rows.dataset[base<=0].unique())}')
+    need(rows, ['dataset','template','value'], 'rows')
+    base = _base(rows, baseline)
+    if base.isna().any():
+        raise UserError(
+            f'no baseline for {sorted(rows.dataset[base.isna()].unique())}; give one row per dataset and template')
+    if (base<=0).any():
+        raise UserError(
+            f'a relative gain needs a baseline above 0, got {base.min():g} for {sorted(rows.dataset[base<=0].unique())}')
     return rows.assign(base=base, gain=rows.value/base-1)
 
 # %% ../../nbs/20_stats/03_metrics.ipynb #83aba1a8
 BY = ('macro9','datasets','templates') # Whose gains are averaged last; 'groups' is an older name of the first
-P3_GROUPS = dict(anli_r1='ANLI', anli_r2='ANLI', anli_r3='ANLI') # The paper's nine groups: ANLI's rounds are one, every other dataset its own
+# The paper's nine groups: ANLI's rounds are one, every other dataset its own
+P3_GROUPS = dict(anli_r1='ANLI', anli_r2='ANLI', anli_r3='ANLI')
 
 def groups_of(
     datasets, # Names of datasets
@@ -109,7 +147,8 @@ def groups_of(
     groups:dict|None=None # Dataset -> group (a suite's `groups`); datasets it does not name are their own. None: `P3_GROUPS`
 )->pd.Series: # Group of each entry of `datasets`
     "Which group a dataset's gains are averaged in"
-    datasets = pd.Series(datasets); have = sorted(datasets.unique())
+    datasets = pd.Series(datasets)
+    have = sorted(datasets.unique())
     if by not in (*BY,'groups'): raise UserError(f'by must be one of {list(BY)}, got {by!r}')
     odd = sorted(set(groups or {})-set(have))
     if odd: raise UserError(f'groups name datasets that are not there: {odd}; there are {have}')
@@ -130,9 +169,12 @@ def _parts(rows:pd.DataFrame, columns:list[str]):
     "Refuse shared keys, and parts (cells, seeds) that lack a template others have"
     one_each(rows, columns+['dataset','template'], 'rows')
     if not columns: return
-    sets = {k:set(zip(g.dataset, g.template)) for k,g in rows.groupby(columns, observed=True)}; every = set().union(*sets.values())
+    sets = {k:set(zip(g.dataset, g.template)) for k,g in rows.groupby(columns, observed=True)}
+    every = set().union(*sets.values())
     for k,s in sets.items():
-        if s!=every: raise UserError(f'every part must have the same templates; {dict(zip(columns, k))} lacks {sorted(every-s)[:3]}')
+        if s!=every:
+            raise UserError(
+                f'every part must have the same templates; {dict(zip(columns, k))} lacks {sorted(every-s)[:3]}')
 
 def arg_table(
     rows:pd.DataFrame, # Rows of any number of cells and seeds
@@ -140,15 +182,22 @@ def arg_table(
     by:str='macro9', groups:dict|None=None # As in `groups_of`
 )->pd.DataFrame: # One line per cell: its columns, arg (points), seeds (count), templates, n (answers scored)
     "ARG of every cell; over several seeds, the mean of their ARGs"
-    d = relative_gain(rows, baseline); cell = [c for c in CELL if c in d.columns]; seed = [c for c in ['seed'] if c in d.columns]
-    if 'metric' in d.columns and d.metric.nunique()>1: raise UserError(f'ARG is of one metric, but the rows hold {sorted(d.metric.unique())}; pick one')
-    need(d, cell+seed, 'rows'); _parts(d, cell+seed)
+    d = relative_gain(rows, baseline)
+    cell = [c for c in CELL if c in d.columns]
+    seed = [c for c in ['seed'] if c in d.columns]
+    if 'metric' in d.columns and d.metric.nunique()>1:
+        raise UserError(f'ARG is of one metric, but the rows hold {sorted(d.metric.unique())}; pick one')
+    need(d, cell+seed, 'rows')
+    _parts(d, cell+seed)
     def one(g): return 100*float((g.gain*template_weights(g, by, groups)).sum())
     out = []
     for k,g in (d.groupby(cell, sort=False, observed=True) if cell else [((), d)]):
-        g = g.sort_values(['dataset','template']); parts = [s for _,s in g.groupby(seed)] if seed else [g]
-        out.append(dict(zip(cell, k))|dict(arg=float(np.mean([one(p) for p in parts])), seeds=len(parts), templates=len(parts[0]),
-                                           n=int(g.n.sum()) if 'n' in g else len(g)))
+        g = g.sort_values(['dataset','template'])
+        parts = [s for _,s in g.groupby(seed)] if seed else [g]
+        out.append(
+            dict(zip(cell, k))
+            |dict(arg=float(np.mean([one(p) for p in parts])), seeds=len(parts), templates=len(parts[0]),
+                  n=int(g.n.sum()) if 'n' in g else len(g)))
     return pd.DataFrame(out)
 
 def arg(
@@ -158,7 +207,9 @@ def arg(
 )->float: # Points: 0 is the baseline, 100 is twice the baseline
     "Average relative gain of one cell (specs: section 4); `UserError` if `rows` hold several"
     t = arg_table(rows, baseline=baseline, by=by, groups=groups)
-    if len(t)!=1: raise UserError(f'ARG is a number of one cell, but the rows hold {len(t)}: {t[[c for c in CELL if c in t]].to_dict("records")[:4]}; pick one')
+    if len(t)!=1:
+        raise UserError(
+            f'ARG is a number of one cell, but the rows hold {len(t)}: {t[[c for c in CELL if c in t]].to_dict("records")[:4]}; pick one')
     return float(t.arg[0])
 
 # %% ../../nbs/20_stats/03_metrics.ipynb #eddce58f
@@ -167,8 +218,11 @@ def contributions(
     *, baseline, by:str='macro9', groups:dict|None=None # As in `arg_table`
 )->pd.DataFrame: # group, templates, weight (sums to 1), gain (points, mean of the group), points (sums to ARG)
     "How many points of ARG each group of datasets brings"
-    d = relative_gain(rows, baseline); _parts(d, []); w = template_weights(d, by, groups)
-    g = d.assign(weight=w, points=100*d.gain*w, group=groups_of(d.dataset, 'macro9', groups)).sort_values(['dataset','template']).groupby('group')
+    d = relative_gain(rows, baseline)
+    _parts(d, [])
+    w = template_weights(d, by, groups)
+    g = d.assign(weight=w, points=100*d.gain*w,
+                 group=groups_of(d.dataset, 'macro9', groups)).sort_values(['dataset','template']).groupby('group')
     out = g.agg(templates=('gain','size'), weight=('weight','sum'), points=('points','sum')).reset_index()
     return out.assign(gain=out.points/out.weight)[['group','templates','weight','gain','points']]
 

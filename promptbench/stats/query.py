@@ -19,14 +19,23 @@ def query(
 )->pa.Table: # The answer
     "Run `sql` over tables in memory; it can reach no file, no network and no variable of ours"
     import duckdb
-    con = duckdb.connect(':memory:', config=dict(autoinstall_known_extensions='false', autoload_known_extensions='false'))
+    con = duckdb.connect(
+        ':memory:', config=dict(autoinstall_known_extensions='false', autoload_known_extensions='false'))
     for name,t in tables.items(): con.register(name, t)
-    for s in ("temp_directory=''", 'python_enable_replacements=false', 'enable_external_access=false', 'lock_configuration=true'): con.execute(f'SET {s}')
+    for s in (
+            "temp_directory=''", 'python_enable_replacements=false', 'enable_external_access=false', 'lock_configuration=true'):
+        con.execute(f'SET {s}')
     try:
         kinds = [s.type.name for s in con.extract_statements(sql)]
-        if len(kinds)!=1 or kinds[0] not in ('SELECT','EXPLAIN','MULTI'): raise UserError(f'the SQL must be one statement that reads, such as "select … from rows", got {" and ".join(kinds) or "none"}')
+        if len(kinds)!=1 or kinds[0] not in ('SELECT','EXPLAIN','MULTI'):
+            raise UserError(
+                f'the SQL must be one statement that reads, such as "select … from rows", got {" and ".join(kinds) or "none"}')
         out = con.sql(sql).to_arrow_table()
-        return out.cast(pa.schema([f.with_type(pa.int64() if f.type.scale==0 else pa.float64()) if pa.types.is_decimal(f.type) else f for f in out.schema]))
+        return out.cast(
+            pa.schema(
+                [
+                    f.with_type(pa.int64() if f.type.scale==0 else pa.float64()) if pa.types.is_decimal(f.type) else f
+                    for f in out.schema]))
     except duckdb.Error as e:
         there = '; '.join(f'{n}({", ".join(t.column_names)})' for n,t in tables.items())
         raise UserError(f'{str(e).strip().splitlines()[0]}. There is {there}') from None
@@ -42,11 +51,16 @@ def results(
 )->pd.DataFrame:
     "Everything measured under `source`, or the answer to a question about it"
     one_of('table', table, ('rows','predictions'))
-    if sql is not None and where is not None: raise UserError('give sql or where, not both; a condition can be part of the sql')
+    if sql is not None and where is not None:
+        raise UserError('give sql or where, not both; a condition can be part of the sql')
     if where is not None: sql = f'select * from {table} where {where}'
-    kinds = (table,) if sql is None else tuple(k for k in ('rows','predictions') if re.search(rf'\b{k}\b', sql, re.I)) or ('rows',)
-    found = load(source, kinds, all_runs=all_runs); lost = [k for k in kinds if k not in found]
-    if lost: raise UserError(f'no {" or ".join(lost)} at {source}; give a file, a folder or store that holds results, or a pattern like "runs/**"')
+    kinds = (table,) if sql is None else tuple(
+        k for k in ('rows','predictions') if re.search(rf'\b{k}\b', sql, re.I)) or ('rows',)
+    found = load(source, kinds, all_runs=all_runs)
+    lost = [k for k in kinds if k not in found]
+    if lost:
+        raise UserError(
+            f'no {" or ".join(lost)} at {source}; give a file, a folder or store that holds results, or a pattern like "runs/**"')
     if sql is not None: return query(sql, **found).to_pandas()
     return (found[table].sort_by([(c,'ascending') for c in KEY]) if table=='rows' else found[table]).to_pandas()
 
@@ -61,8 +75,11 @@ def save(
     "Write an answer, whole or not at all; lists become JSON in a CSV"
     path = Path(path)
     if path.suffix=='.csv':
-        lists = {c:df[c].map(lambda x: json.dumps(x.tolist() if hasattr(x, 'tolist') else x)) for c in df if len(df) and isinstance(df[c].iloc[0], (list,np.ndarray))}
+        lists = {c:df[c].map(lambda x: json.dumps(x.tolist() if hasattr(x, 'tolist') else x))
+                 for c in df
+                 if len(df) and isinstance(df[c].iloc[0], (list,np.ndarray))}
         return write_atomic(path, df.assign(**lists).to_csv(index=False))
     if path.suffix!='.parquet': raise UserError(f'the file must end in .csv or .parquet, got {path.name!r}')
-    sink = io.BytesIO(); pq.write_table(pa.Table.from_pandas(df, preserve_index=False), sink, compression='zstd')
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(df, preserve_index=False), sink, compression='zstd')
     return write_atomic(path, sink.getvalue())

@@ -20,11 +20,13 @@ SCHEMA = 1 # Version written into every file
 CELL = ['suite','backbone','method','prompt','shots'] # What a cell of a table is; several seeds share it
 KEY = CELL+['seed','dataset','template','metric'] # One row per key
 PREDICTION_KEY = CELL+['seed','dataset','template','instance'] # One prediction per key
-_TYPES = dict(suite='str', backbone='str', method='str', prompt='str', shots='int', seed='int', cluster='str', dataset='str', template='str',
-              metric='str', value='float', n='int', chance='float', majority='float', run='str', instance='str',
-              gold='int', pred='int', correct='bool', scores_sum='list', scores_mean='list')
+_TYPES = dict(
+    suite='str', backbone='str', method='str', prompt='str', shots='int', seed='int', cluster='str', dataset='str',
+    template='str', metric='str', value='float', n='int', chance='float', majority='float', run='str', instance='str',
+    gold='int', pred='int', correct='bool', scores_sum='list', scores_mean='list')
 ROW_COLUMNS = CELL+['seed','cluster','dataset','template','metric','value','n','chance','majority','run']
-PREDICTION_COLUMNS = ['run']+CELL+['seed','cluster','dataset','template','instance','gold','pred','correct','scores_sum','scores_mean']
+PREDICTION_COLUMNS = ['run']+CELL+[
+    'seed','cluster','dataset','template','instance','gold','pred','correct','scores_sum','scores_mean']
 
 # %% ../../nbs/20_stats/00_results.ipynb #b56832df
 def _cast(df:pd.DataFrame, col:str):
@@ -33,7 +35,8 @@ def _cast(df:pd.DataFrame, col:str):
     if kind=='list': return s
     missing = s.isna()
     if missing.any() and col not in ('chance','majority'):
-        raise UserError(f'column {col!r} must not be empty, but {int(missing.sum())} of {len(s)} rows hold no value (first at row {s.index[missing][0]}); remove or repair them')
+        raise UserError(f'column {col!r} must not be empty, but {int(missing.sum())} of {len(s)} rows hold no value '
+                        f'(first at row {s.index[missing][0]}); remove or repair them')
     try:
         if s.dtype==dict(str='str', int='int64', float='float64', bool='bool')[kind]: return s
         if kind=='str': return s.astype(object).map(str).astype('str')
@@ -44,13 +47,17 @@ def _cast(df:pd.DataFrame, col:str):
 def _check(df:pd.DataFrame, columns:list[str], key:list[str], what:str)->pd.DataFrame:
     "`df` with exactly `columns`, cast; keys unique"
     lost,odd = [c for c in columns if c not in df.columns],[c for c in df.columns if c not in columns]
-    if lost: raise UserError(f'{what} need the columns {columns}; missing {lost}'+(f', not known {odd} (renamed?)' if odd else ''))
+    if lost:
+        raise UserError(
+            f'{what} need the columns {columns}; missing {lost}'+(f', not known {odd} (renamed?)' if odd else ''))
     if odd: raise UserError(f'{what} have no column {odd}; drop them, or raise the schema version')
     out = pd.DataFrame({c:_cast(df, c) for c in columns}).reset_index(drop=True)
     twice = out.duplicated(key, keep=False)
     if twice.any():
-        first = out.loc[twice, key].iloc[0].to_dict(); runs = sorted(set(out.loc[(out[key]==pd.Series(first)).all(axis=1), 'run']))
-        raise UserError(f'{what} must have one entry per key, but {int(twice.sum())} share one, first {first} (runs {runs}); keep one of them')
+        first = out.loc[twice, key].iloc[0].to_dict()
+        runs = sorted(set(out.loc[(out[key]==pd.Series(first)).all(axis=1), 'run']))
+        raise UserError(
+            f'{what} must have one entry per key, but {int(twice.sum())} share one, first {first} (runs {runs}); keep one of them')
     return out
 
 # %% ../../nbs/20_stats/00_results.ipynb #43765e54
@@ -60,7 +67,8 @@ def check_rows(
     "Rows that are complete and unambiguous; `UserError` for missing or unknown columns, empty values, values out of range, shared keys"
     out = _check(df, ROW_COLUMNS, KEY, 'rows')
     bad = (out.metric=='accuracy') & ~out.value.between(0,1)
-    if bad.any(): raise UserError(f'accuracy must lie between 0 and 1, got {out.value[bad].iloc[0]}; divide percentages by 100')
+    if bad.any():
+        raise UserError(f'accuracy must lie between 0 and 1, got {out.value[bad].iloc[0]}; divide percentages by 100')
     if (out.n<1).any(): raise UserError('every row must count at least one instance (n >= 1), got 0')
     return out
 
@@ -71,7 +79,9 @@ def check_predictions(
     "Predictions that are complete and unambiguous; `UserError` as for `check_rows`, and where `correct` contradicts `pred`"
     out = _check(df, PREDICTION_COLUMNS, PREDICTION_KEY, 'predictions')
     bad = out.correct!=(out.pred==out.gold)
-    if bad.any(): raise UserError(f'correct must equal pred == gold, but {int(bad.sum())} predictions disagree, first {out.instance[bad].iloc[0]!r}')
+    if bad.any():
+        raise UserError(
+            f'correct must equal pred == gold, but {int(bad.sum())} predictions disagree, first {out.instance[bad].iloc[0]!r}')
     return out
 
 # %% ../../nbs/20_stats/00_results.ipynb #ca6cc97b
@@ -108,7 +118,9 @@ def write_table(
     kind:str # 'rows' or 'predictions'
 )->Path: # The file
     "A stored table to Parquet, marked with its kind and schema version; whole or not at all"
-    sink = io.BytesIO(); pq.write_table(table.replace_schema_metadata({b'promptbench':f'{kind}/{SCHEMA}'.encode()}), sink, compression='zstd')
+    sink = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata({b'promptbench':f'{kind}/{SCHEMA}'.encode()}), sink, compression='zstd')
     return write_atomic(path, sink.getvalue())
 
 def write_rows(
@@ -129,18 +141,24 @@ def write_predictions(
 def _read(path:Path, kind:str, must:bool=True)->pa.Table|None:
     "One file of the given kind; another kind, or nothing of ours, is None unless it `must` be it"
     try:
-        f = pq.ParquetFile(path, pre_buffer=False); mark = (f.schema_arrow.metadata or {}).get(b'promptbench', b'').decode(); got,_,version = mark.partition('/')
+        f = pq.ParquetFile(path, pre_buffer=False)
+        mark = (f.schema_arrow.metadata or {}).get(b'promptbench', b'').decode()
+        got,_,version = mark.partition('/')
         if got!=kind or not version.isdigit():
             if not must: return None
             raise UserError(f'{path} must hold {kind}, but it is marked {mark or "as nothing of ours"!r}')
         return _upgrade(f.read(use_threads=False), kind, int(version), path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e: raise UserError(f'{path} must be a Parquet file of {kind}: {e}') from None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+        raise UserError(f'{path} must be a Parquet file of {kind}: {e}') from None
 
 def _upgrade(table:pa.Table, kind:str, version:int, path)->pa.Table:
     "The table as the present schema has it"
-    if version>SCHEMA: raise UserError(f'{path} has schema {version}, this promptbench reads up to {SCHEMA}; update promptbench')
+    if version>SCHEMA:
+        raise UserError(f'{path} has schema {version}, this promptbench reads up to {SCHEMA}; update promptbench')
     for v in range(version, SCHEMA):
-        if v not in UPGRADES: raise UserError(f'{path} has schema {v}, which this promptbench no longer reads (it writes {SCHEMA}); open it with the version that wrote it')
+        if v not in UPGRADES:
+            raise UserError(f'{path} has schema {v}, which this promptbench no longer reads (it writes {SCHEMA}); '
+                            'open it with the version that wrote it')
         table = UPGRADES[v](kind, table)
     want = columns_of(kind)
     if table.schema.equals(want): return table.replace_schema_metadata()
@@ -165,9 +183,14 @@ def parts(
     store = Path(store)
     for _ in range(1000):
         before = (store/'store.json').read_text()
-        if json.loads(before)['promptbench store']>STORE: raise UserError(f'{store} is of a newer kind than this promptbench knows; update promptbench')
+        if json.loads(before)['promptbench store']>STORE:
+            raise UserError(f'{store} is of a newer kind than this promptbench knows; update promptbench')
         with os.scandir(store) as there: names = {e.name for e in there if not e.name.startswith('.') and e.is_dir()}
-        try: gone = {x for n in names if n.startswith('compact-') for x in json.loads((store/n/'replaces.json').read_text())}
+        try:
+            gone = {x
+                    for n in names
+                    if n.startswith('compact-')
+                    for x in json.loads((store/n/'replaces.json').read_text())}
         except FileNotFoundError: continue # removed since it was listed
         if (store/'store.json').read_text()==before: return [store/n for n in sorted(names-gone)]
     raise UserError(f'{store} does not hold still; is something compacting it without pause?')
@@ -177,9 +200,11 @@ def _walk(folder:Path, keep=None)->Iterator[Path]:
     "Parquet files below a folder; nothing hidden, because that is where unfinished files are"
     if is_store(folder):
         for p in parts(folder):
-            if keep is None or keep(p): yield from (p/n for n in sorted(os.listdir(p)) if n.endswith('.parquet') and not n.startswith('.'))
+            if keep is None or keep(p):
+                yield from (p/n for n in sorted(os.listdir(p)) if n.endswith('.parquet') and not n.startswith('.'))
         return
-    with os.scandir(folder) as there: seen = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in there if not e.name.startswith('.'))
+    with os.scandir(folder) as there:
+        seen = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in there if not e.name.startswith('.'))
     yield from (folder/n for n,d in seen if not d and n.endswith('.parquet'))
     for n,d in seen:
         if d and not (n=='cells' and ('rows.parquet',False) in seen): yield from _walk(folder/n)
@@ -189,7 +214,9 @@ def _files(where, keep=None)->Iterator[tuple[Path,bool]]: # file, whether it was
     if isinstance(where, (list,tuple)):
         for w in where: yield from _files(w, keep)
         return
-    if Path(where).is_file(): yield Path(where),True; return
+    if Path(where).is_file():
+        yield Path(where),True
+        return
     head = re.sub(r'(^|/)\*\*/?$', '', str(where)) or '.' # all below a folder is what a folder means anyhow
     for p in [Path(head)] if Path(head).is_dir() else sorted(map(Path, glob.glob(head, recursive=True))):
         if p.is_dir(): yield from ((f,False) for f in _walk(p, keep))
@@ -198,16 +225,23 @@ def _files(where, keep=None)->Iterator[tuple[Path,bool]]: # file, whether it was
 # %% ../../nbs/20_stats/00_results.ipynb #9bd3d797
 def _merge(found:list, kind:str, all_runs:bool)->pa.Table:
     "Tables of several files as one; what is there twice counts once, contradictions are refused"
-    whole = pa.concat_tables([t for _,t in found]).combine_chunks(); key = KEY if kind=='rows' else PREDICTION_KEY
+    whole = pa.concat_tables([t for _,t in found]).combine_chunks()
+    key = KEY if kind=='rows' else PREDICTION_KEY
     if whole.group_by(key).aggregate([([],'count_all')])['count_all'].to_numpy().max(initial=0)<2: return whole
-    df = whole.select(key).to_pandas(); at = np.flatnonzero(df.duplicated(key, keep=False)); d = whole.take(at).to_pandas()
+    df = whole.select(key).to_pandas()
+    at = np.flatnonzero(df.duplicated(key, keep=False))
+    d = whole.take(at).to_pandas()
     plain = d.assign(**{c:d[c].map(lambda x: np.asarray(x).tobytes()) for c in d if c.startswith('scores')})
     again = plain.duplicated(None if all_runs else [c for c in d if c!='run']).to_numpy()
-    left = d[~again]; clash = left.duplicated(key, keep=False)
+    left = d[~again]
+    clash = left.duplicated(key, keep=False)
     if clash.any() and not all_runs:
-        first = left.loc[clash, key].iloc[0]; same = (d[key]==first).all(axis=1); ends = np.cumsum([len(t) for _,t in found])
+        first = left.loc[clash, key].iloc[0]
+        same = (d[key]==first).all(axis=1)
+        ends = np.cumsum([len(t) for _,t in found])
         files = sorted({str(found[k][0]) for k in np.searchsorted(ends, at[same], side='right')})[:4]
-        raise UserError(f'{kind} must have one entry per key, but {int(clash.sum())} share one, first {first.to_dict()} (runs {sorted(set(d.run[same]))}, in {files}); keep one of them')
+        raise UserError(f'{kind} must have one entry per key, but {int(clash.sum())} share one, first '
+                        f'{first.to_dict()} (runs {sorted(set(d.run[same]))}, in {files}); keep one of them')
     return whole.filter(pa.array(~np.isin(np.arange(len(whole)), at[again])))
 
 # %% ../../nbs/20_stats/00_results.ipynb #c3d864ce
@@ -221,9 +255,13 @@ def load(
     cache = {}
     for _ in range(100):
         try:
-            files = list(dict.fromkeys(_files(where, keep))); out = {}
+            files = list(dict.fromkeys(_files(where, keep)))
+            out = {}
             for kind in kinds:
-                found = [(f,t) for f,sure in files if (t := _read_once(cache, f, kind, sure and len(kinds)==1)) is not None]
+                found = [
+                    (f,t)
+                    for f,sure in files
+                    if (t := _read_once(cache, f, kind, sure and len(kinds)==1)) is not None]
                 if found: out[kind] = _merge(found, kind, all_runs)
             return out
         except FileNotFoundError: continue # merged into another part since it was listed
@@ -238,7 +276,9 @@ def _read_once(cache:dict, f:Path, kind:str, sure:bool)->pa.Table|None:
 # %% ../../nbs/20_stats/00_results.ipynb #440913ed
 def _get(where, kind:str)->pd.DataFrame:
     found = load(where, (kind,)).get(kind)
-    if found is None: raise UserError(f'no {kind} at {where}; give a file, a folder that holds {kind}.parquet, a store, or a pattern like "runs/**"')
+    if found is None:
+        raise UserError(
+            f'no {kind} at {where}; give a file, a folder that holds {kind}.parquet, a store, or a pattern like "runs/**"')
     return found.to_pandas()
 
 def read_rows(
@@ -269,6 +309,7 @@ def pick(
     out = table
     for col,want in where.items():
         if col not in out.columns: raise UserError(f'no column {col!r}; there are {list(out.columns)}')
-        have = out[col].unique().tolist(); out = out[out[col].isin(want if isinstance(want,(list,tuple,set)) else [want])]
+        have = out[col].unique().tolist()
+        out = out[out[col].isin(want if isinstance(want,(list,tuple,set)) else [want])]
         if not len(out): raise UserError(f'nothing has {col}={want!r}; there is {sorted(have)}')
     return out

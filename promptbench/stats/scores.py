@@ -16,24 +16,31 @@ from .metrics import arg_table
 from .query import query, results
 
 # %% ../../nbs/20_stats/05_scores.ipynb #47f1c360
-_USED = CELL+['seed','dataset','template','metric','value','n','chance','majority','run'] # What a table of scores may say
+# What a table of scores may say
+_USED = CELL+['seed','dataset','template','metric','value','n','chance','majority','run']
 
 def _mapping(text:str|None)->dict[str,list[str]]:
     "`template=name,value=a,value=b` as our column -> theirs"
     out = {}
     for item in filter(None, (x.strip() for x in (text or '').split(','))):
         ours,eq,theirs = item.partition('=')
-        if not eq or ours not in _USED: raise UserError(f'columns must look like template=name,value=score with names of {_USED} on the left, got {item!r}')
+        if not eq or ours not in _USED:
+            raise UserError(
+                f'columns must look like template=name,value=score with names of {_USED} on the left, got {item!r}')
         out.setdefault(ours, []).append(theirs)
-        if len(out[ours])>1 and ours!='value': raise UserError(f'only value can be several columns, got {ours} = {out[ours]}')
+        if len(out[ours])>1 and ours!='value':
+            raise UserError(f'only value can be several columns, got {ours} = {out[ours]}')
     return out
 
 def _table(file)->pd.DataFrame:
     "Whatever table there is at a place: CSV, Parquet of anybody, or results of ours"
     path = Path(file)
-    if path.suffix=='.csv' and path.is_file(): return pd.read_csv(path, keep_default_na=False, na_values=['','NaN','nan'])
-    if path.suffix=='.parquet' and path.is_file() and b'promptbench' not in (pq.read_schema(path).metadata or {}): return pd.read_parquet(path)
-    if path.suffix in ('.csv','.parquet') and not path.exists() and '*' not in str(file): raise UserError(f'there is no file {file}')
+    if path.suffix=='.csv' and path.is_file():
+        return pd.read_csv(path, keep_default_na=False, na_values=['','NaN','nan'])
+    if path.suffix=='.parquet' and path.is_file() and b'promptbench' not in (pq.read_schema(path).metadata or {}):
+        return pd.read_parquet(path)
+    if path.suffix in ('.csv','.parquet') and not path.exists() and '*' not in str(file):
+        raise UserError(f'there is no file {file}')
     return results(file)
 
 # %% ../../nbs/20_stats/05_scores.ipynb #54e842c0
@@ -44,16 +51,21 @@ def read_scores(
 )->pd.DataFrame: # Long: dataset, template, value and what else is known of suite, backbone, method …, n, chance, majority, run
     "Scores of any table, one per line"
     df,names = _table(file),_mapping(columns)
-    if where: df = query(f'select * from rows where {where}', rows=pa.Table.from_pandas(df, preserve_index=False)).to_pandas()
+    if where:
+        df = query(f'select * from rows where {where}', rows=pa.Table.from_pandas(df, preserve_index=False)).to_pandas()
     for ours,theirs in names.items():
         found = [c for t in theirs for c in df.columns if fnmatchcase(c, t)]
         if not found: raise UserError(f'{file} has no column {theirs} for {ours}; it has {list(df.columns)}')
         names[ours] = found
     lost = [c for c in ('dataset','template','value') if c not in names and c not in df.columns]
-    if lost: raise UserError(f'{file} must have the columns dataset, template and value; for {lost} say which of its columns it is, as in --columns {lost[0]}=NAME; it has {list(df.columns)}')
-    out = pd.DataFrame({c:df[names[c][0] if c in names else c] for c in _USED if c!='value' and (c in names or c in df.columns)})
+    if lost:
+        raise UserError(f'{file} must have the columns dataset, template and value; for {lost} say which of its '
+                        f'columns it is, as in --columns {lost[0]}=NAME; it has {list(df.columns)}')
+    out = pd.DataFrame(
+        {c:df[names[c][0] if c in names else c] for c in _USED if c!='value' and (c in names or c in df.columns)})
     wide = 'value' in names
-    parts = [out.assign(value=pd.to_numeric(df[c], errors='coerce'), **(dict(run=c) if wide else {})) for c in names.get('value', ['value'])]
+    parts = [out.assign(value=pd.to_numeric(df[c], errors='coerce'), **(dict(run=c) if wide else {}))
+             for c in names.get('value', ['value'])]
     out = pd.concat(parts, ignore_index=True)
     if not len(out): raise UserError(f'{file} holds no scores'+(f' where {where}' if where else ''))
     return out
@@ -64,9 +76,15 @@ def _baseline(scores:pd.DataFrame, baseline:str):
     if baseline in ('chance','majority'): return baseline
     if '=' in baseline: # a cell, as method=none,shots=0
         given = dict(x.strip().split('=', 1) for x in baseline.split(',') if '=' in x)
-        return pick(scores, **{k:int(v) if k in scores.columns and pd.api.types.is_integer_dtype(scores[k]) and re.fullmatch(r'-?\d+', v) else v for k,v in given.items()})
+        return pick(
+            scores,
+            **{k:int(v) if k in scores.columns and pd.api.types.is_integer_dtype(scores[k])
+               and re.fullmatch(r'-?\d+', v) else v
+               for k,v in given.items()})
     runs = sorted(scores.run.astype(str).unique()) if 'run' in scores.columns else []
-    if baseline not in runs: raise UserError(f"baseline must be 'chance', 'majority', a run or a cell such as method=none,shots=0; {baseline!r} is none of the runs {runs[:8]}{' …' if len(runs)>8 else ''}")
+    if baseline not in runs:
+        raise UserError("baseline must be 'chance', 'majority', a run or a cell such as method=none,shots=0; "
+                        f"{baseline!r} is none of the runs {runs[:8]}{' …' if len(runs)>8 else ''}")
     return scores[scores.run==baseline]
 
 def _groups(scores:pd.DataFrame, baseline:str):
@@ -89,8 +107,10 @@ def arg_scores(
     "ARG of everything in a table of scores"
     out = []
     for named,g,base in _groups(scores, baseline):
-        t = arg_table(g.drop(columns='run', errors='ignore'), baseline=base, by=by, groups=groups); out.append(t.assign(**{k:v for k,v in named.items() if k not in t}))
-    out = pd.concat(out, ignore_index=True); first = [c for c in ('run',*CELL) if c in out.columns]
+        t = arg_table(g.drop(columns='run', errors='ignore'), baseline=base, by=by, groups=groups)
+        out.append(t.assign(**{k:v for k,v in named.items() if k not in t}))
+    out = pd.concat(out, ignore_index=True)
+    first = [c for c in ('run',*CELL) if c in out.columns]
     return out[first+[c for c in out.columns if c not in first]]
 
 # %% ../../nbs/20_stats/05_scores.ipynb #d0b0d0b6
@@ -102,7 +122,9 @@ def groups_named(
     if name in ('p3','none'): return None if name=='p3' else {}
     from promptbench.data.suite import load_suite
     if name=='suite':
-        if 'suite' not in scores.columns or scores.suite.nunique()!=1: raise UserError('groups of the suite need scores of one suite, in a column suite; name the suite itself, or p3, or none')
+        if 'suite' not in scores.columns or scores.suite.nunique()!=1:
+            raise UserError(
+                'groups of the suite need scores of one suite, in a column suite; name the suite itself, or p3, or none')
         name = scores.suite.iloc[0]
     return {d:g for d,g in (getattr(load_suite(name), 'groups', None) or {}).items() if d in set(scores.dataset)}
 
@@ -114,15 +136,20 @@ def intervals(
 )->pd.DataFrame: # `table` with lo and hi (points), where every score has its predictions
     "95 % bootstrap intervals over instances, if the predictions are there"
     from promptbench.stats.bootstrap import estimate, replicate
-    view = CELL+['seed','dataset','template']; path = Path(file)
-    if path.suffix=='.csv' or any(c not in scores.columns for c in view+['metric']) or set(scores.metric)!={'accuracy'}: return table
+    view = CELL+['seed','dataset','template']
+    path = Path(file)
+    if path.suffix=='.csv' or any(c not in scores.columns for c in view+['metric']) or set(scores.metric)!={'accuracy'}:
+        return table
     found = load(path.parent if path.name=='rows.parquet' else file, ('predictions',), all_runs=True).get('predictions')
     if found is None: return table
-    ps = found.to_pandas(); asked = pd.MultiIndex.from_frame(scores[view]); ps = ps[pd.MultiIndex.from_frame(ps[view]).isin(asked)]
+    ps = found.to_pandas()
+    asked = pd.MultiIndex.from_frame(scores[view])
+    ps = ps[pd.MultiIndex.from_frame(ps[view]).isin(asked)]
     if not asked.isin(pd.MultiIndex.from_frame(ps[view].drop_duplicates())).all(): return table
     made = {}
     for named,g,base in _groups(scores, baseline):
-        r = replicate(ps[(ps[list(named)]==list(named.values())).all(axis=1)], rows=g, n=n, baseline=base, by=by, groups=groups)
+        r = replicate(
+            ps[(ps[list(named)]==list(named.values())).all(axis=1)], rows=g, n=n, baseline=base, by=by, groups=groups)
         for cell in g[CELL].drop_duplicates().itertuples(index=False): made[tuple(cell)] = estimate(r, cell._asdict())
     at = [made[tuple(c)] for c in table[CELL].itertuples(index=False)]
     return table.assign(lo=[e['lo'] for e in at], hi=[e['hi'] for e in at])

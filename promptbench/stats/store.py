@@ -27,11 +27,14 @@ def _sync(folder:Path):
 
 def _publish(store:Path, name:str, tables:dict[str,pa.Table], **notes):
     "One sub-folder with all of `tables` and `notes` in it, from nothing to whole in one rename"
-    tmp = store/f'.new-{name}'; tmp.mkdir()
+    tmp = store/f'.new-{name}'
+    tmp.mkdir()
     for kind,table in tables.items():
         if len(table): write_table(tmp/f'{kind}.parquet', table, kind)
     for n,x in notes.items(): write_atomic(tmp/f'{n}.json', to_json(x))
-    _sync(tmp); os.rename(tmp, store/name); _sync(store)
+    _sync(tmp)
+    os.rename(tmp, store/name)
+    _sync(store)
 
 def _views(*tables:pa.Table)->list[str]:
     "Short names of the cells and seeds that tables have entries of"
@@ -42,7 +45,8 @@ def _opened(store)->Path:
     "The folder of a store, begun if there is nothing yet"
     store = Path(store)
     if is_store(store): return store
-    if store.is_dir() and any(not n.startswith('.') for n in os.listdir(store)) and not is_store(store): raise UserError(f'{store} must be a store or an empty folder, but it holds other things; choose another place')
+    if store.is_dir() and any(not n.startswith('.') for n in os.listdir(store)) and not is_store(store):
+        raise UserError(f'{store} must be a store or an empty folder, but it holds other things; choose another place')
     write_atomic(store/'.writable', '').unlink(missing_ok=True) # makes the folder, or says why not
     with _lock(store, '.lock'):
         if not is_store(store): write_atomic(store/'store.json', to_json({'promptbench store':STORE, 'removals':0}))
@@ -52,7 +56,8 @@ def _opened(store)->Path:
 def _has(part:Path, views:list[str])->bool:
     "Whether a part may hold something about one of the views"
     of = part.name.split('-')[0]
-    return of in views if of not in ('many','compact') else not set(views).isdisjoint(json.loads((part/'views.json').read_text()))
+    return of in views if of not in ('many','compact') else not set(views).isdisjoint(
+        json.loads((part/'views.json').read_text()))
 
 def _tasks(table:pa.Table)->set[tuple]:
     "Cell, seed, dataset and template of every entry"
@@ -61,18 +66,24 @@ def _tasks(table:pa.Table)->set[tuple]:
 # %% ../../nbs/20_stats/01_store.ipynb #475aa97a
 def _content(df:pd.DataFrame)->pd.DataFrame:
     "Everything but `run`, comparable: lists of scores as bytes"
-    return df.drop(columns='run').assign(**{c:df[c].map(lambda x: np.asarray(x, float).tobytes()) for c in df if c.startswith('scores')})
+    return df.drop(columns='run').assign(
+        **{c:df[c].map(lambda x: np.asarray(x, float).tobytes()) for c in df if c.startswith('scores')})
 
 def _only_new(new:pd.DataFrame, old:pa.Table|None, key:list[str], what:str, store:Path)->pd.DataFrame:
     "Entries of `new` whose key is not in `old`; `UserError` where `old` says something else under the same key"
     if old is None or not len(new): return new
-    old = old.to_pandas(); both = _content(new).merge(_content(old), on=key, how='left', suffixes=('','_old'), indicator=True)
+    old = old.to_pandas()
+    both = _content(new).merge(_content(old), on=key, how='left', suffixes=('','_old'), indicator=True)
     known,differs = (both._merge=='both').to_numpy(),np.zeros(len(both), bool)
-    for c in (c for c in both.columns if c+'_old' in both.columns): differs |= ((both[c]!=both[c+'_old']) & ~(both[c].isna() & both[c+'_old'].isna())).to_numpy()
+    for c in (c for c in both.columns if c+'_old' in both.columns):
+        differs |= ((both[c]!=both[c+'_old']) & ~(both[c].isna() & both[c+'_old'].isna())).to_numpy()
     if (bad := known & differs).any():
-        first = new[key][bad].iloc[0]; theirs = old.loc[(old[key]==first).all(axis=1), 'run'].iloc[0]
-        raise UserError(f'{what} must agree under one key, but run {new.run[bad].iloc[0]!r} contradicts run {theirs!r}, which is in {store} already, at {first.to_dict()} ({int(bad.sum())} entries in all); '
-                        'nothing was written. Give one of them another method name or seed, or use another store')
+        first = new[key][bad].iloc[0]
+        theirs = old.loc[(old[key]==first).all(axis=1), 'run'].iloc[0]
+        raise UserError(
+            f'{what} must agree under one key, but run {new.run[bad].iloc[0]!r} contradicts run {theirs!r}, which is '
+            f'in {store} already, at {first.to_dict()} ({int(bad.sum())} entries in all); '
+            'nothing was written. Give one of them another method name or seed, or use another store')
     return new[~known]
 
 # %% ../../nbs/20_stats/01_store.ipynb #690440fe
@@ -82,14 +93,19 @@ def append(
     predictions:pd.DataFrame|None=None # Their predictions
 )->Path|None: # The new part; None if the store knew all of it
     "Add a result set, visible at once and whole; returned means kept. `UserError` if the store says something else under one of its keys"
-    rows = check_rows(rows); ps = check_predictions(pd.DataFrame(columns=PREDICTION_COLUMNS) if predictions is None else predictions)
-    tables = dict(rows=to_arrow(rows, 'rows'), predictions=to_arrow(ps, 'predictions')); own = [_tasks(t) for t in tables.values()]
-    if odd := sorted(own[1]-own[0]): raise UserError(f'every prediction must belong to a row of its result set, but there is none for {odd[0]}')
-    views = _views(tables['rows']); store = _opened(store)
+    rows = check_rows(rows)
+    ps = check_predictions(pd.DataFrame(columns=PREDICTION_COLUMNS) if predictions is None else predictions)
+    tables = dict(rows=to_arrow(rows, 'rows'), predictions=to_arrow(ps, 'predictions'))
+    own = [_tasks(t) for t in tables.values()]
+    if odd := sorted(own[1]-own[0]):
+        raise UserError(f'every prediction must belong to a row of its result set, but there is none for {odd[0]}')
+    views = _views(tables['rows'])
+    store = _opened(store)
     with _lock(store, '.lock'):
         near = lambda *kinds: load(store, kinds, keep=lambda part: _has(part, views))
         new = _only_new(rows, near('rows').get('rows'), KEY, 'rows', store)
-        if len(new)<len(rows): ps = _only_new(ps, near('predictions').get('predictions'), PREDICTION_KEY, 'predictions', store)
+        if len(new)<len(rows):
+            ps = _only_new(ps, near('predictions').get('predictions'), PREDICTION_KEY, 'predictions', store)
         if not len(new) and not len(ps): return None
         if len(new)<len(rows): tables = dict(rows=to_arrow(new, 'rows'), predictions=to_arrow(ps, 'predictions'))
         name = f"{views[0] if len(views)==1 else 'many'}-{uuid.uuid4().hex[:16]}"
@@ -100,7 +116,8 @@ def append(
 def _remove(store:Path, names):
     "Parts that others stand for: first say that something goes, then hide each by a rename, then delete"
     if not names: return
-    state = json.loads((store/'store.json').read_text()); write_atomic(store/'store.json', to_json(state|dict(removals=state['removals']+1)))
+    state = json.loads((store/'store.json').read_text())
+    write_atomic(store/'store.json', to_json(state|dict(removals=state['removals']+1)))
     for n in names: os.rename(store/n, store/f'.gone-{n}')
     for n in names: shutil.rmtree(store/f'.gone-{n}')
 
@@ -109,7 +126,8 @@ def _sweep(store:Path):
     with _lock(store, '.lock'): # writers make their folders under this lock, so what is there now has lost its writer
         for n in os.listdir(store):
             if n.startswith(('.new-','.gone-')): shutil.rmtree(store/n)
-    there = [n for n in sorted(os.listdir(store)) if not n.startswith('.') and (store/n).is_dir()]; live = {p.name for p in parts(store)} # in this order: what is appended meanwhile is only in `live`
+    there = [n for n in sorted(os.listdir(store)) if not n.startswith('.') and (store/n).is_dir()]
+    live = {p.name for p in parts(store)}  # in this order: what is appended meanwhile is only in `live`
     _remove(store, [n for n in there if n not in live])
 
 # %% ../../nbs/20_stats/01_store.ipynb #5e4d9050
@@ -119,8 +137,11 @@ def _batches(store:Path, small:int):
     for p in parts(store):
         size = sum(f.stat().st_size for f in p.glob('*.parquet'))
         if size>small: continue
-        batch.append(p); total += size
-        if total>small: yield batch; batch,total = [],0
+        batch.append(p)
+        total += size
+        if total>small:
+            yield batch
+            batch,total = [],0
     if len(batch)>1: yield batch
 
 def compact(
@@ -128,13 +149,16 @@ def compact(
     *, small:int=64<<20 # Parts of up to this many bytes are merged into parts of about this size
 )->int: # How many parts were merged
     "Merge small parts, while others may append and read; no result is lost or seen twice at any moment"
-    store = Path(store); merged = 0
+    store = Path(store)
+    merged = 0
     if not is_store(store): raise UserError(f'{store} must be a store; `append` makes one')
     with _lock(store, '.compact'):
         _sweep(store)
         for batch in list(_batches(store, small)):
             if len(batch)<2: continue
-            tables = load(store, ('rows','predictions'), keep=lambda p: p in batch); names = [p.name for p in batch]
+            tables = load(store, ('rows','predictions'), keep=lambda p: p in batch)
+            names = [p.name for p in batch]
             _publish(store, f'compact-{uuid.uuid4().hex[:16]}', tables, replaces=names, views=_views(*tables.values()))
-            _remove(store, names); merged += len(batch)
+            _remove(store, names)
+            merged += len(batch)
     return merged

@@ -22,11 +22,16 @@ def harvest(
     from promptbench.stats.query import results
     from promptbench.stats.results import is_store, read_predictions, read_rows
     from promptbench.stats.store import append
-    known = set(results(store, sql='select distinct run from rows').run) if is_store(store) and any(Path(store).glob('*/rows.parquet')) else set(); new = []
+    known = (
+        set(results(store, sql='select distinct run from rows').run) if is_store(store)
+        and any(Path(store).glob('*/rows.parquet')) else set())
+    new = []
     for r in runs:
         f = Path(root)/r.key
         if r.key in known or not (f/'rows.parquet').exists() or not is_done(r, root): continue
-        if append(store, read_rows(f/'rows.parquet'), read_predictions(f/'predictions.parquet') if (f/'predictions.parquet').exists() else None): new.append(r.key)
+        if append(store, read_rows(f/'rows.parquet'),
+                      read_predictions(f/'predictions.parquet') if (f/'predictions.parquet').exists() else None):
+            new.append(r.key)
     return new
 
 # %% ../../nbs/80_studies/02_collect.ipynb #b263c352
@@ -34,8 +39,11 @@ def _cards(runs:list[Run], root)->list[dict]:
     "What runs cost, as `findings.budgets` reads it"
     out = []
     for r in runs:
-        c = read_json(Path(root)/r.key/'card.json') or {}; p = c.get('parameters') or {}
-        out.append(dict(stage=r.step, method=p.get('method'), prompt=p.get('prompt'), seed=p.get('seed'), seconds=c.get('spent'), budget=c.get('budget') or {}))
+        c = read_json(Path(root)/r.key/'card.json') or {}
+        p = c.get('parameters') or {}
+        out.append(
+            dict(stage=r.step, method=p.get('method'), prompt=p.get('prompt'), seed=p.get('seed'),
+                 seconds=c.get('spent'), budget=c.get('budget') or {}))
     return [c for c in out if c['method'] is not None]
 
 def sweep_report(
@@ -48,12 +56,19 @@ def sweep_report(
     from promptbench.stats.results import read_rows
     files = [f for r in runs if is_done(r, root) and (f := Path(root)/r.key/'rows.parquet').exists()]
     if not files: return []
-    pairs = read_rows(files)[['suite','backbone']].drop_duplicates().itertuples(index=False); made = []
+    pairs = read_rows(files)[['suite','backbone']].drop_duplicates().itertuples(index=False)
+    made = []
     for i,(suite,backbone) in enumerate(sorted(pairs)):
-        where = ' and '.join("{} = '{}'".format(c, v.replace("'", "''")) for c,v in (('suite',suite),('backbone',backbone)))
-        rows,predictions = (results(store, table=t, where=where) for t in ('rows','predictions')); path = Path(out)/('report.html' if not i else f'report-{i+1}.html')
-        mark = key_of(sorted(rows.run.unique()), len(rows), len(predictions), n, __version__); old = read_json(path.with_suffix('.json')) or {}
-        if old.get('mark')!=mark or not path.exists(): _write(path, rows, predictions, _cards(runs, root), dict(suite=suite, backbone=backbone, command=command), n); write_atomic(path.with_suffix('.json'), to_json(dict(mark=mark)))
+        where = ' and '.join(
+            "{} = '{}'".format(c, v.replace("'", "''")) for c,v in (('suite',suite),('backbone',backbone)))
+        rows,predictions = (results(store, table=t, where=where) for t in ('rows','predictions'))
+        path = Path(out)/('report.html' if not i else f'report-{i+1}.html')
+        mark = key_of(sorted(rows.run.unique()), len(rows), len(predictions), n, __version__)
+        old = read_json(path.with_suffix('.json')) or {}
+        if old.get('mark')!=mark or not path.exists():
+            _write(
+                path, rows, predictions, _cards(runs, root), dict(suite=suite, backbone=backbone, command=command), n)
+            write_atomic(path.with_suffix('.json'), to_json(dict(mark=mark)))
         made.append(path)
     return made
 
@@ -63,8 +78,16 @@ def _write(path:Path, rows, predictions, cards:list, settings:dict, n:int):
     from promptbench.stats.claims import judge
     from promptbench.show.report import write_report
     from promptbench.studies.table1 import METHOD_ORDER, POOLED, environment
-    rank = {m:i for i,m in enumerate(METHOD_ORDER)}; methods = sorted(rows.method.unique(), key=lambda m:(rank.get(m, 99), m)); groups = {d:POOLED.get(d, d) for d in sorted(set(rows.dataset))}
-    r = replicate(predictions, rows=rows, n=n, groups=groups); shots = sorted(int(k) for k in rows.shots.unique()); prompts = [p for p in ('shallow','deep') if p in set(rows.prompt)] or ['shallow']
-    table = table1(rows, predictions, methods=methods, prompts=prompts, shots=shots, replicates=r); claims = judge(rows, predictions, replicates=r)
-    write_atomic(path.with_name(path.stem.replace('report','table')+'.csv'), table.to_csv(index=False, float_format='%.6f'))
-    write_report(path, rows=rows, predictions=predictions, table=table, claims=claims, cards=cards, settings=settings|dict(samples=n, seeds=sorted(int(s) for s in rows.seed.unique()))|(dict(groups=groups) if any(a!=b for a,b in groups.items()) else {})|environment())
+    rank = {m:i for i,m in enumerate(METHOD_ORDER)}
+    methods = sorted(rows.method.unique(), key=lambda m:(rank.get(m, 99), m))
+    groups = {d:POOLED.get(d, d) for d in sorted(set(rows.dataset))}
+    r = replicate(predictions, rows=rows, n=n, groups=groups)
+    shots = sorted(int(k) for k in rows.shots.unique())
+    prompts = [p for p in ('shallow','deep') if p in set(rows.prompt)] or ['shallow']
+    table = table1(rows, predictions, methods=methods, prompts=prompts, shots=shots, replicates=r)
+    claims = judge(rows, predictions, replicates=r)
+    write_atomic(
+        path.with_name(path.stem.replace('report','table')+'.csv'), table.to_csv(index=False, float_format='%.6f'))
+    write_report(path, rows=rows, predictions=predictions, table=table, claims=claims, cards=cards,
+                 settings=settings |dict(samples=n, seeds=sorted(int(s) for s in rows.seed.unique()))
+                 |(dict(groups=groups) if any(a!=b for a,b in groups.items()) else {}) |environment())

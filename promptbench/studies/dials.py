@@ -19,32 +19,46 @@ from .table1 import Settings, gather, run_all
 @dataclass(frozen=True, kw_only=True)
 class Question:
     "One dial, its values, and the cells that are asked for at each of them"
-    text:str; dial:str # The question; what the dial is called
+    text:str
+    dial:str  # The question; what the dial is called
     key:tuple=() # Where the dial sits in `Settings`, as in ('pretrain','lr'); (): it is the backbone
     values:tuple=(None,)
-    methods:tuple=('T-only','T+P'); prompts:tuple=('shallow','deep'); shots:tuple=(0,)
+    methods:tuple=('T-only','T+P')
+    prompts:tuple=('shallow','deep')
+    shots:tuple=(0,)
     def but(self, **changes)->'Question':
         "The question with other values, methods, prompts or shots"
         return replace(self, **changes)
 
 QUESTIONS = dict(
-    skill = Question(text='What can a backbone do before and after continued pretraining?', dial='mean skill of the backbone', methods=('none','T-only','P-only','T+P'), shots=(0,16)),
-    examples = Question(text='How long must continued pretraining be?', dial='examples of continued pretraining', key=('pretrain','examples'), values=(2_000, 6_000, 18_000, 36_000)),
-    lr = Question(text='Which learning rate for the transformer?', dial='learning rate of the transformer', key=('pretrain','lr'), values=(3e-4, 1e-3, 3e-3)),
-    decay = Question(text='Constant rates, or rates that fall?', dial='share of the updates over which rates fall to 0', key=('pretrain','decay'), values=(0., .5, 1.)),
-    prompt_lr = Question(text='Which learning rate for the prompt in pretraining?', dial='learning rate of the prompt', key=('pretrain','prompt_lr'), values=(1e-3, 1e-2, 1e-1), methods=('T+P',)),
-    batch_size = Question(text='Few large or many small updates?', dial='examples per update', key=('pretrain','batch_size'), values=(16, 32, 64, 128, 256)),
-    length = Question(text='How long a prompt?', dial='prompt length', key=('pretrain','length'), values=(1, 5, 10, 20), methods=('T+P',), shots=(0,16)),
-    tune_lr = Question(text='Which learning rate for few-shot tuning?', dial='learning rate of tuning', key=('tune','lr'), values=(3e-5, 3e-4, 1e-3, 1e-2), shots=(16,)),
-)
+    skill = Question(text='What can a backbone do before and after continued pretraining?',
+                     dial='mean skill of the backbone', methods=('none','T-only','P-only','T+P'), shots=(0,16)),
+    examples = Question(text='How long must continued pretraining be?', dial='examples of continued pretraining',
+                        key=('pretrain','examples'), values=(2_000, 6_000, 18_000, 36_000)),
+    lr = Question(text='Which learning rate for the transformer?', dial='learning rate of the transformer',
+                  key=('pretrain','lr'), values=(3e-4, 1e-3, 3e-3)),
+    decay = Question(
+        text='Constant rates, or rates that fall?', dial='share of the updates over which rates fall to 0',
+        key=('pretrain','decay'), values=(0., .5, 1.)),
+    prompt_lr = Question(
+        text='Which learning rate for the prompt in pretraining?', dial='learning rate of the prompt',
+        key=('pretrain','prompt_lr'), values=(1e-3, 1e-2, 1e-1), methods=('T+P',)),
+    batch_size = Question(text='Few large or many small updates?', dial='examples per update',
+                          key=('pretrain','batch_size'), values=(16, 32, 64, 128, 256)),
+    length = Question(text='How long a prompt?', dial='prompt length', key=('pretrain','length'),
+                      values=(1, 5, 10, 20), methods=('T+P',), shots=(0,16)),
+    tune_lr = Question(text='Which learning rate for few-shot tuning?', dial='learning rate of tuning',
+                       key=('tune','lr'), values=(3e-5, 3e-4, 1e-3, 1e-2), shots=(16,)),)
 
 # %% ../../nbs/80_studies/01_dials.ipynb #159497b0
 def skill(
     backbone # Folder of a backbone with a card that holds `skills`
 )->float: # Share right, the mean over skills of their hardest level
     "What a backbone made by `make_backbone` can do, in one number"
-    card = (embedded(backbone) or Path(backbone))/'card.json'; g = json.loads(card.read_text()).get('skills') if card.exists() else None
-    if not g: raise UserError(f'{backbone} must have a card.json with `skills`; backbones made by make_backbone have one')
+    card = (embedded(backbone) or Path(backbone))/'card.json'
+    g = json.loads(card.read_text()).get('skills') if card.exists() else None
+    if not g:
+        raise UserError(f'{backbone} must have a card.json with `skills`; backbones made by make_backbone have one')
     top = {k.split('.')[0]:v for k,v in sorted(g.items())} # the last level of each skill stays
     return sum(top.values())/len(top)
 
@@ -70,13 +84,23 @@ def ask(
 )->pd.DataFrame: # question, value, backbone, method, prompt, shots, dataset ('' for ARG), arg, lo, hi, seeds; points, intervals for ARG alone
     "Answers to questions as one table; every cell is computed once and kept"
     from promptbench.stats.bootstrap import replicate, table1
-    qs = questions if isinstance(questions, dict) else {k:QUESTIONS[one_of('question', k, QUESTIONS)] for k in questions}
-    todo = [(name,*t) for name,q in qs.items() for t in tables_of(q, base, backbones if everywhere or not q.key else backbones[:1])]
-    todo.sort(key=lambda t: [str(b) for b in backbones].index(t[1])); run_all([t[-1] for t in todo], out, workers=workers, quiet=quiet); parts = []
+    qs = questions if isinstance(questions, dict) else {
+        k:QUESTIONS[one_of('question', k, QUESTIONS)] for k in questions}
+    todo = [(name,*t)
+            for name,q in qs.items()
+            for t in tables_of(q, base, backbones if everywhere or not q.key else backbones[:1])]
+    todo.sort(key=lambda t: [str(b) for b in backbones].index(t[1]))
+    run_all([t[-1] for t in todo], out, workers=workers, quiet=quiet)
+    parts = []
     for name,b,v,s in todo:
-        got = gather(s, out); r = replicate(got['predictions'], rows=got['rows'], n=n); t = table1(got['rows'], got['predictions'], methods=list(s.methods), prompts=s.prompts, shots=s.shots, replicates=r)
-        t = t[~(t.star & (t.prompt!=t.prompt.iloc[0]))].assign(prompt=lambda d: d.prompt.where(~d.star, 'none'), dataset='')
-        each = relative_gain(got['rows'], 'chance').assign(arg=lambda d: 100*d.gain).groupby(['method','prompt','shots','dataset'], as_index=False, observed=True)['arg'].mean()
+        got = gather(s, out)
+        r = replicate(got['predictions'], rows=got['rows'], n=n)
+        t = table1(
+            got['rows'], got['predictions'], methods=list(s.methods), prompts=s.prompts, shots=s.shots, replicates=r)
+        t = t[~(t.star & (t.prompt!=t.prompt.iloc[0]))].assign(
+            prompt=lambda d: d.prompt.where(~d.star, 'none'), dataset='')
+        each = relative_gain(got['rows'], 'chance').assign(arg=lambda d: 100*d.gain).groupby(
+            ['method','prompt','shots','dataset'], as_index=False, observed=True)['arg'].mean()
         parts.append(pd.concat([t, each]).assign(question=name, value=v, backbone=Path(b).name))
     return pd.concat(parts, ignore_index=True)[COLUMNS]
 
@@ -91,8 +115,14 @@ def answer_title(
 )->str: # One sentence
     "What turning the dial did: the best value of each kind of cell"
     m = d.groupby(['method','prompt','shots','value'], sort=False)['arg'].mean()
-    if m.index.get_level_values('value').nunique()==1: b = m.idxmax(); return f'{b[0]}, {b[1]}, {shots_text(b[2])} is highest: ARG {m.max():.1f}'
-    b,w = m.idxmax(),m.idxmin(); same = m[[i[:3]==b[:3] for i in m.index]].droplevel([0,1,2]); return f'{b[0]}, {b[1]}, {shots_text(b[2])} is highest at {_said(b[3])} (ARG {m.max():.1f}); its lowest is {same.min():.1f} at {_said(same.idxmin())}'
+    if m.index.get_level_values('value').nunique()==1:
+        b = m.idxmax()
+        return f'{b[0]}, {b[1]}, {shots_text(b[2])} is highest: ARG {m.max():.1f}'
+    b,w = m.idxmax(),m.idxmin()
+    same = m[[i[:3]==b[:3] for i in m.index]].droplevel([0,1,2])
+    return (
+        f'{b[0]}, {b[1]}, {shots_text(b[2])} is highest at {_said(b[3])} (ARG {m.max():.1f}); its lowest is '
+        f'{same.min():.1f} at {_said(same.idxmin())}')
 
 def plot_answer(
     answers:pd.DataFrame, # From `ask`
@@ -100,18 +130,43 @@ def plot_answer(
     questions:dict|None=None
 )->go.Figure: # A line per method and number of shots, a panel per kind of prompt; cells without a prompt in both
     "ARG over the dial: backbones as thin lines or points with intervals, their mean as a thick line"
-    q = (questions or QUESTIONS)[one_of('question', name, questions or QUESTIONS)]; d = answers[(answers.question==name)&(answers.dataset.fillna('')=='')]
+    q = (questions or QUESTIONS)[one_of('question', name, questions or QUESTIONS)]
+    d = answers[(answers.question==name)&(answers.dataset.fillna('')=='')]
     if not len(d): raise UserError(f'nothing was asked about {name}; the table has {sorted(set(answers.question))}')
-    panels = [p for p in ('shallow','deep') if p in set(d.prompt)] or ['none']; traces,axes,notes,wide = [],{},[],1/(len(panels)+.08*(len(panels)-1)); seen = set()
+    panels = [p for p in ('shallow','deep') if p in set(d.prompt)] or ['none']
+    traces,axes,notes,wide = [],{},[],1/(len(panels)+.08*(len(panels)-1))
+    seen = set()
     for i,p in enumerate(panels):
-        n = str(i+1) if i else ''; axes[f'xaxis{n}'] = dict(domain=[i*1.08*wide, i*1.08*wide+wide], anchor=f'y{n}', title=q.dial)|(dict(type='log' if d.value.min()>0 else 'linear', tickvals=(at := sorted(set(d.value))), ticktext=[_said(v) for v in at]) if q.key else dict(range=[min(.5, d.value.min())-.02, 1.02]))
-        axes[f'yaxis{n}'] = dict(anchor=f'x{n}', zeroline=True, zerolinewidth=2)|(dict(matches='y', showticklabels=False) if n else dict(title='ARG, points'))
-        notes.append(dict(text=f'<b>{p} prompt</b>', x=i*1.08*wide, xanchor='left', y=1.0, yanchor='bottom', xref='paper', yref='paper', showarrow=False))
+        n = str(i+1) if i else ''
+        axes[f'xaxis{n}'] = dict(domain=[i*1.08*wide, i*1.08*wide+wide], anchor=f'y{n}', title=q.dial)|(
+            dict(type='log' if d.value.min()>0 else 'linear', tickvals=(at := sorted(set(d.value))),
+                 ticktext=[_said(v) for v in at])
+            if q.key else dict(range=[min(.5, d.value.min())-.02, 1.02]))
+        axes[f'yaxis{n}'] = dict(anchor=f'x{n}', zeroline=True, zerolinewidth=2)|(
+            dict(matches='y', showticklabels=False) if n else dict(title='ARG, points'))
+        notes.append(
+            dict(text=f'<b>{p} prompt</b>', x=i*1.08*wide, xanchor='left', y=1.0, yanchor='bottom', xref='paper',
+                 yref='paper', showarrow=False))
         for (m,k),g in d[d.prompt.isin([p,'none'])].groupby(['method','shots'], sort=False):
-            label = f'{m}, {shots_text(k)}'; colour,mark = look(m); g = g.sort_values('value'); mean = g.groupby('value')['arg'].mean(); ax = dict(xaxis=f'x{n}', yaxis=f'y{n}', legendgroup=label)
-            traces.append(dots(label, g.value, g['arg'], colour, mark if k==0 else mark+'-open', size=8, error_y=bars(g['arg'], g.lo, g.hi, colour, thickness=1), opacity=.75, showlegend=label not in seen, **ax,
-                               text=[f'<b>{label}</b><br>{q.dial}: {_said(v)}<br>{b}<br>ARG {a:.1f} [{lo:.1f}, {hi:.1f}]' for v,b,a,lo,hi in zip(g.value, g.backbone, g['arg'], g.lo, g.hi)]))
-            if len(mean)>1: traces.append(dict(type='scatter', mode='lines', x=list(mean.index), y=list(mean), line=dict(color=colour, width=2, dash='dash' if k else 'solid'), hoverinfo='skip', showlegend=False, **ax))
+            label = f'{m}, {shots_text(k)}'
+            colour,mark = look(m)
+            g = g.sort_values('value')
+            mean = g.groupby('value')['arg'].mean()
+            ax = dict(xaxis=f'x{n}', yaxis=f'y{n}', legendgroup=label)
+            traces.append(dots(
+                              label, g.value, g['arg'], colour, mark if k==0 else mark+'-open', size=8,
+                              error_y=bars(g['arg'], g.lo, g.hi, colour, thickness=1), opacity=.75,
+                              showlegend=label not in seen, **ax,
+                              text=[
+                                  f'<b>{label}</b><br>{q.dial}: {_said(v)}<br>{b}<br>ARG {a:.1f} [{lo:.1f}, {hi:.1f}]'
+                                  for v,b,a,lo,hi in zip(g.value, g.backbone, g['arg'], g.lo, g.hi)]))
+            if len(mean)>1:
+                traces.append(
+                    dict(
+                        type='scatter', mode='lines', x=list(mean.index), y=list(mean),
+                        line=dict(color=colour, width=2, dash='dash' if k else 'solid'), hoverinfo='skip',
+                        showlegend=False, **ax))
             seen.add(label)
     title = f'{q.text}<br><span style="font-size:13px">{answer_title(d, q)}</span>'
-    return go.Figure(traces, layout(title, 500, left=60, annotations=notes, **axes)).update_layout(margin_t=110, margin_b=130, legend_y=-.25, legend_yanchor='top')
+    return go.Figure(traces, layout(title, 500, left=60, annotations=notes, **axes)).update_layout(
+        margin_t=110, margin_b=130, legend_y=-.25, legend_yanchor='top')

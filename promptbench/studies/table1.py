@@ -31,12 +31,20 @@ METHOD_ORDER = ('none','T-only','P-only','T+P','FOMAML','Reptile')
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     "Which cells, on what, at which scale"
-    suite:str='microworld'; backbone:str='tiny'; scale:str='tiny'
-    methods:tuple=METHOD_ORDER; prompts:tuple=('shallow','deep'); shots:tuple=(0,16); seeds:tuple=(0,)
+    suite:str='microworld'
+    backbone:str='tiny'
+    scale:str='tiny'
+    methods:tuple=METHOD_ORDER
+    prompts:tuple=('shallow','deep')
+    shots:tuple=(0,16)
+    seeds:tuple=(0,)
     role:str='eval' # 'dev' to choose settings without looking at what they will be judged on
-    n_eval:int|None=None; templates:int|None=None # None: as the scale says
-    init:str|dict|None=None # Where prompts start, one of `INITS` but 'text', or {kind of prompt: one}; None: as the scale says
-    pretrain:dict|None=None; tune:dict|None=None # Changes to the scale's settings; `meta` inside pretrain is for the meta-learners
+    n_eval:int|None=None
+    templates:int|None=None  # None: as the scale says
+    # Where prompts start, one of `INITS` but 'text', or {kind of prompt: one}; None: as the scale says
+    init:str|dict|None=None
+    pretrain:dict|None=None
+    tune:dict|None=None  # Changes to the scale's settings; `meta` inside pretrain is for the meta-learners
     match:str='examples' # What pretraining runs have in common: 'examples' (the paper's way), 'updates' or 'flops'
     precision:str='auto'
     def __post_init__(self):
@@ -45,26 +53,36 @@ class Settings:
         for name,known in (('methods',PRETRAINED),('prompts',('shallow','deep'))):
             object.__setattr__(self, name, tuple(one_of(name[:-1], x, known) for x in getattr(self, name)))
         for name in ('shots','seeds'): object.__setattr__(self, name, tuple(int(x) for x in getattr(self, name)))
-        one_of('scale', self.scale, SCALES); one_of('role', self.role, ('eval','dev')); one_of('match', self.match, MATCH)
+        one_of('scale', self.scale, SCALES)
+        one_of('role', self.role, ('eval','dev'))
+        one_of('match', self.match, MATCH)
         for name in ('methods','prompts','shots','seeds'):
             got = getattr(self, name)
-            if not got or len(set(got))<len(got): raise UserError(f'{name} must be one or more different values, got {list(got)}')
-        for x in self.init.values() if isinstance(self.init, dict) else [self.init or 'paper']: one_of('init', x, [i for i in INITS if i!='text'])
+            if not got or len(set(got))<len(got):
+                raise UserError(f'{name} must be one or more different values, got {list(got)}')
+        for x in self.init.values() if isinstance(self.init, dict) else [self.init or 'paper']:
+            one_of('init', x, [i for i in INITS if i!='text'])
         if min(self.shots)<0: raise UserError(f'shots must be 0 or more, got {list(self.shots)}')
 
 def at_scale(
     s:Settings, what:str # 'pretrain', 'tune', 'n_eval' or 'templates'
 ):
     "A setting of the scale, with the changes that were asked for"
-    base = SCALES[s.scale][what]; own = getattr(s, what)
+    base = SCALES[s.scale][what]
+    own = getattr(s, what)
     return {**base, **(own or {})} if isinstance(base, dict) else base if own is None else own
 
 # %% ../../nbs/80_studies/00_table1.ipynb #53b0f612
 @dataclass(frozen=True, order=True)
 class Job:
     "One pretraining run (`shots` is None) or one cell"
-    seed:int; method:str; prompt:str; shots:int|None=None
-    def __str__(self): return f"{self.method} {self.prompt} {'pretraining' if self.shots is None else f'{self.shots}-shot'}, seed {self.seed}"
+    seed:int
+    method:str
+    prompt:str
+    shots:int|None=None
+    def __str__(self):
+        return (
+            f"{self.method} {self.prompt} {'pretraining' if self.shots is None else f'{self.shots}-shot'}, seed {self.seed}")
     @property
     def parent(self)->'Job|None': # The pretraining run a cell starts from
         from promptbench.train.methods import trains
@@ -93,12 +111,14 @@ def _mark(name, seed, n_eval)->str: return _suite(name, seed, n_eval).fingerprin
 @functools.lru_cache(maxsize=2)
 def _source(name, precision):
     from promptbench.model.backbone import fingerprint, load_backbone
-    b = load_backbone(name, precision=precision); return b, key_of(fingerprint(b))
+    b = load_backbone(name, precision=precision)
+    return b, key_of(fingerprint(b))
 
 def pretrain_config(s:Settings, job:Job):
     "How the pretraining run of a job (or the run itself) is trained; None if it has none"
     run = job if job.shots is None else job.parent
-    return None if run is None else _config(to_json(at_scale(s, 'pretrain')), run, s.match, s.suite, at_scale(s, 'n_eval'), s.backbone, s.precision)
+    return None if run is None else _config(
+        to_json(at_scale(s, 'pretrain')), run, s.match, s.suite, at_scale(s, 'n_eval'), s.backbone, s.precision)
 
 def tune_settings(s:Settings, job:Job)->dict:
     "How the prompts of a cell are tuned"
@@ -109,14 +129,22 @@ def tune_settings(s:Settings, job:Job)->dict:
 def _config(settings, run, match, suite, n_eval, backbone, precision):
     "Settings of a run at the budget all share; counted once, since every key asks for it"
     from promptbench.train.methods import matched, method_config
-    d = json.loads(settings); scale = d.pop('preset'); of = lambda m,p: method_config(m, p, scale=scale, seed=run.seed, **d)
+    d = json.loads(settings)
+    scale = d.pop('preset')
+    of = lambda m,p: method_config(m, p, scale=scale, seed=run.seed, **d)
     if match=='examples': return of(run.method, run.prompt)
-    return matched(of(run.method, run.prompt), match, reference=of('T+P','shallow'), backbone=_source(backbone, precision)[0], tasks=_suite(suite, run.seed, n_eval).tasks(role='train'))
+    return matched(
+        of(run.method, run.prompt), match, reference=of('T+P','shallow'), backbone=_source(backbone, precision)[0],
+        tasks=_suite(suite, run.seed, n_eval).tasks(role='train'))
 
 def key(s:Settings, job:Job)->str:
     "Name of a job's result: changes with anything that could change its numbers"
-    what = dict(pretrain=pretrain_config(s, job), length=_length(s), init=_begin(s, job.prompt), job=asdict(job), suite=_mark(s.suite, job.seed, at_scale(s, 'n_eval')), backbone=_source(s.backbone, s.precision)[1], precision=_source(s.backbone, s.precision)[0].precision, version=__version__)
-    if job.shots is not None: what |= dict(tune=tune_settings(s, job), n_eval=at_scale(s, 'n_eval'), templates=at_scale(s, 'templates'), role=s.role)
+    what = dict(pretrain=pretrain_config(s, job), length=_length(s), init=_begin(s, job.prompt), job=asdict(job),
+                suite=_mark(s.suite, job.seed, at_scale(s, 'n_eval')), backbone=_source(s.backbone, s.precision)[1],
+                precision=_source(s.backbone, s.precision)[0].precision, version=__version__)
+    if job.shots is not None:
+        what |= dict(
+            tune=tune_settings(s, job), n_eval=at_scale(s, 'n_eval'), templates=at_scale(s, 'templates'), role=s.role)
     return f"{job.method}-{job.prompt}-{'pretrain' if job.shots is None else job.shots}-s{job.seed}-{key_of(what)}"
 
 def folder(out, s:Settings, job:Job)->Path:
@@ -137,19 +165,29 @@ def resolved(s:Settings, out)->Settings:
 # %% ../../nbs/80_studies/00_table1.ipynb #a05ed1c2
 def _thin(rows, most:int=120)->list[dict]:
     "At most `most` points of a learning curve, each the mean of its stretch"
-    k = max(1, -(-len(rows)//most)); parts = [rows[i:i+k] for i in range(0, len(rows), k)]
-    return [dict(step=p[-1]['step']+1, loss=sum(r['loss'] for r in p)/len(p), tokens=p[-1]['budget']['tokens']) for p in parts]
+    k = max(1, -(-len(rows)//most))
+    parts = [rows[i:i+k] for i in range(0, len(rows), k)]
+    return [dict(step=p[-1]['step']+1, loss=sum(r['loss'] for r in p)/len(p), tokens=p[-1]['budget']['tokens'])
+            for p in parts]
 
 def do_pretrain(s:Settings, job:Job, out, tick):
     "Continued pretraining into a checkpoint; a killed run goes on from its last step"
     from promptbench.prompt.checkpoint import save_checkpoint
     from promptbench.prompt.inits import new_prompt
     from promptbench.train.methods import run_method, share_done, trains
-    t,_ = trains(job.method); cfg = pretrain_config(s, job)
-    source,_ = _source(s.backbone, s.precision); b = source.clone(); prompt = new_prompt(job.prompt, b, length=cfg.length, init=_begin(s, job.prompt), seed=job.seed)
-    final = folder(out, s, job); steps = final.with_name(final.name+'.steps'); rows,t0 = [],time.time()
-    for row in run_method(b, prompt, suite_of(s, job.seed).tasks(role='train'), cfg, folder=steps, every=100): rows.append(row); tick(share_done(cfg, row) or 0.)
-    card = dict(job=asdict(job), config=asdict(cfg), parent=s.backbone, budget=rows[-1]['budget'], seconds=round(time.time()-t0,1), curve=_thin(rows))
+    t,_ = trains(job.method)
+    cfg = pretrain_config(s, job)
+    source,_ = _source(s.backbone, s.precision)
+    b = source.clone()
+    prompt = new_prompt(job.prompt, b, length=cfg.length, init=_begin(s, job.prompt), seed=job.seed)
+    final = folder(out, s, job)
+    steps = final.with_name(final.name+'.steps')
+    rows,t0 = [],time.time()
+    for row in run_method(b, prompt, suite_of(s, job.seed).tasks(role='train'), cfg, folder=steps, every=100):
+        rows.append(row)
+        tick(share_done(cfg, row) or 0.)
+    card = dict(job=asdict(job), config=asdict(cfg), parent=s.backbone, budget=rows[-1]['budget'],
+                seconds=round(time.time()-t0,1), curve=_thin(rows))
     save_checkpoint(final, backbone=b, reference=None if t else s.backbone, prompt=prompt, card=card)
     shutil.rmtree(steps, ignore_errors=True)
 
@@ -157,10 +195,13 @@ def _start(s:Settings, job:Job, out):
     "Backbone and prompt a cell starts from: its parent's checkpoint, or the source backbone and a fresh prompt"
     from promptbench.prompt.checkpoint import load_checkpoint
     from promptbench.prompt.inits import new_prompt
-    source,_ = _source(s.backbone, s.precision); b,prompt = source,None
+    source,_ = _source(s.backbone, s.precision)
+    b,prompt = source,None
     if job.parent:
-        b,prompt,_ = load_checkpoint(folder(out, s, job.parent), precision=source.precision); b.name = source.name
-    if (prompt is None or prompt.kind=='none') and job.prompt!='none': prompt = new_prompt(job.prompt, b, length=_length(s), init=_begin(s, job.prompt), seed=job.seed)
+        b,prompt,_ = load_checkpoint(folder(out, s, job.parent), precision=source.precision)
+        b.name = source.name
+    if (prompt is None or prompt.kind=='none') and job.prompt!='none':
+        prompt = new_prompt(job.prompt, b, length=_length(s), init=_begin(s, job.prompt), seed=job.seed)
     return b,prompt
 
 def _begin(s:Settings, kind:str)->str:
@@ -170,7 +211,8 @@ def _begin(s:Settings, kind:str)->str:
 
 def _length(s:Settings)->int:
     from promptbench.train.pretrain import PRESETS
-    d = at_scale(s, 'pretrain'); return d.get('length', PRESETS[d['preset']]['length'])
+    d = at_scale(s, 'pretrain')
+    return d.get('length', PRESETS[d['preset']]['length'])
 
 def do_cell(s:Settings, job:Job, out, tick):
     "Tune on the shots if there are any, rank, and write rows, predictions and card"
@@ -178,26 +220,48 @@ def do_cell(s:Settings, job:Job, out, tick):
     from promptbench.measure.evaluate import evaluate
     from promptbench.stats.results import write_predictions, write_rows
     from promptbench.train.tune import TuneConfig, tune
-    suite = suite_of(s, job.seed); tasks = suite.tasks(role=s.role, limit=at_scale(s, 'templates')); b,prompt = _start(s, job, out); freeze(b)
+    suite = suite_of(s, job.seed)
+    tasks = suite.tasks(role=s.role, limit=at_scale(s, 'templates'))
+    b,prompt = _start(s, job, out)
+    freeze(b)
     t0,curve,settings,n = time.time(),[],None,at_scale(s, 'n_eval')
     if job.shots:
         d = tune_settings(s, job)
-        settings = TuneConfig(shots=job.shots, seed=job.seed, length=_length(s), **d); run,rows = tune(b, prompt, tasks, settings),[]
-        for row in run: rows.append(row); tick(.85*len(rows)/len(run))
-        prompt,curve = run.bank,_prompt_curves(rows, tasks); _give_back() # tuning and ranking need their memory one after the other
-    total = sum(len(t.examples('validation', n)) for t in tasks); seen = [0]
+        settings = TuneConfig(shots=job.shots, seed=job.seed, length=_length(s), **d)
+        run,rows = tune(b, prompt, tasks, settings),[]
+        for row in run:
+            rows.append(row)
+            tick(.85*len(rows)/len(run))
+        prompt,curve = run.bank,_prompt_curves(rows, tasks)
+        _give_back()  # tuning and ranking need their memory one after the other
+    total = sum(len(t.examples('validation', n)) for t in tasks)
+    seen = [0]
     def count(k):
         if stop_asked(): raise Stopped(stop_note(False))
-        seen[0] += k; tick((.85+.15*seen[0]/total) if job.shots else seen[0]/total)
-    rows,predictions = evaluate(b, tasks, suite=suite, prompt=prompt, method=job.method, prompt_kind=job.prompt, shots=job.shots, seed=job.seed, run=key(s, job), n=n, tick=count)
+        seen[0] += k
+        tick((.85+.15*seen[0]/total) if job.shots else seen[0]/total)
+    rows,predictions = evaluate(b, tasks, suite=suite, prompt=prompt, method=job.method, prompt_kind=job.prompt,
+                                shots=job.shots, seed=job.seed, run=key(s, job), n=n, tick=count)
     with atomic_folder(folder(out, s, job)) as f:
-        write_rows(f/'rows.parquet', rows); write_predictions(f/'predictions.parquet', predictions)
-        write_atomic(f/'card.json', to_json(dict(job=asdict(job), tune=settings, seconds=round(time.time()-t0,1), tasks=len(tasks), instances=total, shots_key=shots_key(e for t in tasks for e in t.shots(job.shots, job.seed)) if job.shots else None, curve=curve, version=__version__)))
+        write_rows(f/'rows.parquet', rows)
+        write_predictions(f/'predictions.parquet', predictions)
+        write_atomic(
+            f/'card.json',
+            to_json(dict(
+                        job=asdict(job), tune=settings, seconds=round(time.time()-t0,1), tasks=len(tasks),
+                        instances=total,
+                        shots_key=shots_key(e for t in tasks for e in t.shots(job.shots, job.seed)) if job.shots
+                        else None,
+                        curve=curve, version=__version__)))
 
 def _prompt_curves(rows, tasks, most:int=40)->list[dict]:
     "Loss of every prompt in tuning, at most `most` points each, the mean of its stretch"
-    rows = sorted(rows, key=lambda r: r['step']); k = max(1, -(-len(rows)//most)); parts = [rows[i:i+k] for i in range(0, len(rows), k)]
-    return [dict(step=p[-1]['step']+1, loss=round(sum(r['losses'][n] for r in p)/len(p), 4), task=t.name) for n,t in enumerate(tasks) for p in parts]
+    rows = sorted(rows, key=lambda r: r['step'])
+    k = max(1, -(-len(rows)//most))
+    parts = [rows[i:i+k] for i in range(0, len(rows), k)]
+    return [dict(step=p[-1]['step']+1, loss=round(sum(r['losses'][n] for r in p)/len(p), 4), task=t.name)
+            for n,t in enumerate(tasks)
+            for p in parts]
 
 # %% ../../nbs/80_studies/00_table1.ipynb #96f3da49
 def _watch(parent:int):
@@ -210,13 +274,18 @@ def _watch(parent:int):
 
 def _init(parent:int, threads:int, news):
     import torch
-    _watch(parent); torch.set_num_threads(threads); _init.news = news
+    _watch(parent)
+    torch.set_num_threads(threads)
+    _init.news = news
 
 def _work(s:dict, job:dict, out:str, name:str):
     "What a worker does with one job"
-    s,job = config(Settings, s),config(Job, job); last = [0.]
+    s,job = config(Settings, s),config(Job, job)
+    last = [0.]
     def tick(share):
-        if time.time()-last[0]>.5: last[0] = time.time(); _init.news.put((name, float(share)))
+        if time.time()-last[0]>.5:
+            last[0] = time.time()
+            _init.news.put((name, float(share)))
     if not finished(out, s, job): (do_pretrain if job.shots is None else do_cell)(s, job, out, tick)
     _give_back()
 
@@ -229,7 +298,9 @@ def _give_back():
 
 def cost(s:Settings, job:Job)->float:
     "Rough work of a job, in examples passed forward, weighed by measured seconds (`tiny`, two cores); only for order and progress"
-    if job.shots is None: return {'FOMAML':4, 'Reptile':5}.get(job.method, 3)*(pretrain_config(s, job).examples or at_scale(s, 'pretrain').get('examples') or 1_000_000)
+    if job.shots is None:
+        return {'FOMAML':4, 'Reptile':5}.get(job.method, 3)*(
+            pretrain_config(s, job).examples or at_scale(s, 'pretrain').get('examples') or 1_000_000)
     tasks = len(suite_of(s, s.seeds[0]).tasks(role=s.role, limit=at_scale(s, 'templates')))
     return tasks*((at_scale(s, 'n_eval') or 300)*1.5+2.2*job.shots*at_scale(s, 'tune').get('steps', 100))
 
@@ -239,33 +310,62 @@ def run_jobs(
 )->Iterator[dict]: # rows: done (share of all work), job, state ('running' | 'done' | 'failed'), left
     "Run what is not finished yet, each job in one of `workers` processes; failures do not stop the rest"
     import multiprocessing as mp
-    jobs = {key(t,j):(t,j) for t in ([s] if isinstance(s, Settings) else s) for j in plan(t)} # what two tables need is there once
-    costs = {k:cost(*x) for k,x in jobs.items()}; total = sum(costs.values()); above = {k:j.parent and key(t, j.parent) for k,(t,j) in jobs.items()}; card = {k:folder(out, *x)/'card.json' for k,x in jobs.items()}
-    todo = [k for k in jobs if not card[k].is_file()]; cell = lambda k: jobs[k][1].shots is not None; needed = {above[k] for k in todo if cell(k)}
-    todo = [k for k in todo if cell(k) or k in needed]; share = {k:float(k not in todo) for k in jobs}
+    # what two tables need is there once
+    jobs = {key(t,j):(t,j) for t in ([s] if isinstance(s, Settings) else s) for j in plan(t)}
+    costs = {k:cost(*x) for k,x in jobs.items()}
+    total = sum(costs.values())
+    above = {k:j.parent and key(t, j.parent) for k,(t,j) in jobs.items()}
+    card = {k:folder(out, *x)/'card.json' for k,x in jobs.items()}
+    todo = [k for k in jobs if not card[k].is_file()]
+    cell = lambda k: jobs[k][1].shots is not None
+    needed = {above[k] for k in todo if cell(k)}
+    todo = [k for k in todo if cell(k) or k in needed]
+    share = {k:float(k not in todo) for k in jobs}
     at = lambda: sum(costs[k]*v for k,v in share.items())/total
-    if not todo: yield dict(done=1., job=None, state='done', left=0); return
-    ctx = mp.get_context('spawn'); news = ctx.Queue(); failed = {}
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=ctx, initializer=_init, initargs=(os.getpid(), threads, news)) as pool:
+    if not todo:
+        yield dict(done=1., job=None, state='done', left=0)
+        return
+    ctx = mp.get_context('spawn')
+    news = ctx.Queue()
+    failed = {}
+    with ProcessPoolExecutor(
+            min(workers, len(todo)), mp_context=ctx, initializer=_init, initargs=(os.getpid(), threads, news)) as pool:
         ready = lambda k: above[k] is None or card[above[k]].is_file()
-        waiting = sorted(todo, key=lambda k:(cell(k), -costs[k])); running = {}; name = lambda k: str(jobs[k][1])
+        waiting = sorted(todo, key=lambda k:(cell(k), -costs[k]))
+        running = {}
+        name = lambda k: str(jobs[k][1])
         while waiting or running:
             if stop_asked(): waiting.clear()
-            for k in [k for k in waiting if above[k] in failed]: failed[k] = f'needs {name(above[k])}, which failed'; waiting.remove(k)
+            for k in [k for k in waiting if above[k] in failed]:
+                failed[k] = f'needs {name(above[k])}, which failed'
+                waiting.remove(k)
             for k in [k for k in waiting if ready(k)][:workers-len(running)]:
-                waiting.remove(k); running[pool.submit(_work, *map(asdict, jobs[k]), str(out), k)] = k
+                waiting.remove(k)
+                running[pool.submit(_work, *map(asdict, jobs[k]), str(out), k)] = k
             over,_ = wait(running, timeout=.5, return_when=FIRST_COMPLETED)
             while True:
-                try: n,v = news.get_nowait(); share[n] = max(share[n], min(v, .999))
+                try:
+                    n,v = news.get_nowait()
+                    share[n] = max(share[n], min(v, .999))
                 except queue.Empty: break
             for f in over:
-                k = running.pop(f); share[k] = 1.; e = f.exception()
-                if isinstance(e, BrokenProcessPool): raise UserError(f'a worker process died while it worked on {name(k)}, most often because memory ran out; finished parts are kept: run the same again, if need be with workers=1')
+                k = running.pop(f)
+                share[k] = 1.
+                e = f.exception()
+                if isinstance(e, BrokenProcessPool):
+                    raise UserError(
+                        f'a worker process died while it worked on {name(k)}, most often because memory ran out; '
+                        'finished parts are kept: run the same again, if need be with workers=1')
                 if e is not None: failed[k] = f'{type(e).__name__}: {e}'
-                yield dict(done=at(), job=name(k), state='failed' if e is not None else 'done', left=len(waiting)+len(running))
-            yield dict(done=at(), job=', '.join(map(name, running.values())), state='running', left=len(waiting)+len(running))
+                yield dict(
+                    done=at(), job=name(k), state='failed' if e is not None else 'done',
+                    left=len(waiting)+len(running))
+            yield dict(done=at(), job=', '.join(map(name, running.values())), state='running',
+                       left=len(waiting)+len(running))
     if stop_asked(): raise Stopped('stopped as asked; finished parts are kept, the same call goes on from here')
-    if failed: raise UserError('these parts failed, the others are kept: '+'; '.join(f'{name(k)}: {m}' for k,m in failed.items()))
+    if failed:
+        raise UserError(
+            'these parts failed, the others are kept: '+'; '.join(f'{name(k)}: {m}' for k,m in failed.items()))
 
 # %% ../../nbs/80_studies/00_table1.ipynb #824f4784
 def gather(
@@ -274,15 +374,22 @@ def gather(
     "What the finished cells of a table wrote; `UserError` if one is missing"
     import pandas as pd
     from promptbench.stats.results import read_predictions, read_rows
-    jobs = plan(s); lost = [str(j) for j in jobs if j.shots is not None and not finished(out, s, j)]
-    if lost: raise UserError(f'{len(lost)} cells are not computed yet, first {lost[0]!r}; run the table again, it goes on where it stopped')
-    cells = [folder(out, s, j) for j in jobs if j.shots is not None]; cards,curves = [],[]
+    jobs = plan(s)
+    lost = [str(j) for j in jobs if j.shots is not None and not finished(out, s, j)]
+    if lost:
+        raise UserError(
+            f'{len(lost)} cells are not computed yet, first {lost[0]!r}; run the table again, it goes on where it stopped')
+    cells = [folder(out, s, j) for j in jobs if j.shots is not None]
+    cards,curves = [],[]
     for j in jobs:
         c = json.loads((folder(out, s, j)/'card.json').read_text()) if finished(out, s, j) else None
         if c is None: continue
         stage = 'pretrain' if j.shots is None else 'tune'
-        curves += [dict(method=j.method, prompt=j.prompt, seed=j.seed, stage=stage, **p) for p in c.pop('curve')]; cards.append(dict(c, stage=stage, key=key(s, j)))
-    return dict(rows=read_rows([f/'rows.parquet' for f in cells]), predictions=read_predictions([f/'predictions.parquet' for f in cells]), curves=pd.DataFrame(curves), cards=cards)
+        curves += [dict(method=j.method, prompt=j.prompt, seed=j.seed, stage=stage, **p) for p in c.pop('curve')]
+        cards.append(dict(c, stage=stage, key=key(s, j)))
+    return dict(rows=read_rows([f/'rows.parquet' for f in cells]),
+                predictions=read_predictions([f/'predictions.parquet' for f in cells]), curves=pd.DataFrame(curves),
+                cards=cards)
 
 # %% ../../nbs/80_studies/00_table1.ipynb #19507440
 def run_all(
@@ -290,11 +397,16 @@ def run_all(
     out, *, workers:int=2, quiet:bool|None=None
 )->Path:
     "All jobs with a progress bar; `progress.json` in `out` says the same to other processes"
-    out = Path(out); write_atomic(out/'settings.json', to_json(asdict(s) if isinstance(s, Settings) else [asdict(t) for t in s])); bar = None
+    out = Path(out)
+    write_atomic(out/'settings.json', to_json(asdict(s) if isinstance(s, Settings) else [asdict(t) for t in s]))
+    bar = None
     for row in run_jobs(s, out, workers=workers):
         if bar is None: bar,began,first = Bar('table1', row['done'], quiet),time.monotonic(),row['done']
-        gained = 100*(row['done']-first); pace = (time.monotonic()-began)/gained if gained>0 else None
-        bar.to(row['done'], row['job'] or 'nothing left to do'); write_atomic(out/'progress.json', to_json(row|dict(step=round(100*row['done'], 1), total=100, pace=pace, what=row['job'] or '')))
+        gained = 100*(row['done']-first)
+        pace = (time.monotonic()-began)/gained if gained>0 else None
+        bar.to(row['done'], row['job'] or 'nothing left to do')
+        write_atomic(out/'progress.json',
+                     to_json(row|dict(step=round(100*row['done'], 1), total=100, pace=pace, what=row['job'] or '')))
     bar.close()
     return out
 
@@ -303,9 +415,12 @@ class Bar:
     def __init__(self, desc:str, start:float=0., quiet:bool|None=None):
         from tqdm import tqdm
         if quiet is None: quiet = bool(os.environ.get('PROMPTBENCH_QUIET'))
-        self.bar = tqdm(total=100, initial=round(100*start,1), desc=desc, disable=quiet, dynamic_ncols=True, bar_format='{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}')
+        self.bar = tqdm(total=100, initial=round(100*start,1), desc=desc, disable=quiet, dynamic_ncols=True,
+                        bar_format='{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}')
     def to(self, done:float, note:str=''):
-        self.bar.set_postfix_str(note[:60], refresh=False); self.bar.update(max(0, round(100*done,1)-self.bar.n)); self.bar.refresh()
+        self.bar.set_postfix_str(note[:60], refresh=False)
+        self.bar.update(max(0, round(100*done,1)-self.bar.n))
+        self.bar.refresh()
     def close(self): self.bar.close()
 
 # %% ../../nbs/80_studies/00_table1.ipynb #92e632dc
@@ -314,7 +429,8 @@ POOLED = {'anli_r1':'anli', 'anli_r2':'anli', 'anli_r3':'anli'} # the paper's ni
 def environment()->dict:
     "Versions and machine, for the report"
     import importlib.metadata as md, platform
-    return dict(version=__version__, python=platform.python_version(), torch=md.version('torch'), transformers=md.version('transformers'), device=f'{platform.machine()} CPU, {os.cpu_count()} cores')
+    return dict(version=__version__, python=platform.python_version(), torch=md.version('torch'),
+                transformers=md.version('transformers'), device=f'{platform.machine()} CPU, {os.cpu_count()} cores')
 
 def finish(
     s:Settings, out, *, n:int=2000, # Bootstrap samples
@@ -325,13 +441,27 @@ def finish(
     from promptbench.stats.bootstrap import replicate, table1
     from promptbench.show.report import write_report
     from promptbench.stats.results import write_predictions, write_rows
-    out = Path(out); got = gather(s, out); named = suite_of(s, s.seeds[0]).groups; groups = {d:named.get(d, POOLED.get(d, d)) for d in sorted(set(got['rows'].dataset))}
+    out = Path(out)
+    got = gather(s, out)
+    named = suite_of(s, s.seeds[0]).groups
+    groups = {d:named.get(d, POOLED.get(d, d)) for d in sorted(set(got['rows'].dataset))}
     r = replicate(got['predictions'], rows=got['rows'], n=n, groups=groups)
-    got['table'] = table1(got['rows'], got['predictions'], methods=list(s.methods), prompts=s.prompts, shots=s.shots, replicates=r)
+    got['table'] = table1(
+        got['rows'], got['predictions'], methods=list(s.methods), prompts=s.prompts, shots=s.shots, replicates=r)
     got['claims'] = judge(got['rows'], got['predictions'], replicates=r)
-    write_rows(out/'rows.parquet', got['rows']); write_predictions(out/'predictions.parquet', got['predictions'])
+    write_rows(out/'rows.parquet', got['rows'])
+    write_predictions(out/'predictions.parquet', got['predictions'])
     columns = ['method','prompt','shots','arg','lo','hi','seeds']
-    write_atomic(out/'table1.csv', got['table'][columns+[c for c in got['table'].columns if c not in columns]].to_csv(index=False, float_format='%.4f'))
+    write_atomic(
+        out/'table1.csv',
+        got['table'][
+            columns+[c for c in got['table'].columns if c not in columns]].to_csv(index=False, float_format='%.4f'))
     write_claims(out/'claims.csv', got['claims'])
-    got['report'] = write_report(out, rows=got['rows'], predictions=got['predictions'], table=got['table'], claims=got['claims'], curves=got['curves'], cards=got['cards'], settings=asdict(s)|dict(init={k:_begin(s, k) for k in s.prompts})|(dict(groups=groups) if any(a!=b for a,b in groups.items()) else {})|dict(command=command, samples=n, pretrain=at_scale(s, 'pretrain'), tune=at_scale(s, 'tune'), **environment()))
+    got['report'] = write_report(
+        out, rows=got['rows'], predictions=got['predictions'], table=got['table'], claims=got['claims'],
+        curves=got['curves'], cards=got['cards'],
+        settings=asdict(s) |dict(init={k:_begin(s, k) for k in s.prompts})
+        |(dict(groups=groups) if any(a!=b for a,b in groups.items()) else {})
+        |dict(
+            command=command, samples=n, pretrain=at_scale(s, 'pretrain'), tune=at_scale(s, 'tune'), **environment()))
     return got

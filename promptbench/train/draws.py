@@ -14,11 +14,13 @@ from .mixing import shuffled
 # %% ../../nbs/60_train/05_draws.ipynb #33358601
 def _loader(task, size:int, seed, cap=None, mega:int=16):
     "A task's training examples in a random order, in batches of similar length; a rest that fills no batch is left out"
-    r = rng('meta', task.name, *seed); examples = islice(render(task, 'train', shuffled(task.size('train'), r)), cap)
+    r = rng('meta', task.name, *seed)
+    examples = islice(render(task, 'train', shuffled(task.size('train'), r)), cap)
     while group := list(islice(examples, size*mega)):
         group.sort(key=lambda e: len(e.source)+2*len(e.target))
         cut = [group[i:i+size] for i in range(0, len(group)-size+1, size)]
-        r.shuffle(cut); yield from cut
+        r.shuffle(cut)
+        yield from cut
 
 def _even(tasks, r):
     "Round after round: every dataset once, in a random order; inside a dataset the templates take turns"
@@ -27,7 +29,9 @@ def _even(tasks, r):
     while queues:
         for name in r.sample(sorted(queues), len(queues)):
             while queue := queues.get(name):
-                if (yield queue[0]): queue.append(queue.pop(0)); break
+                if (yield queue[0]):
+                    queue.append(queue.pop(0))
+                    break
                 queue.pop(0)
             else: del queues[name]
 
@@ -46,9 +50,13 @@ def task_batches(
     cap:int=500_000 # With 'proportional', the most a template counts for
 ): # Iterator of (task, list of examples)
     "One pass: every batch of every task once"
-    one_of('mixture', rule, ['even','proportional']); tasks = list(tasks); cap = cap if rule=='proportional' else None
-    loaders = {t.name:_loader(t, size, (seed,), cap) for t in tasks}; r = rng('task_batches', seed)
-    turns = _even(tasks, r) if rule=='even' else _proportional(tasks, r, {t.name:min(cap, t.size('train'))//size for t in tasks})
+    one_of('mixture', rule, ['even','proportional'])
+    tasks = list(tasks)
+    cap = cap if rule=='proportional' else None
+    loaders = {t.name:_loader(t, size, (seed,), cap) for t in tasks}
+    r = rng('task_batches', seed)
+    turns = _even(tasks, r) if rule=='even' else _proportional(
+        tasks, r, {t.name:min(cap, t.size('train'))//size for t in tasks})
     task = next(turns, None)
     while task is not None:
         got = next(loaders[task.name], None)

@@ -31,11 +31,16 @@ class Adafactor:
         groups = [g if isinstance(g,dict) else dict(params=[g]) for g in params]
         self.params,self.lrs = [],[]
         for g in groups:
-            ps = list(g['params']); self.params += ps; self.lrs += [g.get('lr', lr)]*len(ps)
+            ps = list(g['params'])
+            self.params += ps
+            self.lrs += [g.get('lr', lr)]*len(ps)
         self.lead,self.clip,self.decay,self.scale,self.state = lead,clip,decay,scale,{}
         if lead not in (0,1): raise UserError(f'lead must be 0 (one whole) or 1 (a bank), got {lead!r}')
-        if not self.params: raise UserError('an optimiser needs at least one tensor to train, got none; is everything frozen?')
-        if lead and len({len(p) for p in self.params})>1: raise UserError(f'all tensors of a bank must hold equally many prompts, got {[len(p) for p in self.params]}')
+        if not self.params:
+            raise UserError('an optimiser needs at least one tensor to train, got none; is everything frozen?')
+        if lead and len({len(p) for p in self.params})>1:
+            raise UserError(
+                f'all tensors of a bank must hold equally many prompts, got {[len(p) for p in self.params]}')
 
     def zero_grad(self):
         for p in self.params: p.grad = None
@@ -63,8 +68,11 @@ def grad_norm(
 def _statistics(s:dict, g:Tensor, lead:int, decay:float, tiny:float)->Tensor:
     "Update the running second moments in `s` and return the normalised gradient"
     s['step'] = s.get('step',0)+1
-    keep = 1-s['step']**decay; g2 = g.square()+tiny
-    def run(name, now): s[name] = now if s['step']==1 else s[name].mul_(keep).add_(now, alpha=1-keep); return s[name]
+    keep = 1-s['step']**decay
+    g2 = g.square()+tiny
+    def run(name, now):
+        s[name] = now if s['step']==1 else s[name].mul_(keep).add_(now, alpha=1-keep)
+        return s[name]
     if g.ndim-lead<2: return run('all', g2).rsqrt()*g
     row,col = run('row', g2.mean(-1)),run('col', g2.mean(-2))
     return (row/row.mean(-1, keepdim=True)).rsqrt().unsqueeze(-1)*col.rsqrt().unsqueeze(-2)*g
@@ -74,11 +82,14 @@ def _statistics(s:dict, g:Tensor, lead:int, decay:float, tiny:float)->Tensor:
 def _step(self:Adafactor, check:bool=True)->Tensor: # Norm before clipping: a scalar, or [N]
     "Clip, then move every tensor that has a gradient; refuses to move anything when a gradient is not finite, unless `check` is off (looking makes a GPU wait)"
     norm = grad_norm(self.params, self.lead)
-    if check and not norm.isfinite().all(): raise UserError(f'gradients must stay finite, got a norm of {norm.max().item()}; lower the learning rate, or train in fp32')
+    if check and not norm.isfinite().all():
+        raise UserError(
+            f'gradients must stay finite, got a norm of {norm.max().item()}; lower the learning rate, or train in fp32')
     shrink = (self.clip/(norm+1e-6)).clamp(max=1) if self.clip else None
     for i,(p,lr) in enumerate(zip(self.params, self.lrs)):
         if p.grad is None: continue
-        s = self.state.setdefault(i, {}); g = p.grad.float()
+        s = self.state.setdefault(i, {})
+        g = p.grad.float()
         if self.clip: g = g*(shrink.view(-1, *[1]*(g.ndim-1)) if self.lead else shrink)
         u = _statistics(s, g, self.lead, self.decay, self.tiny)
         u = u/(_rms(u, self.lead)/self.threshold).clamp(min=1)
@@ -98,7 +109,9 @@ def _load_state_dict(self:Adafactor, tensors:dict[str,Tensor]):
     state = {}
     for name,v in tensors.items():
         i,k = name.split('.')
-        if not int(i)<len(self.params): raise UserError(f'the saved optimiser had more tensors than the {len(self.params)} here; was it saved by another method?')
+        if not int(i)<len(self.params):
+            raise UserError(
+                f'the saved optimiser had more tensors than the {len(self.params)} here; was it saved by another method?')
         state.setdefault(int(i), {})[k] = int(v) if k=='step' else v.to(self.params[int(i)].device).clone()
     self.state = state
 Adafactor.state_dict,Adafactor.load_state_dict = _state_dict,_load_state_dict
@@ -115,7 +128,8 @@ def micro_batches(
     while i<len(S):
         j,s,u = i+1,S[i],U[i]
         while j<len(S) and (j+1-i)*(max(s,S[j])+max(u,U[j]))<=tokens: j,s,u = j+1,max(s,S[j]),max(u,U[j])
-        b = batch[i:j]; i = j
+        b = batch[i:j]
+        i = j
         out.append(Batch(b.src_BT[:,:s], b.tgt_BU[:,:u], b.index_B, b.src_mask_BT[:,:s], b.tgt_mask_BU[:,:u]))
     return out
 
@@ -155,31 +169,42 @@ def fit(
     start:int=0 # Number of the first step, when a run goes on
 ):
     "One update per batch, yielding a row after each; raises `UserError` before a loss that is not finite can do harm"
-    n = len(opt) if opt.lead else 0; began = time.perf_counter(); dev = opt.params[0].device; budget = TokenBudget(micro_tokens)
+    n = len(opt) if opt.lead else 0
+    began = time.perf_counter()
+    dev = opt.params[0].device
+    budget = TokenBudget(micro_tokens)
     for step,batch in enumerate(batches, start):
         given = [b.to(dev) for b in batch] if isinstance(batch, list) else micro_batches(batch.to(dev), micro_tokens)
         def work(tokens):
-            opt.zero_grad(); parts = given if tokens==micro_tokens else [c for b in given for c in _smaller(b, tokens)]
+            opt.zero_grad()
+            parts = given if tokens==micro_tokens else [c for b in given for c in _smaller(b, tokens)]
             return parts,backward(parts, nll, n, (seed, step))
         parts,loss_N = budget.run(work, max(b.positions for b in given)) if world().size==1 else work(micro_tokens)
         _sum_gradients(opt.params, loss_N)
         losses = loss_N.tolist()
-        if not all(map(math.isfinite, losses)): raise UserError(f'the loss must stay finite, got {losses} at step {step}; lower the learning rate, or train in fp32')
+        if not all(map(math.isfinite, losses)):
+            raise UserError(
+                f'the loss must stay finite, got {losses} at step {step}; lower the learning rate, or train in fp32')
         norms = opt.step().reshape(-1).tolist()
-        row = dict(step=step, loss=sum(losses)/len(losses), grad_norm=sum(norms)/len(norms), examples=sum(map(len, parts)),
-                   tokens=sum(b.tokens for b in parts), positions=sum(b.positions for b in parts), seconds=time.perf_counter()-began)
+        row = dict(step=step, loss=sum(losses)/len(losses), grad_norm=sum(norms)/len(norms),
+                   examples=sum(map(len, parts)), tokens=sum(b.tokens for b in parts),
+                   positions=sum(b.positions for b in parts), seconds=time.perf_counter()-began)
         yield row|dict(losses=losses, grad_norms=norms) if n else row
     opt.zero_grad()
 
 def _smaller(piece, tokens:int)->list:
     "A piece cut into runs of examples of at most `tokens` each"
     if isinstance(piece, Batch): return micro_batches(piece, tokens)
-    s,u = piece.src_len_B,piece.tgt_len_B; runs,used = [0],0
+    s,u = piece.src_len_B,piece.tgt_len_B
+    runs,used = [0],0
     for i,k in enumerate((s+u).tolist()):
-        if i and used+k>tokens: runs.append(i); used = 0
+        if i and used+k>tokens:
+            runs.append(i)
+            used = 0
         used += k
     cut = lambda t,n_B,a,b: t[int(n_B[:a].sum()):int(n_B[:b].sum())]
-    return [Packed(cut(piece.src_T,s,a,b), cut(piece.tgt_U,u,a,b), s[a:b], u[a:b], piece.index_B[a:b]) for a,b in zip(runs, runs[1:]+[len(s)])]
+    return [Packed(cut(piece.src_T,s,a,b), cut(piece.tgt_U,u,a,b), s[a:b], u[a:b], piece.index_B[a:b])
+            for a,b in zip(runs, runs[1:]+[len(s)])]
 
 def _sum_gradients(params, loss_N):
     "Over all processes; a process that had no piece adds zeros"
@@ -194,7 +219,8 @@ def seeded(*words):
     "Draws of torch inside the block depend on `words` alone; afterwards the generators are as they were"
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(seed_of(*words)); yield
+        torch.manual_seed(seed_of(*words))
+        yield
 
 # %% ../../nbs/60_train/02_fit.ipynb #42cb4aef
 def token_nll(

@@ -35,14 +35,20 @@ class _Given:
 
 class _Loss(nn.Module):
     "Token-mean loss as a function of the model's weights and the prompt's table"
-    def __init__(self, backbone, kind): super().__init__(); self.model,self.kind = backbone.model,kind; self.backbone = [backbone]
+    def __init__(self, backbone, kind):
+        super().__init__()
+        self.model,self.kind = backbone.model,kind
+        self.backbone = [backbone]
     def forward(self, table, batch):
-        nll_BU = sequence_nll(forward(self.backbone[0], batch, _Given(self.kind, table)), batch.tgt_BU, batch.tgt_mask_BU)
+        nll_BU = sequence_nll(
+            forward(self.backbone[0], batch, _Given(self.kind, table)), batch.tgt_BU, batch.tgt_mask_BU)
         return nll_BU.sum()/batch.tgt_mask_BU.sum()
 
 def _double(backbone):
     "A copy in double precision"
-    b = backbone.clone(); b.model.double().eval().requires_grad_(False); b.precision = 'fp32'
+    b = backbone.clone()
+    b.model.double().eval().requires_grad_(False)
+    b.precision = 'fp32'
     return b
 
 # %% ../../nbs/60_train/08_maml.ipynb #297cd760
@@ -53,17 +59,24 @@ def maml_memory(
     query # A `Batch`
 )->int: # Bytes
     "Estimate of what `maml_direction` needs, from what one pass over one example saves"
-    one = query[:1]; saved = {}
-    def keep(t): saved[t.data_ptr()] = t.numel()*t.element_size(); return t
-    weights = {p.data_ptr() for p in backbone.model.parameters()}; was = [p.requires_grad for p in backbone.model.parameters()]
+    one = query[:1]
+    saved = {}
+    def keep(t):
+        saved[t.data_ptr()] = t.numel()*t.element_size()
+        return t
+    weights = {p.data_ptr() for p in backbone.model.parameters()}
+    was = [p.requires_grad for p in backbone.model.parameters()]
     backbone.model.requires_grad_(False)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): loss = _Loss(backbone, prompt.kind)(prompt.table.detach().requires_grad_(), one)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss = _Loss(backbone, prompt.kind)(prompt.table.detach().requires_grad_(), one)
     for p,w in zip(backbone.model.parameters(), was): p.requires_grad_(w)
-    per_token = sum(n for at,n in saved.items() if at not in weights)/(one.src_BT.shape[1]+one.tgt_BU.shape[1]+prompt.length)
+    per_token = sum(n for at,n in saved.items() if at not in weights)/(
+        one.src_BT.shape[1]+one.tgt_BU.shape[1]+prompt.length)
     tokens = sum(len(b)*(b.src_BT.shape[1]+b.tgt_BU.shape[1]+prompt.length) for b in [*supports, query])
     return int(2*OVERHEAD*per_token*tokens+8*3*sum(p.numel() for p in backbone.model.parameters()))
 
-OVERHEAD = 9.5 # Numbers kept by a pass, its backward pass and the derivative of that, for each number a plain pass saves
+# Numbers kept by a pass, its backward pass and the derivative of that, for each number a plain pass saves
+OVERHEAD = 9.5
 
 # %% ../../nbs/60_train/08_maml.ipynb #d24216bd
 def maml_direction(
@@ -77,10 +90,16 @@ def maml_direction(
     tasks = list(tasks)
     if not tasks: raise UserError('MAML needs at least one task, got none')
     need = max(maml_memory(backbone, prompt, *t) for t in tasks)
-    if need>limit: raise UserError(f'second-order MAML keeps the graph of the whole inner loop, here about {need/1e9:.2g} GB, and may take {limit/1e9:.2g} GB; use fewer steps or examples, a smaller backbone, FOMAML, or raise limit')
-    module = _Loss(_double(backbone), prompt.kind); shared = dict(module.named_parameters()); G = None
+    if need>limit:
+        raise UserError(
+            f'second-order MAML keeps the graph of the whole inner loop, here about {need/1e9:.2g} GB, and may take '
+            f'{limit/1e9:.2g} GB; use fewer steps or examples, a smaller backbone, FOMAML, or raise limit')
+    module = _Loss(_double(backbone), prompt.kind)
+    shared = dict(module.named_parameters())
+    G = None
     def loss(shared, table, batch): return torch.func.functional_call(module, shared, (table, batch))
     for supports,query in tasks:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH): g = maml(loss, shared, prompt.table.detach().double(), supports, query, lr)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            g = maml(loss, shared, prompt.table.detach().double(), supports, query, lr)
         G = g if G is None else ({k:v+g[0][k] for k,v in G[0].items()}, G[1]+g[1])
     return {k.removeprefix('model.'):v/len(tasks) for k,v in G[0].items()},G[1]/len(tasks)

@@ -45,25 +45,35 @@ class MetaConfig:
     lr:float=1e-3 # Outer rate of the transformer
     prompt_lr:float|None=None # Outer rate of the prompt; None: the same
     clip:float|None=1. # Largest norm of the outer direction
-    examples:int|None=None; updates:int|None=None; flops:float|None=None # The budget, at most one of them; none: one pass
+    examples:int|None=None
+    updates:int|None=None
+    flops:float|None=None  # The budget, at most one of them; none: one pass
     dropout:float=.1
     seed:int=0 # Of tasks, batches and dropout
     mixture:str='even' # How tasks are drawn, see `task_batches`
     cap:int=500_000 # With 'proportional', the most a template counts for
-    max_source:int=768; max_target:int=192 # Tokens kept
+    max_source:int=768
+    max_target:int=192  # Tokens kept
     def __post_init__(self):
         for name,allowed in CHOICES.items(): one_of(name, getattr(self, name), allowed)
-        if self.prompt=='none': raise UserError("a meta-learner adapts a prompt, got prompt='none'; choose 'shallow' or 'deep'")
-        for name in ('length','tasks','steps','batch_size','inner_lr','inner_clip','lanes','lr','prompt_lr','clip','examples','updates','flops','cap'):
-            if getattr(self, name) is not None and not getattr(self, name)>0: raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
+        if self.prompt=='none':
+            raise UserError("a meta-learner adapts a prompt, got prompt='none'; choose 'shallow' or 'deep'")
+        for name in ('length', 'tasks', 'steps', 'batch_size', 'inner_lr', 'inner_clip', 'lanes', 'lr', 'prompt_lr',
+                         'clip', 'examples', 'updates', 'flops', 'cap'):
+            if getattr(self, name) is not None and not getattr(self, name)>0:
+                raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
         given = [n for n in ('examples','updates','flops') if getattr(self, n) is not None]
-        if len(given)>1: raise UserError(f'the budget must be one of examples, updates and flops, got {given}; leave the others out')
+        if len(given)>1:
+            raise UserError(f'the budget must be one of examples, updates and flops, got {given}; leave the others out')
         if self.carry=='batch' and (self.lanes or self.tasks)>=self.tasks:
-            raise UserError(f"carry='batch' needs tasks that come one after another, but all {self.tasks} adapt side by side, which is 'fresh'; give lanes below {self.tasks}, such as 1")
+            raise UserError(f"carry='batch' needs tasks that come one after another, but all {self.tasks} adapt "
+                            f"side by side, which is 'fresh'; give lanes below {self.tasks}, such as 1")
     @property
-    def draw(self)->int: return self.batch_size*(self.steps+1 if self.support=='different' else 2) # Examples of a task per meta-batch
+    def draw(self)->int:
+        return self.batch_size*(self.steps+1 if self.support=='different' else 2)  # Examples of a task per meta-batch
 
-CHOICES = dict(method=METAS, prompt=PROMPTS, support=('different','same'), inner=('adafactor','sgd','adam'), carry=('fresh','batch','run'), loss=('token','example'), mixture=('even','proportional'))
+CHOICES = dict(method=METAS, prompt=PROMPTS, support=('different','same'), inner=('adafactor','sgd','adam'),
+               carry=('fresh','batch','run'), loss=('token','example'), mixture=('even','proportional'))
 
 # %% ../../nbs/60_train/07_meta.ipynb #3626e035
 META_PRESETS = {
@@ -102,23 +112,29 @@ class Adapted:
 def _inner(config, params, lead:int, states=None, lr=None):
     "An inner optimiser, new or going on from the statistics of another"
     params,lr = list(params),config.inner_lr if lr is None else lr
-    opt = Adafactor(params, lr, lead=lead) if config.inner=='adafactor' else dict(sgd=torch.optim.SGD, adam=torch.optim.Adam)[config.inner](params, lr=lr)
+    opt = Adafactor(params, lr, lead=lead) if config.inner=='adafactor' else dict(
+        sgd=torch.optim.SGD, adam=torch.optim.Adam)[config.inner](params, lr=lr)
     for key,s in zip(_keys(opt), states or []):
         if s: opt.state[key] = s
     return opt
 
 def _keys(opt): return range(len(opt.params)) if isinstance(opt, Adafactor) else opt.param_groups[0]['params']
-def _states(opt)->list[dict]: return [{k:v for k,v in opt.state.get(key, {}).items() if v is not None} for key in _keys(opt)]
+def _states(opt)->list[dict]:
+    return [{k:v for k,v in opt.state.get(key, {}).items() if v is not None} for key in _keys(opt)]
 
 def _each(f, states, *more)->list[dict]:
     "`f` of every statistic; a step count is copied"
-    return [{k: f(v, *(m[i][k] for m in more)) if torch.is_tensor(v) and v.ndim else copy.deepcopy(v) for k,v in s.items()} for i,s in enumerate(states or [])]
+    return [{k: f(v, *(m[i][k] for m in more)) if torch.is_tensor(v) and v.ndim else copy.deepcopy(v)
+             for k,v in s.items()}
+            for i,s in enumerate(states or [])]
 
 def _weighed(nll, parts, n:int, config, weight:float=1.):
     "`nll` such that its token mean is the mean that `config.loss` asks for"
     if config.loss=='token': return nll if weight==1 else lambda b: nll(b)*weight
     tokens_N,rows_N = torch.zeros(2, n, device=parts[0].tgt_BU.device)
-    for b in parts: tokens_N.index_add_(0, b.index_B, b.tgt_mask_BU.sum(1).float()); rows_N.index_add_(0, b.index_B, torch.ones_like(b.index_B, dtype=torch.float))
+    for b in parts:
+        tokens_N.index_add_(0, b.index_B, b.tgt_mask_BU.sum(1).float())
+        rows_N.index_add_(0, b.index_B, torch.ones_like(b.index_B, dtype=torch.float))
     share_N = weight*tokens_N/rows_N.clamp(min=1)
     return lambda b: nll(b)*(share_N[b.index_B]/b.tgt_mask_BU.sum(1).clamp(min=1))[:,None]
 
@@ -153,13 +169,19 @@ def adapt(
     keep:bool=False # Keep the path
 )->Adapted:
     "K steps on the prompts of all tasks at once"
-    bank = prompt.repeat(wave.n); params = list(bank.parameters()); losses = []
-    opt = _inner(config, params, 1, _each(lambda v: v.repeat(wave.n, *[1]*(v.ndim-1)), state)); path = [params[0].detach().clone()] if keep else []
+    bank = prompt.repeat(wave.n)
+    params = list(bank.parameters())
+    losses = []
+    opt = _inner(config, params, 1, _each(lambda v: v.repeat(wave.n, *[1]*(v.ndim-1)), state))
+    path = [params[0].detach().clone()] if keep else []
     with _learning(shared, False):
         for k,parts in enumerate(wave.steps):
             opt.zero_grad()
-            with seeded(*seed, k): losses.append(backward(parts, _weighed(nll_of(bank), parts, wave.n, config, wave.weight), wave.n, split=False))
-            _clip(params, config.inner_clip, 1); opt.step()
+            with seeded(*seed, k):
+                losses.append(
+                    backward(parts, _weighed(nll_of(bank), parts, wave.n, config, wave.weight), wave.n, split=False))
+            _clip(params, config.inner_clip, 1)
+            opt.step()
             if keep: path.append(params[0].detach().clone())
     opt.zero_grad()
     return Adapted(bank, opt, torch.stack(losses), path)
@@ -168,22 +190,30 @@ def adapt(
 def _fomaml(nll_of, shared, prompt, a, wave, config, diff, state, seed):
     "Every task's query gradient, added to `.grad` of the shared weights and returned for the prompt"
     parts = wave.query[0]
-    with _learning(shared, True), seeded(*seed, 'query'): loss_N = backward(parts, _weighed(nll_of(a.bank), parts, wave.n, config, wave.weight), wave.n, split=False)
+    with _learning(shared, True), seeded(*seed, 'query'):
+        loss_N = backward(parts, _weighed(nll_of(a.bank), parts, wave.n, config, wave.weight), wave.n, split=False)
     return [b.grad.sum(0, keepdim=True) for b in a.bank.parameters()],loss_N,[]
 
 def _reptile(nll_of, shared, prompt, a, wave, config, diff, state, seed):
     "A step of everything per task: `diff` walks on by the step of the shared weights, the bank takes its own"
     rows,losses,after = [],[],None
     for m,parts in enumerate(wave.query):
-        one = a.bank.select([m]); opt = _inner(config, diff, 0, _each(torch.clone, state), config.inner_lr*wave.weight)
-        with _learning(shared, True), seeded(*seed, 'query', m): losses.append(backward(parts, _weighed(nll_of(one), parts, 1, config), 1, split=False))
-        _clip([*shared, *one.parameters()], config.inner_clip, 0); rows.append([p.grad for p in one.parameters()])
+        one = a.bank.select([m])
+        opt = _inner(config, diff, 0, _each(torch.clone, state), config.inner_lr*wave.weight)
+        with _learning(shared, True), seeded(*seed, 'query', m):
+            losses.append(backward(parts, _weighed(nll_of(one), parts, 1, config), 1, split=False))
+        _clip([*shared, *one.parameters()], config.inner_clip, 0)
+        rows.append([p.grad for p in one.parameters()])
         for d,p in zip(diff, shared): d.grad,p.grad = p.grad,None
-        if diff: opt.step(); opt.zero_grad()
-        if diff and config.carry!='fresh': after = _states(opt) if after is None else _each(torch.Tensor.add_, after, _states(opt))
+        if diff:
+            opt.step()
+            opt.zero_grad()
+        if diff and config.carry!='fresh':
+            after = _states(opt) if after is None else _each(torch.Tensor.add_, after, _states(opt))
     for b,*grads in zip(a.bank.parameters(), *rows): b.grad = torch.cat(grads)
     a.opt.step()
-    return [(p.detach()-b.detach()).sum(0, keepdim=True)*wave.weight for p,b in zip(prompt.parameters(), a.bank.parameters())],torch.cat(losses)*wave.weight,after
+    return [(p.detach()-b.detach()).sum(0, keepdim=True)*wave.weight
+            for p,b in zip(prompt.parameters(), a.bank.parameters())],torch.cat(losses)*wave.weight,after
 
 # %% ../../nbs/60_train/07_meta.ipynb #15075518
 def direction(
@@ -196,17 +226,23 @@ def direction(
     seed=() # Words that decide dropout
 )->tuple: # Directions (a list for the shared weights, one for the prompt), losses and movement, state after
     "Where the outer step shall go: down this direction, averaged over the meta-batch's tasks"
-    shared = [p for p in shared]; take = dict(fomaml=_fomaml, reptile=_reptile)[config.method]
+    shared = [p for p in shared]
+    take = dict(fomaml=_fomaml, reptile=_reptile)[config.method]
     diff = [torch.zeros_like(p).requires_grad_() for p in shared] if config.method=='reptile' else []
     for p in shared: p.grad = None
-    state = state or ([],[]); move_P,sums = [0.]*len(list(prompt.parameters())),0.
+    state = state or ([],[])
+    move_P,sums = [0.]*len(list(prompt.parameters())),0.
     for i,w in enumerate(waves):
-        a = adapt(nll_of, prompt, w, config, shared=shared, state=state[0], seed=(*seed,i)); inner = a.loss_KN.sum(1)
-        moved = sum((b.detach()-p.detach()).square().flatten(1).mean(1).sqrt().sum() for b,p in zip(a.bank.parameters(), prompt.parameters()))*w.weight
+        a = adapt(nll_of, prompt, w, config, shared=shared, state=state[0], seed=(*seed,i))
+        inner = a.loss_KN.sum(1)
+        moved = sum((b.detach()-p.detach()).square().flatten(1).mean(1).sqrt().sum()
+                    for b,p in zip(a.bank.parameters(), prompt.parameters()))*w.weight
         move,loss_N,after = take(nll_of, shared, prompt, a, w, config, diff, state[1], (*seed,i))
-        move_P = [x+y for x,y in zip(move_P, move)]; sums = sums+torch.cat([loss_N.sum()[None], moved[None], inner])
+        move_P = [x+y for x,y in zip(move_P, move)]
+        sums = sums+torch.cat([loss_N.sum()[None], moved[None], inner])
         state = _next(state, a, after, w, config)
-    move_T = [d.detach().neg_() for d in diff] if diff else [torch.zeros_like(p) if p.grad is None else p.grad for p in shared]
+    move_T = [d.detach().neg_() for d in diff] if diff else [
+        torch.zeros_like(p) if p.grad is None else p.grad for p in shared]
     for p in shared: p.grad = None
     M = _mean_over_tasks([*move_T, *move_P, sums], sum(w.n*w.weight for w in waves))
     loss,moved,*inner = sums.tolist()
@@ -215,7 +251,8 @@ def direction(
 # %% ../../nbs/60_train/07_meta.ipynb #bd20e687
 def _mean_over_tasks(tensors, n:float)->float:
     "Turn sums over this process's `n` tasks into means over everybody's, in place"
-    n = torch.tensor(float(n), device=tensors[0].device if tensors else None); sum_over([*tensors, n])
+    n = torch.tensor(float(n), device=tensors[0].device if tensors else None)
+    sum_over([*tensors, n])
     for t in tensors: t.div_(n.to(t.device))
     return n.item()
 
@@ -223,7 +260,8 @@ def _next(state, a, after, wave, config):
     "The statistics the next wave starts from: the mean over the tasks of this one"
     if config.carry=='fresh': return state
     out = _each(lambda v: v.sum(0, keepdim=True)*wave.weight, _states(a.opt)),_each(lambda v: v*wave.weight, after)
-    _mean_over_tasks([v for part in out for s in part for v in s.values() if torch.is_tensor(v) and v.ndim], wave.n*wave.weight)
+    _mean_over_tasks(
+        [v for part in out for s in part for v in s.values() if torch.is_tensor(v) and v.ndim], wave.n*wave.weight)
     return out
 
 # %% ../../nbs/60_train/07_meta.ipynb #c162f00a
@@ -231,29 +269,48 @@ def _meta_batches(tasks, config):
     "Meta-batches: lists of at most M (task, examples); budgets in updates or FLOPs may begin further passes"
     n = None
     if config.updates is None and config.flops is None:
-        there = sum(min(config.cap if config.mixture=='proportional' else t.size('train'), t.size('train'))//config.draw for t in tasks)
+        there = sum(
+            min(config.cap if config.mixture=='proportional' else t.size('train'), t.size('train'))//config.draw
+            for t in tasks)
         n = there if config.examples is None else config.examples//config.draw
-        if not 0<n<=there: raise UserError(f'the {len(tasks)} training tasks give {there*config.draw:,} examples in batches of {config.draw} (of one task, for {config.tasks} tasks an update), got a budget of {config.examples}; ask for {config.draw} to {there*config.draw:,}, or lower batch_size or steps')
+        if not 0<n<=there:
+            raise UserError(
+                f'the {len(tasks)} training tasks give {there*config.draw:,} examples in batches of {config.draw} '
+                f'(of one task, for {config.tasks} tasks an update), got a budget of {config.examples}; ask for '
+                f'{config.draw} to {there*config.draw:,}, or lower batch_size or steps')
         stream = islice(task_batches(tasks, config.draw, seed=config.seed, rule=config.mixture, cap=config.cap), n)
     else: stream = task_passes(tasks, config.draw, seed=config.seed, rule=config.mixture, cap=config.cap)
     used = 0
-    while (config.updates is None or used<config.updates*config.tasks) and (batch := list(islice(stream, config.tasks))): used += len(batch); yield batch
-    if config.examples and used<n: warnings.warn(f'templates skip rows: instead of {n*config.draw:,} examples the tasks gave {used*config.draw:,} in batches of {config.draw}')
+    while (
+            config.updates is None or used<config.updates*config.tasks) and (batch := list(islice(stream, config.tasks))):
+        used += len(batch)
+        yield batch
+    if config.examples and used<n:
+        warnings.warn(
+            f'templates skip rows: instead of {n*config.draw:,} examples the tasks gave {used*config.draw:,} in batches of {config.draw}')
 
 def _pieces(pairs, tokens:int, device, pad:int)->list:
     "Pairs of every task, sorted by length and cut to size"
     rows = sorted((len(s)+len(t), i, j) for i,p in enumerate(pairs) for j,(s,t) in enumerate(p))
-    return [b.to(device) for b in micro_batches(make_batch([pairs[i][j] for _,i,j in rows], [i for _,i,_ in rows], pad=pad), tokens)]
+    return [
+        b.to(device)
+        for b in micro_batches(make_batch([pairs[i][j] for _,i,j in rows], [i for _,i,_ in rows], pad=pad), tokens)]
 
 def _waves(backbone, batch, config, step:int, tokens:int|None)->tuple:
     "This process's part of a meta-batch as `Wave`s, and how many tokens everybody's support and query have"
-    ids = iter(backbone.pairs([e for _,examples in batch for e in examples], max_source=config.max_source, max_target=config.max_target))
-    pairs = [list(islice(ids, len(examples))) for _,examples in batch]; B,K = config.batch_size,config.steps
+    ids = iter(
+        backbone.pairs([e for _,examples in batch for e in examples], max_source=config.max_source,
+                       max_target=config.max_target))
+    pairs = [list(islice(ids, len(examples))) for _,examples in batch]
+    B,K = config.batch_size,config.steps
     for i,p in enumerate(pairs): rng('support', config.seed, step, i).shuffle(p)
-    cut = lambda part: _pieces(part, tokens or (131072 if backbone.device.type=='cuda' else 4096), backbone.device, backbone.tokenizer.pad_token_id or 0)
+    cut = lambda part: _pieces(part, tokens or (131072 if backbone.device.type=='cuda' else 4096), backbone.device,
+                               backbone.tokenizer.pad_token_id or 0)
     waves = []
     for a in range(0, len(pairs), config.lanes or len(pairs)):
-        every = pairs[a:a+(config.lanes or len(pairs))]; mine = [p for _,p in share(every)]; part = mine or every[:1]
+        every = pairs[a:a+(config.lanes or len(pairs))]
+        mine = [p for _,p in share(every)]
+        part = mine or every[:1]
         steps = [cut([p[k*B:(k+1)*B] for p in part]) for k in range(K if config.support=='different' else 1)]
         query = [cut([p[-B:] for p in part])] if config.method=='fomaml' else [cut([p[-B:]]) for p in part]
         waves.append(Wave(len(part), steps*(K if len(steps)==1 else 1), query, float(bool(mine))))
@@ -263,19 +320,32 @@ def _waves(backbone, batch, config, step:int, tokens:int|None)->tuple:
 # %% ../../nbs/60_train/07_meta.ipynb #b5acb939
 def _ready(backbone, prompt, tasks, config):
     "Check prompt and tasks against the settings; the outer optimiser over everything"
-    if not tasks: raise UserError("a meta-learner needs at least one task, got none; does the suite have datasets with the role 'train'?")
-    if prompt is None or prompt.kind!=config.prompt: raise UserError(f"the settings ask for prompt {config.prompt!r}, got a prompt of kind {getattr(prompt, 'kind', 'none')!r}; make it with new_prompt({config.prompt!r}, ...)")
-    if len(prompt)!=1 or prompt.length!=config.length: raise UserError(f'a meta-learner starts from one prompt of length {config.length}, got {len(prompt)} of length {prompt.length}')
+    if not tasks:
+        raise UserError(
+            "a meta-learner needs at least one task, got none; does the suite have datasets with the role 'train'?")
+    if prompt is None or prompt.kind!=config.prompt:
+        raise UserError(f"the settings ask for prompt {config.prompt!r}, got a prompt of kind "
+                        f"{getattr(prompt, 'kind', 'none')!r}; make it with new_prompt({config.prompt!r}, ...)")
+    if len(prompt)!=1 or prompt.length!=config.length:
+        raise UserError(
+            f'a meta-learner starts from one prompt of length {config.length}, got {len(prompt)} of length {prompt.length}')
     prompt.to(backbone.device)
-    return Adafactor([dict(params=backbone.model.parameters()), dict(params=prompt.parameters(), lr=config.prompt_lr or config.lr)], config.lr, clip=config.clip)
+    return Adafactor(
+        [dict(params=backbone.model.parameters()),
+         dict(params=prompt.parameters(), lr=config.prompt_lr or config.lr)],
+        config.lr, clip=config.clip)
 
-def _flat(state)->dict[str,Tensor]: return {f'inner.{j}.{i}.{k}':torch.as_tensor(v) for j,part in enumerate(state or ()) for i,s in enumerate(part) for k,v in s.items()}
+def _flat(state)->dict[str,Tensor]:
+    return {
+        f'inner.{j}.{i}.{k}':torch.as_tensor(v) for j,part in enumerate(state or ()) for i,s in enumerate(part) for k,v in s.items()}
 def _unflat(tensors, device):
     "Inner statistics from a checkpoint; a step count that was a number is one again"
     state = ([],[])
-    for name,v in sorted(tensors.items(), key=lambda nv: int(nv[0].split('.')[2]) if nv[0].startswith('inner.') else -1):
+    for name,v in sorted(
+            tensors.items(), key=lambda nv: int(nv[0].split('.')[2]) if nv[0].startswith('inner.') else -1):
         if not name.startswith('inner.'): continue
-        _,j,i,k = name.split('.'); part = state[int(j)]
+        _,j,i,k = name.split('.')
+        part = state[int(j)]
         while len(part)<=int(i): part.append({})
         part[int(i)][k] = v.item() if v.ndim==0 and not v.is_floating_point() else v.to(device) if v.ndim else v
     return state
@@ -284,8 +354,11 @@ def _resume(folder, card, **objects)->dict:
     "The saved state, after putting the newest checkpoint in `folder` back; no rows if there is none"
     path = last_step(folder) if folder else None
     if path is None: return dict(rows=[])
-    old = read_card(path); other = [k for k in card if old.get(k)!=card[k]]
-    if other: raise UserError(f'{folder} holds the checkpoints of another run (other {", ".join(other)}); choose another folder, or remove it')
+    old = read_card(path)
+    other = [k for k in card if old.get(k)!=card[k]]
+    if other:
+        raise UserError(
+            f'{folder} holds the checkpoints of another run (other {", ".join(other)}); choose another folder, or remove it')
     return restore(path, **objects)
 
 # %% ../../nbs/60_train/07_meta.ipynb #ebb2e32a
@@ -300,24 +373,44 @@ def meta_train(
     before:bool=False # Also report the query loss without adaptation: an extra forward pass, not counted in the budget
 ):
     "Train as `config` says, yielding a row per outer update with the budget spent so far"
-    tasks = list(tasks); opt = _ready(backbone, prompt, tasks, config); shared,own = list(backbone.model.parameters()),list(prompt.parameters())
-    card = dict(config=json.loads(to_json(config)), data=key_of([(t.name, t.size('train'), [str(e) for e in islice(render(t, 'train'), 2)]) for t in tasks]), start=key_of(fingerprint(backbone))) if folder else {}
-    first = [p.detach().clone() for p in own]; saved = _resume(folder, card, backbone=backbone, prompt=prompt, optimizer=opt)
-    rows,state,nll_of = saved['rows'],_unflat(saved, backbone.device),partial(token_nll, backbone); yield from list(rows)
-    spent = dict(rows[-1]['budget']) if rows else dict.fromkeys(('updates','examples','passes','tokens','flops'), 0); began = time.perf_counter()-(rows[-1]['seconds'] if rows else 0.)
+    tasks = list(tasks)
+    opt = _ready(backbone, prompt, tasks, config)
+    shared,own = list(backbone.model.parameters()),list(prompt.parameters())
+    card = dict(
+        config=json.loads(to_json(config)),
+        data=key_of([(t.name, t.size('train'), [str(e) for e in islice(render(t, 'train'), 2)]) for t in tasks]),
+        start=key_of(fingerprint(backbone))) if folder else {}
+    first = [p.detach().clone() for p in own]
+    saved = _resume(folder, card, backbone=backbone, prompt=prompt, optimizer=opt)
+    rows,state,nll_of = saved['rows'],_unflat(saved, backbone.device),partial(token_nll, backbone)
+    yield from list(rows)
+    spent = dict(rows[-1]['budget']) if rows else dict.fromkeys(('updates','examples','passes','tokens','flops'), 0)
+    began = time.perf_counter()-(rows[-1]['seconds'] if rows else 0.)
     try:
         with training(backbone.model, config.dropout):
             for step,batch in islice(enumerate(_meta_batches(tasks, config)), len(rows), None):
                 waves,inner,outer = _waves(backbone, batch, config, step, micro_tokens)
-                spent = _spend(spent, config, len(batch), inner+outer, flops(backbone, inner, False)+flops(backbone, outer))
+                spent = _spend(
+                    spent, config, len(batch), inner+outer, flops(backbone, inner, False)+flops(backbone, outer))
                 if spent is None: break
                 more = dict(before=_unadapted(nll_of, prompt, waves, config)) if before else {}
-                (move_T,move_P),row,state = direction(nll_of, shared, prompt, waves, config, state=state, seed=(config.seed,step))
-                if not all(map(math.isfinite, [row['loss'], *row['inner']])): raise UserError(f'the loss must stay finite, got {row["loss"]} at step {step}; lower the learning rates, or train in fp32')
+                (move_T,move_P),row,state = direction(
+                    nll_of, shared, prompt, waves, config, state=state, seed=(config.seed,step))
+                if not all(map(math.isfinite, [row['loss'], *row['inner']])):
+                    raise UserError(
+                        f'the loss must stay finite, got {row["loss"]} at step {step}; lower the learning rates, or train in fp32')
                 for p,g in zip(shared+own, move_T+move_P): p.grad = g
-                norm = opt.step().item(); opt.zero_grad(); drift = max((p-q).square().mean().sqrt().item() for p,q in zip(own, first))
-                rows.append(dict(step=step, **row, **more, drift=drift, grad_norm=norm, examples=len(batch)*config.draw, tokens=inner+outer, budget=spent, seconds=time.perf_counter()-began))
-                if ((stop := stopping()) or len(rows)%every==0) and folder and world().main: save_step(folder, len(rows), backbone=backbone, prompt=prompt, optimizer=opt, state=dict(rows=rows, **_flat(state)), card=card)
+                norm = opt.step().item()
+                opt.zero_grad()
+                drift = max((p-q).square().mean().sqrt().item() for p,q in zip(own, first))
+                rows.append(
+                    dict(
+                        step=step, **row, **more, drift=drift, grad_norm=norm, examples=len(batch)*config.draw,
+                        tokens=inner+outer, budget=spent, seconds=time.perf_counter()-began))
+                if ((stop := stopping()) or len(rows)%every==0) and folder and world().main:
+                    save_step(
+                        folder, len(rows), backbone=backbone, prompt=prompt, optimizer=opt,
+                        state=dict(rows=rows, **_flat(state)), card=card)
                 yield rows[-1]
                 if stop: raise Stopped(stop_note(bool(folder)))
     finally: freeze(backbone)
@@ -327,8 +420,10 @@ def _spend(spent, config, n:int, tokens:int, work:float)->dict|None:
     "The budget after an update of `n` tasks, or None if it is too small for it"
     if config.flops is not None and spent['flops']+work>config.flops:
         if spent['updates']: return None
-        raise UserError(f'a budget of {config.flops:.3g} FLOPs must pay for one update, which takes {work:.3g}; give more, or lower tasks, steps or batch_size')
-    add = dict(updates=1, examples=n*config.draw, passes=n*config.batch_size*(config.steps+1), tokens=tokens, flops=work)
+        raise UserError(f'a budget of {config.flops:.3g} FLOPs must pay for one update, which takes {work:.3g}; '
+                        'give more, or lower tasks, steps or batch_size')
+    add = dict(
+        updates=1, examples=n*config.draw, passes=n*config.batch_size*(config.steps+1), tokens=tokens, flops=work)
     return {k: spent[k]+v for k,v in add.items()}
 
 @torch.no_grad()
@@ -337,9 +432,13 @@ def _unadapted(nll_of, prompt, waves, config)->float:
     total = torch.zeros((), device=next(prompt.parameters()).device)
     for w in waves:
         for parts in w.query:
-            n = w.n if config.method=='fomaml' else 1; tokens_N = torch.zeros(n, device=parts[0].tgt_BU.device); loss_N = torch.zeros_like(tokens_N)
+            n = w.n if config.method=='fomaml' else 1
+            tokens_N = torch.zeros(n, device=parts[0].tgt_BU.device)
+            loss_N = torch.zeros_like(tokens_N)
             for b in parts:
                 nll_B = _weighed(nll_of(prompt), parts, n, config, w.weight)(b).sum(1)
-                loss_N.index_add_(0, b.index_B, nll_B); tokens_N.index_add_(0, b.index_B, b.tgt_mask_BU.sum(1).float())
+                loss_N.index_add_(0, b.index_B, nll_B)
+                tokens_N.index_add_(0, b.index_B, b.tgt_mask_BU.sum(1).float())
             total = total+(loss_N/tokens_N).sum()
-    _mean_over_tasks([total], sum(w.n*w.weight for w in waves)); return total.item()
+    _mean_over_tasks([total], sum(w.n*w.weight for w in waves))
+    return total.item()

@@ -42,8 +42,11 @@ def method_config(
     "The settings of a method at a scale, on equal examples"
     if not any(trains(method)): return None
     if method not in META: return preset(scale, method=method, prompt=prompt, seed=seed, **changes)
-    known = {f.name for f in fields(PretrainConfig)}; odd = sorted(set(changes)-known)
-    if odd: raise UserError(f'pretraining has no setting {odd}; it has {sorted(known)}, and the meta-learners have more under meta')
+    known = {f.name for f in fields(PretrainConfig)}
+    odd = sorted(set(changes)-known)
+    if odd:
+        raise UserError(
+            f'pretraining has no setting {odd}; it has {sorted(known)}, and the meta-learners have more under meta')
     both = {k:v for k,v in changes.items() if k not in _MTL_ONLY}
     return meta_preset(scale, **{**both, 'method':META[method], 'prompt':prompt, 'seed':seed, **(meta or {})})
 
@@ -52,7 +55,8 @@ MATCH = ('examples','updates','flops') # What may be equal: the paper's way, equ
 
 def _tokens(backbone, tasks, config)->tuple[int,int]:
     "Examples and tokens of a multi-task mixture"
-    pairs = mixed_pairs(backbone, tasks, config); n = len(pairs)
+    pairs = mixed_pairs(backbone, tasks, config)
+    n = len(pairs)
     if not hasattr(pairs, 'lengths'): return n,sum(len(s)+len(t) for s,t in pairs)
     return n,sum(sum(int(x.sum()) for x in pairs.lengths(range(a, min(n, a+65536)))) for a in range(0, n, 65536))
 
@@ -66,11 +70,13 @@ def matched(
     "`config` with the budget of the reference run"
     one_of('match', match, MATCH)
     if config is None or match=='examples': return config
-    reference = replace(reference, method='T+P', prompt='shallow'); n,tokens = _tokens(backbone, tasks, reference)
+    reference = replace(reference, method='T+P', prompt='shallow')
+    n,tokens = _tokens(backbone, tasks, reference)
     if isinstance(config, MetaConfig):
         if match=='updates': return replace(config, examples=None, updates=-(-n//reference.batch_size))
         return replace(config, examples=None, flops=flops(backbone, tokens))
-    if match=='flops' and not trains(config.method)[0]: # a frozen transformer pays 4 instead of 6, so it gets half as many examples more
+    # a frozen transformer pays 4 instead of 6, so it gets half as many examples more
+    if match=='flops' and not trains(config.method)[0]:
         return replace(config, examples=min(n*3//2, sum(t.size('train') for t in tasks)))
     return config
 
@@ -99,4 +105,6 @@ def updates_of(
     "How many updates a run will make, for progress bars"
     if getattr(config, 'updates', None): return config.updates
     if not config.examples: return None
-    return -(-(config.examples//config.draw)//config.tasks) if isinstance(config, MetaConfig) else -(-config.examples//config.batch_size)
+    return (
+        -(-(config.examples//config.draw)//config.tasks) if isinstance(config, MetaConfig)
+        else -(-config.examples//config.batch_size))

@@ -19,8 +19,10 @@ def _keys(*words)->np.ndarray: return np.array([seed_of(*words, i) for i in rang
 
 def _scramble(x, key):
     "Mix the bits of `x`: the last steps of the hash MurmurHash3"
-    x = (x+key)*np.uint64(0xff51afd7ed558ccd); x ^= x>>np.uint64(33)
-    x *= np.uint64(0xc4ceb9fe1a85ec53); return x^(x>>np.uint64(33))
+    x = (x+key)*np.uint64(0xff51afd7ed558ccd)
+    x ^= x>>np.uint64(33)
+    x *= np.uint64(0xc4ceb9fe1a85ec53)
+    return x^(x>>np.uint64(33))
 
 def permuted(
     places, # Whole numbers from 0 to `n`-1
@@ -28,13 +30,18 @@ def permuted(
     keys # What decides the shuffle: [rounds], or [rounds, places]
 )->np.ndarray: # int64
     "Where a fixed random shuffle of `n` things puts each place, without making the shuffle"
-    x = np.array(places, dtype=np.uint64).reshape(-1); n = np.broadcast_to(np.asarray(n, dtype=np.uint64), x.shape); keys = np.asarray(keys, dtype=np.uint64)
-    half = np.maximum((np.frexp((n-np.uint64(1)).astype(float))[1]+1)//2, 3).astype(np.uint64); low = (np.uint64(1)<<half)-np.uint64(1)
+    x = np.array(places, dtype=np.uint64).reshape(-1)
+    n = np.broadcast_to(np.asarray(n, dtype=np.uint64), x.shape)
+    keys = np.asarray(keys, dtype=np.uint64)
+    half = np.maximum((np.frexp((n-np.uint64(1)).astype(float))[1]+1)//2, 3).astype(np.uint64)
+    low = (np.uint64(1)<<half)-np.uint64(1)
     todo = np.arange(len(x))
     while len(todo):
-        h,m = half[todo],low[todo]; a,b = x[todo]>>h, x[todo]&m
+        h,m = half[todo],low[todo]
+        a,b = x[todo]>>h, x[todo]&m
         for key in keys: a,b = b, a^(_scramble(b, key if key.ndim==0 else key[todo])&m)
-        x[todo] = a<<h|b; todo = todo[x[todo]>=n[todo]]
+        x[todo] = a<<h|b
+        todo = todo[x[todo]>=n[todo]]
     return x.astype(np.int64)
 
 # %% ../../nbs/60_train/03_mixing.ipynb #3cf2c26c
@@ -45,7 +52,11 @@ def shuffled(
     r:random.Random # Where the order comes from
 ): # Iterator over 0 ... n-1
     "Every number below `n` once, in a random order; a large `n` takes no more memory than a small one"
-    if n<=LISTED: order = list(range(n)); r.shuffle(order); yield from order; return
+    if n<=LISTED:
+        order = list(range(n))
+        r.shuffle(order)
+        yield from order
+        return
     keys = np.array([r.getrandbits(63) for _ in range(ROUNDS)], dtype=np.uint64)
     for a in range(0, n, 65536): yield from permuted(np.arange(a, min(n, a+65536)), n, keys).tolist()
 
@@ -60,21 +71,33 @@ def quotas(
     temperature:float=2. # With 'temperature': 1 is proportional, a large one equal
 )->np.ndarray: # int64 [tasks]
     "How many examples each gives; what a small one cannot give, the others do"
-    one_of('mixing rule', rule, RULES); most = np.asarray(sizes, dtype=np.int64); most = most if cap is None else np.minimum(most, cap)
-    if rule=='temperature' and temperature<=0: raise UserError(f'the temperature must be above 0, got {temperature}; 1 mixes by size')
+    one_of('mixing rule', rule, RULES)
+    most = np.asarray(sizes, dtype=np.int64)
+    most = most if cap is None else np.minimum(most, cap)
+    if rule=='temperature' and temperature<=0:
+        raise UserError(f'the temperature must be above 0, got {temperature}; 1 mixes by size')
     if examples is None:
-        if rule!='proportional': raise UserError(f"the rule {rule!r} needs the number of examples: a pass over everything is 'proportional'")
+        if rule!='proportional':
+            raise UserError(f"the rule {rule!r} needs the number of examples: a pass over everything is 'proportional'")
         return most
-    if examples>most.sum(): raise UserError(f'the mixture must give {examples:,} examples, but there are only {most.sum():,}; ask for at most that many')
-    weight = {'proportional':most.astype(float), 'temperature':most.astype(float)**(1/temperature), 'equal':(most>0).astype(float)}[rule]
-    give = np.zeros(len(most)); full = most==0
+    if examples>most.sum():
+        raise UserError(
+            f'the mixture must give {examples:,} examples, but there are only {most.sum():,}; ask for at most that many')
+    weight = {
+        'proportional':most.astype(float), 'temperature':most.astype(float)**(1/temperature), 'equal':(most>0).astype(float)}[rule]
+    give = np.zeros(len(most))
+    full = most==0
     while True: # those that cannot give their share give all, and the others share the rest
-        give = np.where(full, most, weight*(examples-most[full].sum())/max(weight[~full].sum(), 1e-300)); over = ~full & (give>most)
+        give = np.where(full, most, weight*(examples-most[full].sum())/max(weight[~full].sum(), 1e-300))
+        over = ~full & (give>most)
         if not over.any(): break
         full |= over
     whole = np.minimum(np.floor(give+1e-9).astype(np.int64), most)
-    rest = np.lexsort((np.arange(len(most)), whole-give)); rest = rest[whole[rest]<most[rest]]
-    while (k := examples-whole.sum())>0: whole[rest[:k]] += 1; rest = rest[whole[rest]<most[rest]]
+    rest = np.lexsort((np.arange(len(most)), whole-give))
+    rest = rest[whole[rest]<most[rest]]
+    while (k := examples-whole.sum())>0:
+        whole[rest[:k]] += 1
+        rest = rest[whole[rest]<most[rest]]
     return whole
 
 # %% ../../nbs/60_train/03_mixing.ipynb #a8692c7f
@@ -86,18 +109,27 @@ class Mixing:
     quotas:tuple # Examples that each gives to an epoch
     seed:object # Same seed, same stream
     def __len__(self): return int(sum(self.quotas))
-    def __repr__(self): return f'Mixing({len(self):,} of {sum(self.sizes):,} examples an epoch, {len(self.names)} tasks, seed {self.seed})'
+    def __repr__(self):
+        return (
+            f'Mixing({len(self):,} of {sum(self.sizes):,} examples an epoch, {len(self.names)} tasks, seed {self.seed})')
     @cached_property
     def _tables(self):
         "End of each task's stretch of an epoch, and the keys of each task's own shuffle"
-        return np.cumsum(self.quotas), np.stack([_keys('mixing', self.seed, n) for n in self.names], 1), np.array(self.sizes), np.array(self.quotas)
+        return np.cumsum(self.quotas), np.stack(
+            [_keys('mixing', self.seed, n) for n in self.names], 1), np.array(self.sizes), np.array(self.quotas)
     def at(self,
         places # Whole numbers from 0; `len` of them make an epoch
     )->tuple: # Number of the task and number of its example, int64 each
         "What stands at these places"
-        places = np.asarray(places, dtype=np.int64).reshape(-1); ends,keys,sizes,quota = self._tables; epoch,place = np.divmod(places, len(self)); out = np.empty_like(places)
-        for e in np.unique(epoch): here = epoch==e; out[here] = permuted(place[here], len(self), _keys('epoch', self.seed, int(e)))
-        task = np.searchsorted(ends, out, side='right'); k = out-(ends-quota)[task]+epoch*quota[task]
+        places = np.asarray(places, dtype=np.int64).reshape(-1)
+        ends,keys,sizes,quota = self._tables
+        epoch,place = np.divmod(places, len(self))
+        out = np.empty_like(places)
+        for e in np.unique(epoch):
+            here = epoch==e
+            out[here] = permuted(place[here], len(self), _keys('epoch', self.seed, int(e)))
+        task = np.searchsorted(ends, out, side='right')
+        k = out-(ends-quota)[task]+epoch*quota[task]
         return task, permuted(k%sizes[task], sizes[task], keys[:,task])
 
 def mix(
@@ -107,13 +139,18 @@ def mix(
     groups:dict|None=None # Task -> dataset: the rule is for datasets, whose tasks share equally; None: for tasks
 )->Mixing:
     "A mixture of tasks"
-    if not sum(sizes.values()): raise UserError('a mixture needs at least one example, got none; do the templates skip every row?')
-    how = dict(rule=rule, cap=cap, temperature=temperature); names = tuple(sizes)
-    if groups is None: return Mixing(names, tuple(sizes.values()), tuple(quotas(list(sizes.values()), examples, **how).tolist()), seed)
+    if not sum(sizes.values()):
+        raise UserError('a mixture needs at least one example, got none; do the templates skip every row?')
+    how = dict(rule=rule, cap=cap, temperature=temperature)
+    names = tuple(sizes)
+    if groups is None:
+        return Mixing(
+            names, tuple(sizes.values()), tuple(quotas(list(sizes.values()), examples, **how).tolist()), seed)
     members = {}
     for n in names: members.setdefault(groups[n], []).append(n)
     give = {}
-    for ns,q in zip(members.values(), quotas([sum(sizes[n] for n in ns) for ns in members.values()], examples, **how).tolist()):
+    for ns,q in zip(
+            members.values(), quotas([sum(sizes[n] for n in ns) for ns in members.values()], examples, **how).tolist()):
         give |= dict(zip(ns, quotas([sizes[n] for n in ns], q, rule='equal').tolist()))
     return Mixing(names, tuple(sizes.values()), tuple(give[n] for n in names), seed)
 
@@ -135,7 +172,9 @@ class Order:
         return self._last[1][k-g*self.mega]
     def _group(self, g)->list[list[int]]:
         "Sort the places of a mega-batch by length, cut them, shuffle the cuts"
-        places = np.arange(g*self.mega*self.size, min(self.n, (g+1)*self.mega*self.size)); src,tgt = self.lengths(places)
+        places = np.arange(g*self.mega*self.size, min(self.n, (g+1)*self.mega*self.size))
+        src,tgt = self.lengths(places)
         places = places[np.argsort(np.asarray(src, dtype=np.int64)+2*np.asarray(tgt, dtype=np.int64), kind='stable')]
-        cut = [places[a:a+self.size].tolist() for a in range(0, len(places), self.size)]; rng('order', self.seed, g).shuffle(cut)
+        cut = [places[a:a+self.size].tolist() for a in range(0, len(places), self.size)]
+        rng('order', self.seed, g).shuffle(cut)
         return cut

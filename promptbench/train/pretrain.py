@@ -29,7 +29,8 @@ METHODS = {       # trains (T: the transformer, P: a prompt)
     'P-only': (False, True),
     'T+P':    (True,  True),
 }
-METAS = ('fomaml','reptile') # The meta-learners (nbs/60_train/07_meta.ipynb); a setting that all methods share may name these, too
+# The meta-learners (nbs/60_train/07_meta.ipynb); a setting that all methods share may name these, too
+METAS = ('fomaml','reptile')
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #f3501c82
 def _stream(task, seed, store=None):
@@ -43,7 +44,8 @@ def _in_turn(streams:dict):
         for name,queue in list(streams.items()):
             example = None
             while queue and example is None:
-                stream = queue.pop(0); example = next(stream, None)
+                stream = queue.pop(0)
+                example = next(stream, None)
                 if example is not None: queue.append(stream)
             if example is None: del streams[name]
             else: yield example
@@ -58,26 +60,38 @@ def mixture(
     store=None # A `Store` of these tasks, to get the numbers of the examples there instead
 )->list: # `Example`s
     "The pretraining examples; none is used twice, and `UserError` if there are too few"
-    tasks = list(tasks); one_of('mixture', rule, ['even','proportional'])
-    if not tasks: raise UserError("pretraining needs at least one task, got none; does the suite have datasets with the role 'train'?")
-    streams = {t.name:_stream(t, seed, store) for t in tasks}; out = []
+    tasks = list(tasks)
+    one_of('mixture', rule, ['even','proportional'])
+    if not tasks:
+        raise UserError(
+            "pretraining needs at least one task, got none; does the suite have datasets with the role 'train'?")
+    streams = {t.name:_stream(t, seed, store) for t in tasks}
+    out = []
     if rule=='proportional':
-        size = {t.name:min(cap, t.size('train')) for t in tasks}; total = sum(size.values())
+        size = {t.name:min(cap, t.size('train')) for t in tasks}
+        total = sum(size.values())
         share = min(1, examples/total) if examples is not None else 1
         out = [e for n,s in streams.items() for e in islice(s, int(size[n]*share))]
         if examples is None: return out
     by_dataset = {}
     for t in tasks: by_dataset.setdefault(t.dataset, []).append(streams[t.name])
     out += islice(_in_turn(by_dataset), None if examples is None else examples-len(out))
-    if examples is not None and len(out)<examples: raise UserError(f'the mixture must give {examples:,} examples, but the {len(tasks)} training tasks have only {len(out):,}; ask for at most that many')
+    if examples is not None and len(out)<examples:
+        raise UserError(f'the mixture must give {examples:,} examples, but the {len(tasks)} training tasks have '
+                        f'only {len(out):,}; ask for at most that many')
     return out
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #8d5a4f44
 def _rule(text:str)->tuple[str,float]:
     "A rule of mixing and its temperature, as in 'temperature:3'"
-    name,_,number = text.partition(':'); one_of('mixture', name, ['even','proportional','equal','temperature'])
-    try: heat = float(number or 2); assert heat>0 and (name=='temperature' or not number)
-    except (ValueError, AssertionError): raise UserError(f"mixture must be a rule, or a temperature above 0 such as 'temperature:3', got {text!r}") from None
+    name,_,number = text.partition(':')
+    one_of('mixture', name, ['even','proportional','equal','temperature'])
+    try:
+        heat = float(number or 2)
+        assert heat>0 and (name=='temperature' or not number)
+    except (ValueError, AssertionError):
+        raise UserError(
+            f"mixture must be a rule, or a temperature above 0 such as 'temperature:3', got {text!r}") from None
     return name,heat
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,22 +104,31 @@ class PretrainConfig:
     batch_size:int=4096
     lr:float=1e-3
     prompt_lr:float|None=None # None: the same as lr
-    decay:float=0. # Share of the updates, the last ones, over which the rates fall to 0 in a straight line; 0: constant rates, as in the paper
+    # Share of the updates, the last ones, over which the rates fall to 0 in a straight line; 0: constant rates, as in
+    # the paper
+    decay:float=0.
     clip:float|None=1. # Norm of all gradients together
     dropout:float=.1
     seed:int=0 # Of mixture, order and dropout
     mixture:str='even' # See `mixed_pairs`
     cap:int=500_000
-    max_source:int=768; max_target:int=192 # Tokens kept
-    packed:bool|None=None # Rows without padding; None: where the backbone allows it and more than a quarter of padded rows would be empty
+    max_source:int=768
+    max_target:int=192  # Tokens kept
+    # Rows without padding; None: where the backbone allows it and more than a quarter of padded rows would be empty
+    packed:bool|None=None
     row_tokens:int=8192 # Most source and target tokens of a packed row; pretrain's micro_tokens may lower it
     def __post_init__(self):
-        one_of('method', self.method, METHODS); one_of('prompt', self.prompt, PROMPTS); _rule(self.mixture)
+        one_of('method', self.method, METHODS)
+        one_of('prompt', self.prompt, PROMPTS)
+        _rule(self.mixture)
         trains = METHODS[self.method][1]
-        if trains and self.prompt=='none': raise UserError(f"method {self.method} trains a prompt, got prompt='none'; choose 'shallow' or 'deep'")
-        if not trains and self.prompt!='none': raise UserError(f"method {self.method} has no prompt, got prompt={self.prompt!r}; choose 'none'")
+        if trains and self.prompt=='none':
+            raise UserError(f"method {self.method} trains a prompt, got prompt='none'; choose 'shallow' or 'deep'")
+        if not trains and self.prompt!='none':
+            raise UserError(f"method {self.method} has no prompt, got prompt={self.prompt!r}; choose 'none'")
         for name in ('batch_size','lr','length','prompt_lr','examples','clip','cap','row_tokens'):
-            if getattr(self, name) is not None and getattr(self, name)<=0: raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
+            if getattr(self, name) is not None and getattr(self, name)<=0:
+                raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
         if not 0<=self.decay<=1: raise UserError(f'decay must be a share of the updates, from 0 to 1, got {self.decay}')
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #7ce20260
@@ -119,8 +142,10 @@ def preset(
     **changes # Fields of `PretrainConfig`; method and prompt among them
 )->PretrainConfig:
     "The settings of a scale, with changes"
-    who = (changes.get('prompt', PretrainConfig.prompt), changes.get('method', PretrainConfig.method), (*METHODS, *METAS))
-    return PretrainConfig(**for_prompt(PRESETS[one_of('preset', name, PRESETS)], *who)|for_prompt(changes, *who)) # Whoever a change does not name keeps the scale's value
+    who = (changes.get('prompt', PretrainConfig.prompt), changes.get('method', PretrainConfig.method),
+           (*METHODS, *METAS))
+    # Whoever a change does not name keeps the scale's value
+    return PretrainConfig(**for_prompt(PRESETS[one_of('preset', name, PRESETS)], *who)|for_prompt(changes, *who))
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #4202e6f8
 def flops(
@@ -129,7 +154,8 @@ def flops(
     trained:bool=True # Whether the transformer itself is
 )->float:
     "Estimated floating-point operations: 6 per parameter and token, 4 if the transformer is frozen"
-    table = backbone.model.get_input_embeddings().weight; head = backbone.model.get_output_embeddings()
+    table = backbone.model.get_input_embeddings().weight
+    head = backbone.model.get_output_embeddings()
     looked_up = 0 if head is not None and head.weight is table else table.numel()
     return float(6 if trained else 4)*(sum(p.numel() for p in backbone.model.parameters())-looked_up)*tokens
 
@@ -141,13 +167,20 @@ def mixed_pairs(
     *, cache=None # Where rendered tasks are kept: a folder, True for the usual one, False for nowhere; None: the usual one where it pays
 ): # A list of (source ids, target ids), or something that can be indexed like one
     "The examples of a run: 'even' over datasets, 'proportional' to the size of templates, 'equal' over templates, or 'temperature' (of datasets: size to the power 1/T)"
-    tasks = list(tasks); rule,heat = _rule(config.mixture); limits = dict(max_source=config.max_source, max_target=config.max_target)
-    listed = (config.examples or sum(min(config.cap, t.size('train')) for t in tasks))<=LISTED and rule in ('even','proportional'); how = dict(seed=config.seed, rule=rule, cap=config.cap)
+    tasks = list(tasks)
+    rule,heat = _rule(config.mixture)
+    limits = dict(max_source=config.max_source, max_target=config.max_target)
+    listed = (config.examples
+              or sum(min(config.cap, t.size('train')) for t in tasks))<=LISTED and rule in ('even','proportional')
+    how = dict(seed=config.seed, rule=rule, cap=config.cap)
     if listed and not cache: return backbone.pairs(mixture(tasks, config.examples, **how), **limits)
-    if cache is False: raise UserError(f'a mixture by {config.mixture!r}, or of more than {LISTED:,} examples, needs the cache of rendered tasks; leave cache out, or name a folder')
+    if cache is False:
+        raise UserError(f'a mixture by {config.mixture!r}, or of more than {LISTED:,} examples, needs the cache of '
+                        'rendered tasks; leave cache out, or name a folder')
     store = rendered(tasks, backbone, folder=None if cache in (None,True) else cache, **limits)
     if listed: return Pairs(store, mixture(tasks, config.examples, store=store, **how))
-    if rule=='even': how |= dict(rule='proportional', cap=None) if config.examples is None else dict(rule='equal', cap=None)
+    if rule=='even':
+        how |= dict(rule='proportional', cap=None) if config.examples is None else dict(rule='equal', cap=None)
     groups = {t.name:t.dataset for t in tasks} if rule in ('even','temperature') else None
     return MixedPairs(store, mix(store.sizes, examples=config.examples, temperature=heat, groups=groups, **how))
 
@@ -159,19 +192,29 @@ def _falling(lr:float, share:float, updates:int):
 def _ready(backbone, prompt, config, updates):
     "Check the prompt against the settings, freeze what stays, and give the optimiser the rest"
     train_T,train_P = METHODS[config.method]
-    if prompt.kind!=config.prompt: raise UserError(f'the settings ask for prompt {config.prompt!r}, got a prompt of kind {prompt.kind!r}; make it with new_prompt({config.prompt!r}, ...)')
-    if train_P and (len(prompt)!=1 or prompt.length!=config.length): raise UserError(f'pretraining needs one prompt of length {config.length}, got {len(prompt)} of length {prompt.length}')
-    (unfreeze if train_T else freeze)(backbone); prompt.to(backbone.device)
+    if prompt.kind!=config.prompt:
+        raise UserError(f'the settings ask for prompt {config.prompt!r}, got a prompt of kind {prompt.kind!r}; make '
+                        f'it with new_prompt({config.prompt!r}, ...)')
+    if train_P and (len(prompt)!=1 or prompt.length!=config.length):
+        raise UserError(
+            f'pretraining needs one prompt of length {config.length}, got {len(prompt)} of length {prompt.length}')
+    (unfreeze if train_T else freeze)(backbone)
+    prompt.to(backbone.device)
     groups = [dict(params=backbone.model.parameters())] if train_T else []
-    if train_P: groups.append(dict(params=prompt.parameters(), lr=_falling(config.prompt_lr or config.lr, config.decay, updates)))
+    if train_P:
+        groups.append(
+            dict(params=prompt.parameters(), lr=_falling(config.prompt_lr or config.lr, config.decay, updates)))
     return Adafactor(groups, _falling(config.lr, config.decay, updates), clip=config.clip)
 
 def _resume(folder, card, backbone, prompt, opt)->list[dict]:
     "Rows already done, after putting the newest checkpoint in `folder` back; none if there is no checkpoint"
     path = last_step(folder) if folder else None
     if path is None: return []
-    old = read_card(path); other = [k for k in card if old.get(k)!=card[k]]
-    if other: raise UserError(f'{folder} holds the checkpoints of another run (other {", ".join(other)}); choose another folder, or remove it')
+    old = read_card(path)
+    other = [k for k in card if old.get(k)!=card[k]]
+    if other:
+        raise UserError(
+            f'{folder} holds the checkpoints of another run (other {", ".join(other)}); choose another folder, or remove it')
     return restore(path, backbone=backbone, prompt=prompt, optimizer=opt)['rows']
 
 PACK_BELOW = .75 # Share of real tokens in padded batches under which packing pays, measured on a CPU
@@ -179,9 +222,14 @@ PACK_BELOW = .75 # Share of real tokens in padded batches under which packing pa
 def _updates(backbone, prompt, pairs, config, micro_tokens, start=0, workers=0):
     "The batches of every update, packed or padded"
     packed = config.packed
-    if packed is None: packed = (backbone.relative or backbone.causal) and fill(pairs, batch_size=config.batch_size, seed=config.seed)<PACK_BELOW
-    extra = prompt.length if prompt.kind=='shallow' else 0; tokens = min(config.row_tokens, micro_tokens or config.row_tokens) if packed else None
-    return mtl_batches(pairs, batch_size=config.batch_size, seed=config.seed, pad=backbone.tokenizer.pad_token_id or 0, row_tokens=tokens, extra=extra, start=start, workers=workers)
+    if packed is None:
+        packed = (backbone.relative or backbone.causal) and fill(
+            pairs, batch_size=config.batch_size, seed=config.seed)<PACK_BELOW
+    extra = prompt.length if prompt.kind=='shallow' else 0
+    tokens = min(config.row_tokens, micro_tokens or config.row_tokens) if packed else None
+    return mtl_batches(
+        pairs, batch_size=config.batch_size, seed=config.seed, pad=backbone.tokenizer.pad_token_id or 0,
+        row_tokens=tokens, extra=extra, start=start, workers=workers)
 
 def _save(folder, rows, **parts):
     "A checkpoint, written by the main process while the others wait"
@@ -201,21 +249,36 @@ def pretrain(
     workers:int=0 # Processes that make batches ahead
 ):
     "Train as `config` says, yielding a row per update with the budget spent so far; method 'none' yields nothing"
-    prompt = NoPrompt() if prompt is None else prompt; train_T,train_P = METHODS[config.method]
-    if not (train_T or train_P): freeze(backbone); return
+    prompt = NoPrompt() if prompt is None else prompt
+    train_T,train_P = METHODS[config.method]
+    if not (train_T or train_P):
+        freeze(backbone)
+        return
     pairs = mixed_pairs(backbone, tasks, config, cache=cache)
-    card = dict(config=json.loads(to_json(config)), data=pairs.key if hasattr(pairs, 'key') else key_of(str(pairs)), start=key_of(fingerprint(backbone))) if folder else {}
-    opt = _ready(backbone, prompt, config, -(-len(pairs)//config.batch_size)); rows = _resume(folder, card, backbone, prompt, opt); yield from rows
-    rows = list(rows); done = rows[-1] if rows else dict(budget=dict.fromkeys(('updates','examples','tokens','flops'), 0), seconds=0.)
+    card = dict(config=json.loads(to_json(config)), data=pairs.key if hasattr(pairs, 'key') else key_of(str(pairs)),
+                start=key_of(fingerprint(backbone))) if folder else {}
+    opt = _ready(backbone, prompt, config, -(-len(pairs)//config.batch_size))
+    rows = _resume(folder, card, backbone, prompt, opt)
+    yield from rows
+    rows = list(rows)
+    done = rows[-1] if rows else dict(budget=dict.fromkeys(('updates','examples','tokens','flops'), 0), seconds=0.)
     try:
         with training(backbone.model, config.dropout):
-            for row in fit(_updates(backbone, prompt, pairs, config, micro_tokens, len(rows), workers), token_nll(backbone, prompt), opt, micro_tokens=micro_tokens, seed=config.seed, start=len(rows)):
-                b = rows[-1]['budget'] if rows else done['budget']; tokens = b['tokens']+row['tokens']
+            for row in fit(
+                    _updates(backbone, prompt, pairs, config, micro_tokens, len(rows), workers),
+                    token_nll(backbone, prompt), opt, micro_tokens=micro_tokens, seed=config.seed, start=len(rows)):
+                b = rows[-1]['budget'] if rows else done['budget']
+                tokens = b['tokens']+row['tokens']
                 row['seconds'] += done['seconds']
-                row['budget'] = dict(updates=b['updates']+1, examples=b['examples']+row['examples'], tokens=tokens, flops=flops(backbone, tokens, train_T))
+                row['budget'] = dict(
+                    updates=b['updates']+1, examples=b['examples']+row['examples'], tokens=tokens,
+                    flops=flops(backbone, tokens, train_T))
                 rows.append(row)
                 stop = stopping()
-                if folder and (stop or len(rows)%every==0): _save(folder, rows, backbone=backbone, reference=None if train_T else backbone.name, prompt=prompt, optimizer=opt, card=card)
+                if folder and (stop or len(rows)%every==0):
+                    _save(
+                        folder, rows, backbone=backbone, reference=None if train_T else backbone.name, prompt=prompt,
+                        optimizer=opt, card=card)
                 yield row
                 if stop: raise Stopped(stop_note(bool(folder)))
     finally: freeze(backbone)

@@ -19,14 +19,16 @@ from .mixing import Mixing, Order
 # %% ../../nbs/60_train/04_rendered.ipynb #adf418c4
 def cache_dir()->Path:
     "Where rendered tasks are kept: `PROMPTBENCH_CACHE`, or a folder of the user's cache"
-    return Path(os.environ.get('PROMPTBENCH_CACHE') or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'promptbench').expanduser()
+    return Path(os.environ.get('PROMPTBENCH_CACHE')
+                or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'promptbench').expanduser()
 
 @functools.cache
 def _code()->str:
     "The version of everything that turns a record into ids"
     files = [Path(importlib.util.find_spec(f'promptbench.{m}').origin).read_bytes() for m in
              ('data.suite','data.sandbox','data.templates','model.batch','model.backbone','train.rendered')]
-    return hashlib.sha256(b'\0'.join(files)).hexdigest()+' '.join(importlib.metadata.version(n) for n in ('jinja2','tokenizers','transformers'))
+    return hashlib.sha256(b'\0'.join(files)).hexdigest()+' '.join(
+        importlib.metadata.version(n) for n in ('jinja2','tokenizers','transformers'))
 
 _known = weakref.WeakKeyDictionary()
 
@@ -35,7 +37,9 @@ def records_key(
     split:str
 )->str:
     "Hash of all records of a split; records that bring a `fingerprint` are believed"
-    rows = data.records[split]; known = _known.setdefault(data, {}); own = getattr(rows, 'fingerprint', None)
+    rows = data.records[split]
+    known = _known.setdefault(data, {})
+    own = getattr(rows, 'fingerprint', None)
     if own is not None and not callable(own): return str(own)
     if split not in known:
         h = hashlib.sha256()
@@ -45,20 +49,28 @@ def records_key(
 
 def _tokenizer_key(backbone)->str:
     "Hash of the tokenizer and of how the backbone uses it"
-    t = backbone.tokenizer; own = getattr(t, 'backend_tokenizer', None)
-    what = json.loads(own.to_str())|dict(padding=None, truncation=None) if own is not None else [type(t).__qualname__, sorted(vars(t).get('vocab', {}) or t.get_vocab())]
+    t = backbone.tokenizer
+    own = getattr(t, 'backend_tokenizer', None)
+    what = json.loads(own.to_str())|dict(padding=None, truncation=None) if own is not None else [
+        type(t).__qualname__, sorted(vars(t).get('vocab', {}) or t.get_vocab())]
     return key_of(what, t.eos_token_id, t.bos_token_id, backbone.causal, backbone.eos_source, backbone.eos_target, n=24)
 
 def task_key(task, split:str, tokenizer:str, max_source:int, max_target:int)->str:
     "The name of a task's folder: equal exactly where the ids are"
-    t = task._template; plain = {k:v for k,v in vars(t).items() if not k.startswith('_') and isinstance(v, (str,int,float,bool,tuple,list,type(None)))}
-    return key_of(_code(), task.dataset, task.template, type(t).__qualname__, t.jinja, t.answer_choices, plain, split, records_key(task._data, split), tokenizer, max_source, max_target, n=24)
+    t = task._template
+    plain = {k:v
+             for k,v in vars(t).items()
+             if not k.startswith('_') and isinstance(v, (str,int,float,bool,tuple,list,type(None)))}
+    return key_of(_code(), task.dataset, task.template, type(t).__qualname__, t.jinja, t.answer_choices, plain, split,
+                  records_key(task._data, split), tokenizer, max_source, max_target, n=24)
 
 # %% ../../nbs/60_train/04_rendered.ipynb #9de1fc85
 def _serve(work, mine, others):
     "What a worker does: one job after another, until there is nobody to send any"
     for c in others: c.close()
-    gc.freeze(); signal.signal(signal.SIGINT, signal.SIG_IGN); os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     with contextlib.suppress(EOFError, OSError):
         while (job := mine.recv()) is not None:
             try: mine.send((True, work(job)))
@@ -78,20 +90,32 @@ def in_processes(
             try: yield job,work(job)
             except Exception as e: raise UserError(f'{name(job)}: {_words(e)}') from e
         return
-    context = multiprocessing.get_context('fork'); procs,busy,todo = {},{},iter(jobs)
+    context = multiprocessing.get_context('fork')
+    procs,busy,todo = {},{},iter(jobs)
     try:
         for _ in range(workers):
-            ours,theirs = context.Pipe(); p = context.Process(target=_serve, args=(work, theirs, [ours,*procs]), daemon=True); p.start(); theirs.close(); procs[ours] = p
+            ours,theirs = context.Pipe()
+            p = context.Process(target=_serve, args=(work, theirs, [ours,*procs]), daemon=True)
+            p.start()
+            theirs.close()
+            procs[ours] = p
         _deal(procs, busy, todo)
         while busy:
             for c in wait(list(busy)):
                 job = busy.pop(c)
                 try: fine,got = c.recv()
-                except (EOFError, OSError): raise UserError(f'{name(job)}: the process at work on it died ({_end(procs[c])}); has it been killed, or memory run out? Try again, with fewer workers') from None
+                except (EOFError, OSError):
+                    raise UserError(
+                        f'{name(job)}: the process at work on it died ({_end(procs[c])}); has it been '
+                        'killed, or memory run out? Try again, with fewer workers') from None
                 if not fine: raise UserError(f'{name(job)}: {got}')
-                _deal({c:procs[c]}, busy, todo); yield job,got
+                _deal({c:procs[c]}, busy, todo)
+                yield job,got
     finally:
-        for c,p in procs.items(): c.close(); p.terminate(); p.join()
+        for c,p in procs.items():
+            c.close()
+            p.terminate()
+            p.join()
 
 def _deal(connections, busy, todo):
     "Send each idle worker its next job"
@@ -102,7 +126,8 @@ def _deal(connections, busy, todo):
         with contextlib.suppress(OSError): c.send(job) # a worker that is dead already shows when its answer is read
 
 def _end(process)->str:
-    process.join(5); code = process.exitcode
+    process.join(5)
+    code = process.exitcode
     return f'signal {signal.Signals(-code).name}' if code and code<0 else f'exit code {code}'
 
 # %% ../../nbs/60_train/04_rendered.ipynb #fec6699a
@@ -111,22 +136,27 @@ PART = 10_000 # Rows of a file: what a worker holds in memory
 def _flat(texts, dtype):
     "Texts, four bytes an id, as one Arrow column of lists"
     import pyarrow as pa
-    n = np.zeros(len(texts)+1, dtype=np.int32); np.cumsum([len(x)//4 for x in texts], out=n[1:])
+    n = np.zeros(len(texts)+1, dtype=np.int32)
+    np.cumsum([len(x)//4 for x in texts], out=n[1:])
     return pa.ListArray.from_arrays(pa.array(n), pa.array(np.frombuffer(b''.join(texts), dtype=np.int32).astype(dtype)))
 
 def _ids(backbone, texts, limit:int, make)->list[bytes]:
     "Ids as the backbone wants them; `make` is its `sources` or `targets`, where the plain way will not do"
     from promptbench.model.batch import encode_bytes
-    if not backbone.causal and backbone.eos_source and backbone.eos_target: return encode_bytes(backbone.tokenizer, texts, limit)
+    if not backbone.causal and backbone.eos_source and backbone.eos_target:
+        return encode_bytes(backbone.tokenizer, texts, limit)
     return [np.array(x, dtype=np.int32).tobytes() for x in make(texts, limit)]
 
 def _write_part(path, task, split, a, b, backbone, limits)->tuple[int,int]: # Examples and tokens
     "Render and tokenise rows `a` to `b` and write them as one batch of an Arrow file"
     import pyarrow as pa
-    dtype = np.uint16 if backbone.vocab<=65536 else np.int32; rows,src,tgt = [],[],[]; examples = ((i,e) for i in range(a, b) for e in render(task, split, (i,)))
+    dtype = np.uint16 if backbone.vocab<=65536 else np.int32
+    rows,src,tgt = [],[],[]
+    examples = ((i,e) for i in range(a, b) for e in render(task, split, (i,)))
     while block := list(islice(examples, 1000)):
         rows += [i for i,_ in block]
-        src.append(_flat(_ids(backbone, [e.source for _,e in block], limits[0], backbone.sources), dtype)); tgt.append(_flat(_ids(backbone, [e.target for _,e in block], limits[1], backbone.targets), dtype))
+        src.append(_flat(_ids(backbone, [e.source for _,e in block], limits[0], backbone.sources), dtype))
+        tgt.append(_flat(_ids(backbone, [e.target for _,e in block], limits[1], backbone.targets), dtype))
     column = lambda parts: pa.concat_arrays(parts) if parts else _flat([], dtype)
     batch = pa.record_batch([pa.array(rows, pa.int64()), column(src), column(tgt)], names=['row','source','target'])
     with pa.OSFile(str(path), 'wb') as f, pa.ipc.new_file(f, batch.schema) as w: w.write_batch(batch)
@@ -144,11 +174,16 @@ def _crew(workers, rows:int)->int:
 def _lock(folder:Path):
     "Only one process writes here at a time; what a killed one left is swept away"
     from filelock import FileLock, Timeout
-    try: folder.mkdir(parents=True, exist_ok=True); lock = FileLock(folder/'lock')
-    except OSError as e: raise UserError(f'cannot write rendered tasks to {folder} ({e.strerror}); set PROMPTBENCH_CACHE to a folder you may write to') from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder/'lock')
+    except OSError as e:
+        raise UserError(
+            f'cannot write rendered tasks to {folder} ({e.strerror}); set PROMPTBENCH_CACHE to a folder you may write to') from None
     try: lock.acquire(timeout=1)
     except Timeout:
-        if not os.environ.get('PROMPTBENCH_QUIET'): print(f'waiting for another process that writes to {folder}', file=sys.stderr)
+        if not os.environ.get('PROMPTBENCH_QUIET'):
+            print(f'waiting for another process that writes to {folder}', file=sys.stderr)
         lock.acquire()
     try:
         for old in folder.glob('.new-*'): shutil.rmtree(old, ignore_errors=True)
@@ -158,17 +193,35 @@ def _lock(folder:Path):
 # %% ../../nbs/60_train/04_rendered.ipynb #93e28ad6
 def _build(todo, split, backbone, limits, folder, workers):
     "Write the tasks of `todo`, a dict from key to task; each appears when it is whole"
-    keys = list(todo); parts = {k:max(1, -(-t.size(split)//PART)) for k,t in todo.items()}; left = dict(parts); counts = {k:[0,0] for k in keys}
-    tmp = Path(tempfile.mkdtemp(prefix='.new-', dir=folder)); [(tmp/k).mkdir() for k in keys]
-    def work(job): k,i = keys[job[0]],job[1]; return _write_part(tmp/k/f'{i:05}.arrow', todo[k], split, i*PART, min((i+1)*PART, todo[k].size(split)), backbone, limits)
-    jobs = [(j,i) for j,k in enumerate(keys) for i in range(parts[k])]; rows = sum(t.size(split) for t in todo.values())
+    keys = list(todo)
+    parts = {k:max(1, -(-t.size(split)//PART)) for k,t in todo.items()}
+    left = dict(parts)
+    counts = {k:[0,0] for k in keys}
+    tmp = Path(tempfile.mkdtemp(prefix='.new-', dir=folder))
+    [(tmp/k).mkdir() for k in keys]
+    def work(job):
+        k,i = keys[job[0]],job[1]
+        return _write_part(
+            tmp/k/f'{i:05}.arrow', todo[k], split, i*PART, min((i+1)*PART, todo[k].size(split)), backbone, limits)
+    jobs = [(j,i) for j,k in enumerate(keys) for i in range(parts[k])]
+    rows = sum(t.size(split) for t in todo.values())
     try:
         with progress(None, total=rows, desc='rendering') as bar:
-            for (j,i),got in in_processes(jobs, work, workers=_crew(workers, rows), name=lambda job: f'task {todo[keys[job[0]]].name}'):
-                k = keys[j]; n = todo[k].size(split); bar.update(min((i+1)*PART, n)-i*PART); left[k] -= 1; counts[k] = [a+b for a,b in zip(counts[k], got)]
+            for (j,i),got in in_processes(
+                    jobs, work, workers=_crew(workers, rows), name=lambda job: f'task {todo[keys[job[0]]].name}'):
+                k = keys[j]
+                n = todo[k].size(split)
+                bar.update(min((i+1)*PART, n)-i*PART)
+                left[k] -= 1
+                counts[k] = [a+b for a,b in zip(counts[k], got)]
                 if left[k]: continue
-                card = dict(task=todo[k].name, suite=todo[k].suite, split=split, rows=n, examples=counts[k][0], tokens=counts[k][1], parts=parts[k], limits=limits, tokenizer=backbone.name, bytes=[f.stat().st_size for f in sorted((tmp/k).iterdir())])
-                (tmp/k/'card.json').write_text(to_json(card), encoding='utf8'); shutil.rmtree(folder/k, ignore_errors=True); os.replace(tmp/k, folder/k)
+                card = dict(
+                    task=todo[k].name, suite=todo[k].suite, split=split, rows=n, examples=counts[k][0],
+                    tokens=counts[k][1], parts=parts[k], limits=limits, tokenizer=backbone.name,
+                    bytes=[f.stat().st_size for f in sorted((tmp/k).iterdir())])
+                (tmp/k/'card.json').write_text(to_json(card), encoding='utf8')
+                shutil.rmtree(folder/k, ignore_errors=True)
+                os.replace(tmp/k, folder/k)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../../nbs/60_train/04_rendered.ipynb #7ae8c774
@@ -180,7 +233,10 @@ def rendered(
     workers:int|None=None # Processes; None: one per core where there is enough to do
 )->'Store':
     "All examples of all tasks as ids, from the cache or made now"
-    tasks = list(tasks); folder = Path(folder or cache_dir())/'rendered'; tokenizer = _tokenizer_key(backbone); limits = (max_source,max_target)
+    tasks = list(tasks)
+    folder = Path(folder or cache_dir())/'rendered'
+    tokenizer = _tokenizer_key(backbone)
+    limits = (max_source,max_target)
     keys = [task_key(t, split, tokenizer, *limits) for t in tasks]
     missing = lambda: {k:t for k,t in zip(keys, tasks) if _card(folder/k) is None}
     if missing():
@@ -199,34 +255,57 @@ def _card(folder:Path)->dict|None:
 class Store:
     "Tasks as ids on disk; examples are numbered through all tasks, in the order of the tasks and of their rows"
     def __init__(self, entries): # (name of the task, its folder, its key)
-        self.names = [n for n,_,_ in entries]; self.key = key_of([k for _,_,k in entries], n=24); self.cards,parts,of = [],[],[]
+        self.names = [n for n,_,_ in entries]
+        self.key = key_of([k for _,_,k in entries], n=24)
+        self.cards,parts,of = [],[],[]
         for t,(name,folder,_) in enumerate(entries):
             card = _card(folder)
-            if card is None: raise UserError(f'the rendered task {name} must lie in {folder}, but it is not whole there; has somebody cleared the cache? Start again')
-            os.utime(folder/'card.json'); self.cards.append(card)
-            for i in range(card['parts']): parts.append(_read_part(folder/f'{i:05}.arrow')); of.append(t)
-        size = np.array([len(p[0]) for p in parts], dtype=np.int64); self._parts,self._ends = parts,np.cumsum(size)
-        self.sizes = {n:c['examples'] for n,c in zip(self.names, self.cards)}; self.first = np.cumsum([0,*[c['examples'] for c in self.cards]])
+            if card is None:
+                raise UserError(
+                    f'the rendered task {name} must lie in {folder}, but it is not whole there; has somebody '
+                    'cleared the cache? Start again')
+            os.utime(folder/'card.json')
+            self.cards.append(card)
+            for i in range(card['parts']):
+                parts.append(_read_part(folder/f'{i:05}.arrow'))
+                of.append(t)
+        size = np.array([len(p[0]) for p in parts], dtype=np.int64)
+        self._parts,self._ends = parts,np.cumsum(size)
+        self.sizes = {n:c['examples'] for n,c in zip(self.names, self.cards)}
+        self.first = np.cumsum([0,*[c['examples'] for c in self.cards]])
     def __len__(self): return int(self.first[-1])
-    def __repr__(self): return f'Store({len(self):,} examples of {len(self.names)} tasks, {sum(c["tokens"] for c in self.cards):,} tokens)'
+    def __repr__(self):
+        return (
+            f'Store({len(self):,} examples of {len(self.names)} tasks, {sum(c["tokens"] for c in self.cards):,} tokens)')
     def _find(self, numbers):
         "Part of each example and its place there"
-        g = np.asarray(numbers, dtype=np.int64).reshape(-1); part = np.searchsorted(self._ends, g, side='right')
+        g = np.asarray(numbers, dtype=np.int64).reshape(-1)
+        part = np.searchsorted(self._ends, g, side='right')
         return part, g-(self._ends[part]-np.array([len(self._parts[p][0]) for p in part], dtype=np.int64))
     def pairs(self, numbers)->list: # (source ids, target ids)
         out = []
-        for p,i in zip(*(x.tolist() for x in self._find(numbers))): _,so,sv,to,tv = self._parts[p]; out.append((sv[so[i]:so[i+1]].tolist(), tv[to[i]:to[i+1]].tolist()))
+        for p,i in zip(*(x.tolist() for x in self._find(numbers))):
+            _,so,sv,to,tv = self._parts[p]
+            out.append((sv[so[i]:so[i+1]].tolist(), tv[to[i]:to[i+1]].tolist()))
         return out
     @functools.cached_property
-    def _lengths(self): return tuple(np.concatenate([np.diff(p[k]).astype(np.int32) for p in self._parts] or [np.zeros(0, np.int32)]) for k in (1,3))
-    def lengths(self, numbers)->tuple: return tuple(x[np.asarray(numbers, dtype=np.int64)] for x in self._lengths) # Source and target tokens, closing one included
+    def _lengths(self):
+        return tuple(np.concatenate([np.diff(p[k]).astype(np.int32) for p in self._parts] or [np.zeros(0, np.int32)])
+                     for k in (1,3))
+    # Source and target tokens, closing one included
+    def lengths(self, numbers)->tuple:
+        return tuple(x[np.asarray(numbers, dtype=np.int64)] for x in self._lengths)
     def in_rows(self,
         task:str, # Its name
         order # Rows of the data set
     ): # Iterator of numbers of examples
         "The examples of these rows of a task, in this order, without the rows that the template skips"
-        t = self.names.index(task); index = np.full(self.cards[t]['rows'], -1, dtype=np.int64); a,b = self.first[t:t+2]
-        index[np.concatenate([p[0] for p,e in zip(self._parts, self._ends) if a<e<=b] or [np.zeros(0, np.int64)])] = np.arange(a, b)
+        t = self.names.index(task)
+        index = np.full(self.cards[t]['rows'], -1, dtype=np.int64)
+        a,b = self.first[t:t+2]
+        index[
+            np.concatenate([p[0] for p,e in zip(self._parts, self._ends) if a<e<=b]
+                           or [np.zeros(0, np.int64)])] = np.arange(a, b)
         return (int(index[i]) for i in order if index[i]>=0)
 
 def _read_part(path:Path)->tuple:
@@ -234,7 +313,9 @@ def _read_part(path:Path)->tuple:
     import pyarrow as pa
     try:
         with pa.memory_map(str(path)) as f: batch = pa.ipc.open_file(f).get_batch(0)
-    except (pa.ArrowInvalid, OSError) as e: raise UserError(f'{path} must be an Arrow file of a rendered task, but {e}; remove the folder {path.parent} and start again') from None
+    except (pa.ArrowInvalid, OSError) as e:
+        raise UserError(
+            f'{path} must be an Arrow file of a rendered task, but {e}; remove the folder {path.parent} and start again') from None
     return (batch[0].to_numpy(), *[x.to_numpy() for k in (1,2) for x in (batch[k].offsets, batch[k].values)])
 
 # %% ../../nbs/60_train/04_rendered.ipynb #3fb2cec7
@@ -252,11 +333,16 @@ class Pairs:
 class MixedPairs(Pairs):
     "One epoch of a `Mixing` over a store; no list of it exists"
     def __init__(self, store:Store, mixing:Mixing):
-        if list(mixing.names)!=store.names: raise UserError(f'a mixture must be of the tasks of the store, {store.names[:3]} ..., got {list(mixing.names)[:3]} ...; make it from store.sizes')
+        if list(mixing.names)!=store.names:
+            raise UserError(f'a mixture must be of the tasks of the store, {store.names[:3]} ..., got '
+                            f'{list(mixing.names)[:3]} ...; make it from store.sizes')
         self.store,self.mixing = store,mixing
     def __len__(self): return len(self.mixing)
-    def where(self, places)->np.ndarray: task,example = self.mixing.at(places); return self.store.first[task]+example
-    def order(self, *, batch_size:int, seed, mega:int=16)->Order: return Order(len(self), self.lengths, batch_size=batch_size, seed=seed, mega=mega) # As `mtl_order` asks for it
+    def where(self, places)->np.ndarray:
+        task,example = self.mixing.at(places)
+        return self.store.first[task]+example
+    def order(self, *, batch_size:int, seed, mega:int=16)->Order:
+        return Order(len(self), self.lengths, batch_size=batch_size, seed=seed, mega=mega)  # As `mtl_order` asks for it
     @property
     def key(self)->str: return key_of(self.store.key, self.mixing)
 
@@ -268,7 +354,9 @@ def cached(
     out = []
     for p in (Path(folder or cache_dir())/'rendered').glob('*/card.json'):
         if p.parent.name[0]=='.' or (card := _card(p.parent)) is None: continue
-        out.append({k:card[k] for k in ('task','suite','split','examples','tokens')}|dict(bytes=sum(f.stat().st_size for f in p.parent.iterdir()), used=p.stat().st_mtime, key=p.parent.name))
+        out.append(
+            {k:card[k] for k in ('task','suite','split','examples','tokens')}
+            |dict(bytes=sum(f.stat().st_size for f in p.parent.iterdir()), used=p.stat().st_mtime, key=p.parent.name))
     return sorted(out, key=lambda r: -r['bytes'])
 
 def clear_cache(

@@ -34,13 +34,17 @@ class TuneConfig:
     dropout:float=0. # The paper leaves 0.1 on; see below
     seed:int=0 # Of the shots, of a fresh prompt and of dropout
     length:int=20 # Of a fresh prompt
-    max_source:int=768; max_target:int=192 # Tokens kept
-    chunk_tokens:int|None=None # Most padded positions in a forward pass, those of a shallow prompt included; None: 4096 on a CPU, 32768 on a GPU
-    patience:int|None=None # Steps without a better loss after which a prompt is left as it is; None: never, as in the paper
+    max_source:int=768
+    max_target:int=192  # Tokens kept
+    # Most padded positions in a forward pass, those of a shallow prompt included; None: 4096 on a CPU, 32768 on a GPU
+    chunk_tokens:int|None=None
+    # Steps without a better loss after which a prompt is left as it is; None: never, as in the paper
+    patience:int|None=None
     min_delta:float=0. # What counts as better
     def __post_init__(self):
         for name in ('lr','prompt_lr','clip','length','chunk_tokens','patience'):
-            if getattr(self, name) is not None and getattr(self, name)<=0: raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
+            if getattr(self, name) is not None and getattr(self, name)<=0:
+                raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
         for name in ('shots','steps','min_delta'):
             if getattr(self, name)<0: raise UserError(f'{name} must be 0 or more, got {getattr(self, name)}')
 
@@ -57,10 +61,16 @@ def pieces(
     rows = sorted((len(t).bit_length(), len(s), len(t), i, j) for i,p in enumerate(pairs) for j,(s,t) in enumerate(p))
     parts,real,U = [],0,0
     for r in rows:
-        here = parts[-1] if parts else []; u = max(U, r[2]); total = (len(here)+1)*(r[1]+u+extra) if here and r[1]>=here[-1][1] else None
-        full = total is None or (tokens is not None and total>tokens) or (total>=(tokens or 1<<16)/8 and 1-(real+r[1]+r[2]+extra)/total>waste)
-        if full: parts.append([]); real,u = 0,r[2]
-        parts[-1].append(r); real,U = real+r[1]+r[2]+extra,u
+        here = parts[-1] if parts else []
+        u = max(U, r[2])
+        total = (len(here)+1)*(r[1]+u+extra) if here and r[1]>=here[-1][1] else None
+        full = total is None or (tokens is not None and total>tokens) or (
+            total>=(tokens or 1<<16)/8 and 1-(real+r[1]+r[2]+extra)/total>waste)
+        if full:
+            parts.append([])
+            real,u = 0,r[2]
+        parts[-1].append(r)
+        real,U = real+r[1]+r[2]+extra,u
     return [make_batch([pairs[i][j] for *_,i,j in p], [i for *_,i,_ in p], multiple=multiple, pad=pad) for p in parts]
 
 # %% ../../nbs/60_train/09_tune.ipynb #765984f3
@@ -80,10 +90,14 @@ def plan(
     **options # For `pieces`
 )->list[Piece]:
     "`pieces`, with everything about their targets worked out"
-    count_N = torch.tensor([max(1, sum(len(t) for _,t in p)) for p in pairs]).float(); out = []
+    count_N = torch.tensor([max(1, sum(len(t) for _,t in p)) for p in pairs]).float()
+    out = []
     for b in pieces(pairs, tokens, **options):
-        at_M = b.tgt_mask_BU.flatten().nonzero()[:,0]; index_M = b.index_B[:,None].expand_as(b.tgt_BU).flatten()[at_M]
-        out.append(Piece(b.to(device), *[t.to(device) for t in (at_M, b.tgt_BU.flatten()[at_M], index_M, 1/count_N[index_M])]))
+        at_M = b.tgt_mask_BU.flatten().nonzero()[:,0]
+        index_M = b.index_B[:,None].expand_as(b.tgt_BU).flatten()[at_M]
+        out.append(
+            Piece(
+                b.to(device), *[t.to(device) for t in (at_M, b.tgt_BU.flatten()[at_M], index_M, 1/count_N[index_M])]))
     return out
 
 # %% ../../nbs/60_train/09_tune.ipynb #3cab1062
@@ -95,9 +109,12 @@ class _Rows:
 def _nll(backbone, piece:Piece, prompt)->Tensor: # [M]
     "Negative log-likelihood of every real target token"
     b = piece.batch
-    if backbone.causal: return sequence_nll(forward(backbone, b, prompt), b.tgt_BU, b.tgt_mask_BU).flatten().index_select(0, piece.at_M)
+    if backbone.causal:
+        return sequence_nll(
+            forward(backbone, b, prompt), b.tgt_BU, b.tgt_mask_BU).flatten().index_select(0, piece.at_M)
     memory = encode(backbone, b, prompt)
-    with head_input(backbone, lambda x: x.flatten(0,1).index_select(0, piece.at_M)): logits_MV = decode(backbone, memory, b.tgt_BU)
+    with head_input(backbone, lambda x: x.flatten(0,1).index_select(0, piece.at_M)):
+        logits_MV = decode(backbone, memory, b.tgt_BU)
     return F.cross_entropy(logits_MV.float(), piece.target_M, reduction='none')
 
 def _gradient(
@@ -107,7 +124,8 @@ def _gradient(
     loss_N:Tensor # To which each prompt's loss is added
 ):
     "Add what one piece knows of losses and gradients"
-    rows_BPX = bank.rows(piece.batch.index_B); leaf_BPX = rows_BPX.detach().requires_grad_()
+    rows_BPX = bank.rows(piece.batch.index_B)
+    leaf_BPX = rows_BPX.detach().requires_grad_()
     part_M = _nll(backbone, piece, _Rows(bank.kind, leaf_BPX))*piece.share_M
     grad_BPX, = torch.autograd.grad(part_M.sum(), leaf_BPX)
     params = list(bank.parameters())
@@ -123,13 +141,16 @@ class Stopping:
     def __init__(self, n:int, config:TuneConfig, device):
         self.patience,self.min_delta = config.patience,config.min_delta
         self.best,self.last = torch.full((n,), float('inf'), device=device),torch.zeros(n, device=device)
-        self.wait,self.active = torch.zeros(n, dtype=torch.long, device=device),torch.ones(n, dtype=torch.bool, device=device)
+        self.wait,self.active = torch.zeros(n, dtype=torch.long, device=device),torch.ones(
+            n, dtype=torch.bool, device=device)
     def see(self, loss_N:Tensor)->Tensor: # [N] the loss of those that learn, the last one of those that stopped
         "Take in the losses of a step; changes who is active from the next step on"
         was,self.last = self.active,torch.where(self.active, loss_N, self.last)
         if self.patience is not None:
-            better = loss_N<self.best-self.min_delta; self.best = torch.where(better, loss_N, self.best)
-            self.wait = torch.where(better, 0, self.wait+1); self.active = was&(self.wait<self.patience)
+            better = loss_N<self.best-self.min_delta
+            self.best = torch.where(better, loss_N, self.best)
+            self.wait = torch.where(better, 0, self.wait+1)
+            self.active = was&(self.wait<self.patience)
         return self.last
     def state(self)->dict: return {k:getattr(self, k) for k in self.names}
     def load(self, state): [setattr(self, k, state[k].to(self.active.device)) for k in self.names]
@@ -139,23 +160,32 @@ class BankRun:
     "A bank while it is tuned: the plan of its pieces, one step after another, shrinking when memory runs out"
     def __init__(self, backbone, bank, pairs, config:TuneConfig, compiled:bool|None=None):
         self.backbone,self.bank,self.pairs,self.config = backbone,bank,pairs,config
-        self.cuda = backbone.device.type=='cuda'; self.budget = TokenBudget(config.chunk_tokens or (32768 if self.cuda else 4096))
+        self.cuda = backbone.device.type=='cuda'
+        self.budget = TokenBudget(config.chunk_tokens or (32768 if self.cuda else 4096))
         self.compiled = self.cuda and not config.dropout and not backbone.causal if compiled is None else compiled
-        if self.compiled and not self.cuda: raise UserError(f'compiled=True replays a CUDA graph and needs a GPU, got {backbone.device}; leave it at None')
+        if self.compiled and not self.cuda:
+            raise UserError(
+                f'compiled=True replays a CUDA graph and needs a GPU, got {backbone.device}; leave it at None')
         self.opt = Adafactor(bank.parameters(), config.prompt_lr or config.lr, lead=1, clip=config.clip)
         for p in bank.parameters(): p.grad = torch.zeros_like(p)
-        self.loss_N = torch.zeros(len(bank), device=backbone.device); self.stop = Stopping(len(bank), config, backbone.device)
-        self.extra = bank.length if bank.kind=='shallow' else 0; self.need = sum(len(s)+len(t)+self.extra for p in pairs for s,t in p)
+        self.loss_N = torch.zeros(len(bank), device=backbone.device)
+        self.stop = Stopping(len(bank), config, backbone.device)
+        self.extra = bank.length if bank.kind=='shallow' else 0
+        self.need = sum(len(s)+len(t)+self.extra for p in pairs for s,t in p)
         self.planned,self.kept,self.graph = None,[True]*len(bank),None
 
     def replan(self, tokens):
         "The pieces of those prompts that still learn"
-        self.graph,self.planned = None,tokens; pad = self.backbone.tokenizer.pad_token_id or 0
-        self.plan = plan([p if k else [] for p,k in zip(self.pairs, self.kept)], tokens, self.backbone.device, pad=pad, multiple=8 if self.cuda else 1, extra=self.extra)
+        self.graph,self.planned = None,tokens
+        pad = self.backbone.tokenizer.pad_token_id or 0
+        self.plan = plan([p if k else [] for p,k in zip(self.pairs, self.kept)], tokens, self.backbone.device,
+                         pad=pad, multiple=8 if self.cuda else 1, extra=self.extra)
 
     def drop(self, active:list):
         "Let the rows of stopped prompts go: at once where that is cheap, on a GPU when they are a fifth"
-        if sum(self.kept)-sum(active)>=(sum(self.kept)/5 if self.cuda else 1): self.kept = active; self.replan(self.planned)
+        if sum(self.kept)-sum(active)>=(sum(self.kept)/5 if self.cuda else 1):
+            self.kept = active
+            self.replan(self.planned)
 
     def run(self):
         "Losses and gradients of all pieces, from zero"
@@ -171,7 +201,8 @@ class BankRun:
 
     def step(self, number:int)->tuple[Tensor,Tensor]: # Losses [N] and gradient norms [N], still on the device
         "One update of every prompt that still learns"
-        with seeded(self.config.seed, number) if self.config.dropout else contextlib.nullcontext(): self.budget.run(self.pass_over, self.need)
+        with seeded(self.config.seed, number) if self.config.dropout else contextlib.nullcontext():
+            self.budget.run(self.pass_over, self.need)
         if self.config.patience is not None:
             for p in self.bank.parameters(): p.grad.mul_(self.stop.active.view(-1, *[1]*(p.ndim-1)))
         losses = self.stop.see(self.loss_N.clone())
@@ -181,15 +212,21 @@ class BankRun:
 def _capture(self:BankRun):
     "Record `run` as a CUDA graph: everything it reads and writes stays where it is, only the bank's numbers change"
     try:
-        side = torch.cuda.Stream(); side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side): self.run(); self.run() # warms up libraries, allocations and lazily made constants
-        torch.cuda.current_stream().wait_stream(side); graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.run()
+            self.run()  # warms up libraries, allocations and lazily made constants
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph): self.run()
         self.graph = graph
     except Exception as e:
         if out_of_memory(e): raise
-        self.compiled = self.graph = False; torch.cuda.synchronize()
-        warnings.warn(f'the step could not be recorded as a CUDA graph ({type(e).__name__}: {str(e)[:120]}); going on without, which is slower and nothing else')
+        self.compiled = self.graph = False
+        torch.cuda.synchronize()
+        warnings.warn(f'the step could not be recorded as a CUDA graph ({type(e).__name__}: {str(e)[:120]}); going '
+                      'on without, which is slower and nothing else')
 BankRun.capture = _capture
 
 # %% ../../nbs/60_train/09_tune.ipynb #469eeb9f
@@ -200,10 +237,14 @@ class Tuning:
     def __len__(self): return self._steps
     def __next__(self):
         try: return next(self._rows)
-        except StopIteration: self._left = False; raise
+        except StopIteration:
+            self._left = False
+            raise
     @property
     def bank(self):
-        if self._left: raise UserError('the bank is not tuned yet; read all rows first, for instance with `for row in tuning: ...`')
+        if self._left:
+            raise UserError(
+                'the bank is not tuned yet; read all rows first, for instance with `for row in tuning: ...`')
         return self._bank
 
 # %% ../../nbs/60_train/09_tune.ipynb #d021c480
@@ -218,10 +259,12 @@ def tune(
 )->Tuning: # Iterator of rows, with the tuned bank at its end
     "Tune one prompt per task on its own few examples"
     if isinstance(prompt, str): prompt = new_prompt(prompt, backbone, length=config.length, seed=config.seed)
-    if prompt is None or prompt.kind=='none': raise UserError("tuning needs a prompt to tune, got none; give one, or 'shallow' or 'deep' for a fresh one")
+    if prompt is None or prompt.kind=='none':
+        raise UserError("tuning needs a prompt to tune, got none; give one, or 'shallow' or 'deep' for a fresh one")
     tasks = list(tasks)
     if not tasks: raise UserError('tuning needs at least one task, got none')
-    if len(prompt) not in (1,len(tasks)): raise UserError(f'tuning {len(tasks)} tasks needs one prompt to start from or {len(tasks)}, got {len(prompt)}')
+    if len(prompt) not in (1,len(tasks)):
+        raise UserError(f'tuning {len(tasks)} tasks needs one prompt to start from or {len(tasks)}, got {len(prompt)}')
     bank = (prompt.repeat(len(tasks)) if len(prompt)==1 else prompt.select(range(len(tasks)))).to(backbone.device)
     examples = [t.shots(config.shots, config.seed) if hasattr(t, 'shots') else list(t) for t in tasks]
     pairs = [backbone.pairs(e, max_source=config.max_source, max_target=config.max_target) for e in examples]
@@ -232,28 +275,48 @@ def tune(
 def _rows(backbone, bank, pairs, config, steps, folder, every, compiled):
     "The loop; nothing but the bank is given to the optimiser, and on a GPU numbers are read every tenth step"
     if not steps: return
-    freeze(backbone); run = BankRun(backbone, bank, pairs, config, compiled)
-    card = dict(config=json.loads(to_json(replace(config, chunk_tokens=None))), data=key_of(str(pairs)), start=key_of(fingerprint(backbone), [key_of(t.tolist()) for t in bank.state_dict().values()])) if folder else {}
-    rows = _resume(folder, card, run); yield from rows
-    rows = list(rows); began,before,waiting = time.perf_counter(),(rows[-1]['seconds'] if rows else 0.),[]
+    freeze(backbone)
+    run = BankRun(backbone, bank, pairs, config, compiled)
+    card = dict(
+        config=json.loads(to_json(replace(config, chunk_tokens=None))), data=key_of(str(pairs)),
+        start=key_of(
+            fingerprint(backbone), [key_of(t.tolist()) for t in bank.state_dict().values()])) if folder else {}
+    rows = _resume(folder, card, run)
+    yield from rows
+    rows = list(rows)
+    began,before,waiting = time.perf_counter(),(rows[-1]['seconds'] if rows else 0.),[]
     with training(backbone.model, config.dropout):
         for step in range(len(rows), steps):
             if not any(run.kept): return
-            waiting.append((step, *run.step(step))); stop = stop_asked(); save = folder and (stop or (step+1)%every==0)
+            waiting.append((step, *run.step(step)))
+            stop = stop_asked()
+            save = folder and (stop or (step+1)%every==0)
             if run.cuda and not save and not stop and step+1<steps and len(waiting)<10: continue
-            new = _read(run, waiting, before+time.perf_counter()-began); waiting = []; rows += new
-            if save: save_step(folder, step+1, prompt=bank, optimizer=run.opt, state=run.stop.state()|dict(rows=rows, kept=run.kept, tokens=run.budget.tokens), card=card)
+            new = _read(run, waiting, before+time.perf_counter()-began)
+            waiting = []
+            rows += new
+            if save:
+                save_step(
+                    folder, step+1, prompt=bank, optimizer=run.opt,
+                    state=run.stop.state()|dict(rows=rows, kept=run.kept, tokens=run.budget.tokens), card=card)
             yield from new
             if stop: raise Stopped(stop_note(bool(folder)))
 
 def _read(run, waiting, seconds)->list[dict]:
     "Rows of the steps that were not looked at yet"
-    out = []; count = [(len(p), sum(len(s)+len(t) for s,t in p)) for p in run.pairs]
-    for (step,_,_),losses,norms in zip(waiting, torch.stack([l for _,l,_ in waiting]).tolist(), torch.stack([g for *_,g in waiting]).tolist()):
+    out = []
+    count = [(len(p), sum(len(s)+len(t) for s,t in p)) for p in run.pairs]
+    for (step,_,_),losses,norms in zip(
+            waiting, torch.stack([l for _,l,_ in waiting]).tolist(), torch.stack([g for *_,g in waiting]).tolist()):
         for what,values in (('loss', losses), ('gradient', norms)):
-            if not all(v-v==0 for v in values): raise UserError(f'the {what} must stay finite, got {values} at step {step}; lower the learning rate, or train in fp32')
-        out.append(dict(step=step, loss=sum(losses)/len(losses), grad_norm=sum(norms)/len(norms), examples=sum(n for (n,_),k in zip(count, run.kept) if k),
-                        tokens=sum(t for (_,t),k in zip(count, run.kept) if k), seconds=seconds, losses=losses, grad_norms=norms))
+            if not all(v-v==0 for v in values):
+                raise UserError(
+                    f'the {what} must stay finite, got {values} at step {step}; lower the learning rate, or train in fp32')
+        out.append(
+            dict(step=step, loss=sum(losses)/len(losses), grad_norm=sum(norms)/len(norms),
+                 examples=sum(n for (n,_),k in zip(count, run.kept) if k),
+                 tokens=sum(t for (_,t),k in zip(count, run.kept) if k), seconds=seconds, losses=losses,
+                 grad_norms=norms))
     if run.config.patience is not None: run.drop(run.stop.active.tolist())
     return out
 
@@ -261,7 +324,12 @@ def _resume(folder, card, run)->list[dict]:
     "Rows already done, after putting the newest checkpoint in `folder` back; none if there is no checkpoint"
     path = last_step(folder) if folder else None
     if path is None: return []
-    old = read_card(path); other = [k for k in card if old.get(k)!=card[k]]
-    if other: raise UserError(f'{folder} holds the checkpoints of another tuning (other {", ".join(other)}); choose another folder, or remove it')
-    state = restore(path, prompt=run.bank, optimizer=run.opt); run.stop.load(state); run.kept,run.budget.tokens = state['kept'],state['tokens']
+    old = read_card(path)
+    other = [k for k in card if old.get(k)!=card[k]]
+    if other:
+        raise UserError(
+            f'{folder} holds the checkpoints of another tuning (other {", ".join(other)}); choose another folder, or remove it')
+    state = restore(path, prompt=run.bank, optimizer=run.opt)
+    run.stop.load(state)
+    run.kept,run.budget.tokens = state['kept'],state['tokens']
     return state['rows']

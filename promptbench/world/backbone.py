@@ -34,48 +34,73 @@ def build_tokenizer(
     "A Unigram tokenizer with one piece per known word; everything else falls back to letters and bytes"
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, decoders, processors
     from transformers import PreTrainedTokenizerFast
-    total = sum(words.values()); letters = 'abcdefghijklmnopqrstuvwxyz0123456789'
+    total = sum(words.values())
+    letters = 'abcdefghijklmnopqrstuvwxyz0123456789'
     pieces = [(t,0.) for t in SPECIAL]+[(f'▁{w}', math.log(c/total)) for w,c in words.items()]
     pieces += [('▁',-20.)]+[(l,-20.) for l in letters]+[(f'<0x{b:02X}>',-30.) for b in range(256)]
     t = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=True))
     t.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior='isolated'), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Metaspace(prepend_scheme='always')])
+    t.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior='isolated'),
+         pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Metaspace(prepend_scheme='always')])
     t.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme='always')])
     t.add_special_tokens(SPECIAL)
     t.post_processor = processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>',1)])
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='<pad>', eos_token='</s>', unk_token='<unk>', model_max_length=768,
-                                   extra_special_tokens=SPECIAL[3:], clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=t, pad_token='<pad>', eos_token='</s>', unk_token='<unk>', model_max_length=768,
+        extra_special_tokens=SPECIAL[3:], clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/75_world/04_backbone.ipynb #02eeae93
 @dataclass(frozen=True, kw_only=True)
 class LMConfig:
     "Size and training of the tiny backbone; `steps` are optimiser updates"
     seed:int=0
-    d_model:int=128; heads:int=4; encoder_layers:int=4; decoder_layers:int=2; d_ff:int=256
-    prose_steps:int=0; prose_batch:int=64; prose_lr:float=1.5e-3 # stage 1, left out: span corruption and continuation alone
-    skill_steps:int=24000; skill_batch:int=48; rest_batch:int=8; skill_lr:float=1e-3 # stage 2: exercises, and prose so that nothing is forgotten
-    noise:float=0.; noise_from:float=.6 # share of sources with random words in front, and from which part of stage 2 on; see below
-    clip:float=1.; weight_decay:float=.01; precision:str='bf16'
+    d_model:int=128
+    heads:int=4
+    encoder_layers:int=4
+    decoder_layers:int=2
+    d_ff:int=256
+    prose_steps:int=0
+    prose_batch:int=64
+    prose_lr:float=1.5e-3  # stage 1, left out: span corruption and continuation alone
+    skill_steps:int=24000
+    skill_batch:int=48
+    rest_batch:int=8
+    skill_lr:float=1e-3  # stage 2: exercises, and prose so that nothing is forgotten
+    noise:float=0.
+    noise_from:float=.6  # share of sources with random words in front, and from which part of stage 2 on; see below
+    clip:float=1.
+    weight_decay:float=.01
+    precision:str='bf16'
 
 def tiny_backbone(cfg:LMConfig, tokenizer)->Backbone:
     "An untrained T5 v1.1 (gated GELU, no output scaling) with tied embeddings"
     from transformers import T5Config, T5ForConditionalGeneration
-    c = T5Config(vocab_size=len(tokenizer), d_model=cfg.d_model, d_kv=cfg.d_model//cfg.heads, d_ff=cfg.d_ff, num_layers=cfg.encoder_layers, num_decoder_layers=cfg.decoder_layers,
-                 num_heads=cfg.heads, feed_forward_proj='gated-gelu', dropout_rate=0., tie_word_embeddings=False, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
-                 relative_attention_num_buckets=16, relative_attention_max_distance=64, use_cache=False)
+    c = T5Config(vocab_size=len(tokenizer), d_model=cfg.d_model, d_kv=cfg.d_model//cfg.heads, d_ff=cfg.d_ff,
+                 num_layers=cfg.encoder_layers, num_decoder_layers=cfg.decoder_layers, num_heads=cfg.heads,
+                 feed_forward_proj='gated-gelu', dropout_rate=0., tie_word_embeddings=False, decoder_start_token_id=0,
+                 pad_token_id=0, eos_token_id=1, relative_attention_num_buckets=16,
+                 relative_attention_max_distance=64, use_cache=False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of('new backbone', cfg.seed)); m = T5ForConditionalGeneration(c)
+        torch.manual_seed(seed_of('new backbone', cfg.seed))
+        m = T5ForConditionalGeneration(c)
     with torch.no_grad(): m.shared.weight.mul_(cfg.d_model**-.5)
     look_around(m)
     return Backbone('tiny', m, tokenizer, precision=cfg.precision)
 
 def look_around(m):
     "Let encoder heads begin with the word before, the word after, the words just before, and the same word elsewhere; the others start as in T5"
-    attn = m.encoder.block[0].layer[0].SelfAttention; bias = attn.relative_attention_bias.weight; half,heads = bias.shape[0]//2,bias.shape[1] # buckets of what comes before, then of what comes after
+    attn = m.encoder.block[0].layer[0].SelfAttention
+    bias = attn.relative_attention_bias.weight
+    half,heads = bias.shape[0]//2,bias.shape[1]  # buckets of what comes before, then of what comes after
     with torch.no_grad():
         for head,bucket,add in ((0,1,4.),(1,half+1,4.),(2,2,3.),(2,1,2.),(3,0,-4.)):
             if head<heads: bias[bucket,head] += add
-        if heads>3: w = attn.key_value_proj_dim; rows = slice(3*w, 4*w); attn.q.weight[rows] *= w**.25; attn.k.weight[rows] = attn.q.weight[rows] # a query meets its own word's key
+        if heads>3:
+            w = attn.key_value_proj_dim
+            rows = slice(3*w, 4*w)
+            attn.q.weight[rows] *= w**.25
+            attn.k.weight[rows] = attn.q.weight[rows]  # a query meets its own word's key
 
 # %% ../../nbs/75_world/04_backbone.ipynb #88b6f289
 def span_corruption(
@@ -83,14 +108,22 @@ def span_corruption(
     r:Random, rate:float=.2, mean_span:float=2.5
 )->tuple[list[int],list[int]]: # source and target, both ended
     "Replace random spans by sentinels; the target spells the spans out (Raffel et al. 2020, section 3.1.4)"
-    n = len(ids); hide = [False]*n; k = max(1, min(SENTINELS-1, round(n*rate/mean_span)))
+    n = len(ids)
+    hide = [False]*n
+    k = max(1, min(SENTINELS-1, round(n*rate/mean_span)))
     for _ in range(k):
-        length = max(1, round(r.expovariate(1/mean_span))); s = r.randrange(max(1, n-length))
+        length = max(1, round(r.expovariate(1/mean_span)))
+        s = r.randrange(max(1, n-length))
         hide[s:s+length] = [True]*len(hide[s:s+length])
     src,tgt,c = [],[],0
     for i,t in enumerate(ids):
-        if not hide[i] or (c==SENTINELS and not hide[i-1]): src.append(t); continue
-        if i==0 or not hide[i-1] or not c: src.append(3+c); tgt.append(3+c); c += 1
+        if not hide[i] or (c==SENTINELS and not hide[i-1]):
+            src.append(t)
+            continue
+        if i==0 or not hide[i-1] or not c:
+            src.append(3+c)
+            tgt.append(3+c)
+            c += 1
         tgt.append(t)
     return src+[1], tgt+[1]
 
@@ -114,20 +147,28 @@ WEIGHT = dict(verify=2., choose=1.5, refer=1.5, order=1.5) # skills that most ta
 class Curriculum:
     "Which exercise comes next: weak skills more often, a new level when the last is mastered or patience ends"
     def __init__(self):
-        self.level = {s:0 for s in SKILLS}; self.met = {s:0 for s in SKILLS} # exercises at the current level
+        self.level = {s:0 for s in SKILLS}
+        self.met = {s:0 for s in SKILLS}  # exercises at the current level
         self.hits = {(s,l):deque(maxlen=WINDOW) for s,(_,n) in SKILLS.items() for l in range(n)}
     def accuracy(self, skill, level):
-        h = self.hits[skill,level]; return sum(h)/len(h) if h else 0.
+        h = self.hits[skill,level]
+        return sum(h)/len(h) if h else 0.
     def draw(self, r:Random)->tuple[str,int]:
-        names = list(SKILLS); skill = r.choices(names, [WEIGHT.get(s,1.)*(1.15-self.accuracy(s, self.level[s])) for s in names])[0]; top = self.level[skill]
+        names = list(SKILLS)
+        skill = r.choices(names, [WEIGHT.get(s,1.)*(1.15-self.accuracy(s, self.level[s])) for s in names])[0]
+        top = self.level[skill]
         return skill, top if r.random()<.65 else r.randrange(top+1)
     def note(self, skill:str, level:int, right:bool):
         "Count an answer; opens the next level when this one is mastered"
-        h = self.hits[skill,level]; h.append(bool(right))
+        h = self.hits[skill,level]
+        h.append(bool(right))
         if level!=self.level[skill] or level+1==SKILLS[skill][1]: return
         self.met[skill] += 1
-        if self.met[skill]>PATIENCE or (len(h)==WINDOW and sum(h)>MASTERED*WINDOW): self.level[skill] += 1; self.met[skill] = 0
-    def state(self)->dict: return dict(level=self.level, met=self.met, hits=[[s,l,[int(x) for x in h]] for (s,l),h in self.hits.items()])
+        if self.met[skill]>PATIENCE or (len(h)==WINDOW and sum(h)>MASTERED*WINDOW):
+            self.level[skill] += 1
+            self.met[skill] = 0
+    def state(self)->dict:
+        return dict(level=self.level, met=self.met, hits=[[s,l,[int(x) for x in h]] for (s,l),h in self.hits.items()])
     def load(self, d:dict):
         self.level,self.met = dict(d['level']),dict(d['met'])
         for s,l,h in d['hits']: self.hits[s,l] = deque(map(bool,h), maxlen=WINDOW)
@@ -137,50 +178,65 @@ def _tokenise(tok, texts:list[str])->list[list[int]]: return tok(texts, add_spec
 
 def prose_pairs(tok, n:int, r:Random, spans:float)->list:
     "`n` source/target pairs from prose; a share `spans` by span corruption, the rest by continuation"
-    return [span_corruption(ids, r) if r.random()<spans else continuation(ids, r) for ids in _tokenise(tok, [prose(r) for _ in range(n)])]
+    return [span_corruption(ids, r) if r.random()<spans else continuation(ids, r)
+            for ids in _tokenise(tok, [prose(r) for _ in range(n)])]
 
 def skill_pairs(tok, n:int, r:Random, c:Curriculum)->tuple[list,list]:
     "`n` exercises as pairs, and the (skill, level) of each"
-    which = [c.draw(r) for _ in range(n)]; ex = [SKILLS[s][0](r, l) for s,l in which]
+    which = [c.draw(r) for _ in range(n)]
+    ex = [SKILLS[s][0](r, l) for s,l in which]
     src,tgt = _tokenise(tok, [e[0] for e in ex]), _tokenise(tok, [e[1] for e in ex])
     return [(s+[1],t+[1]) for s,t in zip(src,tgt)], which
 
 def rate(step:int, cfg:LMConfig)->float:
     "Learning rate: each stage warms up over 200 steps and falls to 2 % over its last third"
-    second = step>=cfg.prose_steps; i,n,top = (step-cfg.prose_steps,cfg.skill_steps,cfg.skill_lr) if second else (step,cfg.prose_steps,cfg.prose_lr)
+    second = step>=cfg.prose_steps
+    i,n,top = (step-cfg.prose_steps,cfg.skill_steps,cfg.skill_lr) if second else (step,cfg.prose_steps,cfg.prose_lr)
     return top*min(1, (i+1)/200)*max(.02, min(1, (n-i)/(n/3)))
 
 BLOCK = 8 # steps drawn together and sorted by length, so that batches are mostly real tokens
 
 def _deal(pairs:list, extra:list, size:int, r:Random)->list[list]:
     "Sort by length, cut into batches of `size`, shuffle the batches; `extra` travels with its pair"
-    both = sorted(zip(pairs,extra), key=lambda pe:(len(pe[0][0]),len(pe[0][1]))); out = [both[i:i+size] for i in range(0,len(both),size)]
-    r.shuffle(out); return out
+    both = sorted(zip(pairs,extra), key=lambda pe:(len(pe[0][0]),len(pe[0][1])))
+    out = [both[i:i+size] for i in range(0,len(both),size)]
+    r.shuffle(out)
+    return out
 
 class Reader:
     "The stream of training batches of a run: its generator and curriculum are all the state there is"
-    def __init__(self, cfg:LMConfig, tok): self.cfg,self.tok,self.r,self.curriculum = cfg,tok,rng('lm', cfg.seed),Curriculum()
+    def __init__(self, cfg:LMConfig, tok):
+        self.cfg,self.tok,self.r,self.curriculum = cfg,tok,rng('lm', cfg.seed),Curriculum()
     def block(self, step:int)->list[tuple[Batch,list]]:
         "The batches of `BLOCK` steps; exercises come first in a batch, and the list says which they are"
         cfg,r = self.cfg,self.r
         if step<cfg.prose_steps:
             pairs = prose_pairs(self.tok, cfg.prose_batch*BLOCK, r, .6)
-            return [(make_batch([p for p,_ in b], multiple=4), []) for b in _deal(pairs, [None]*len(pairs), cfg.prose_batch, r)]
+            return [(make_batch([p for p,_ in b], multiple=4), [])
+                    for b in _deal(pairs, [None]*len(pairs), cfg.prose_batch, r)]
         noisy = step>=cfg.prose_steps+cfg.noise_from*cfg.skill_steps
-        noise = lambda pairs: [(add_noise(s, r, len(self.tok)) if noisy and r.random()<cfg.noise else s, t) for s,t in pairs]
+        noise = lambda pairs: [
+            (add_noise(s, r, len(self.tok)) if noisy and r.random()<cfg.noise else s, t) for s,t in pairs]
         pairs,which = skill_pairs(self.tok, cfg.skill_batch*BLOCK, r, self.curriculum)
-        skills = _deal(noise(pairs), which, cfg.skill_batch, r); rest = noise(prose_pairs(self.tok, cfg.rest_batch*BLOCK, r, .25))
+        skills = _deal(noise(pairs), which, cfg.skill_batch, r)
+        rest = noise(prose_pairs(self.tok, cfg.rest_batch*BLOCK, r, .25))
         rest = _deal(rest, [None]*len(rest), cfg.rest_batch, r)
         near = lambda bs: sorted(bs, key=lambda b:max(len(p[0]) for p,_ in b))
         return [(make_batch([p for p,_ in a+b], multiple=4), [w for _,w in a]) for a,b in zip(near(skills), near(rest))]
-    def state(self)->dict: v,s,g = self.r.getstate(); return dict(random=[v,list(s),g], curriculum=self.curriculum.state())
-    def load(self, d:dict): v,s,g = d['random']; self.r.setstate((v,tuple(s),g)); self.curriculum.load(d['curriculum'])
+    def state(self)->dict:
+        v,s,g = self.r.getstate()
+        return dict(random=[v,list(s),g], curriculum=self.curriculum.state())
+    def load(self, d:dict):
+        v,s,g = d['random']
+        self.r.setstate((v,tuple(s),g))
+        self.curriculum.load(d['curriculum'])
 
 # %% ../../nbs/75_world/04_backbone.ipynb #ac3c18ca
 def lm_loss(backbone:Backbone, batch:Batch, n_skill:int)->tuple[torch.Tensor,torch.Tensor,torch.Tensor]:
     "Loss, and for the first `n_skill` rows the predicted and the true first token"
     logits_BUV = forward(backbone, batch)
-    nll_BU = sequence_nll(logits_BUV, batch.tgt_BU, batch.tgt_mask_BU); n_B = batch.tgt_mask_BU.sum(1)
+    nll_BU = sequence_nll(logits_BUV, batch.tgt_BU, batch.tgt_mask_BU)
+    n_B = batch.tgt_mask_BU.sum(1)
     if not n_skill: return nll_BU.sum()/n_B.sum(), None, None
     loss = (nll_BU[:n_skill].sum(1)/n_B[:n_skill]).mean()
     if len(n_B)>n_skill: loss = loss+.5*nll_BU[n_skill:].sum()/n_B[n_skill:].sum()
@@ -188,7 +244,8 @@ def lm_loss(backbone:Backbone, batch:Batch, n_skill:int)->tuple[torch.Tensor,tor
 
 def lm_optimizer(backbone:Backbone, cfg:LMConfig):
     "AdamW with the betas usual for language models"
-    return torch.optim.AdamW(backbone.model.parameters(), lr=cfg.skill_lr, betas=(.9,.98), weight_decay=cfg.weight_decay)
+    return torch.optim.AdamW(
+        backbone.model.parameters(), lr=cfg.skill_lr, betas=(.9,.98), weight_decay=cfg.weight_decay)
 
 def lm_pretrain(
     backbone:Backbone, # Changed in place
@@ -196,18 +253,26 @@ def lm_pretrain(
     reader:Reader|None=None, optimizer=None, start:int=0, # To continue an interrupted run
 )->Iterator[dict]: # rows: step, stage, loss, examples, tokens, and `gauges` every 200 steps
     "Train a backbone on the corpus; a generator of rows, one per step"
-    reader = reader or Reader(cfg, backbone.tokenizer); optimizer = optimizer or lm_optimizer(backbone, cfg); backbone.model.train()
+    reader = reader or Reader(cfg, backbone.tokenizer)
+    optimizer = optimizer or lm_optimizer(backbone, cfg)
+    backbone.model.train()
     for step in range(start, cfg.prose_steps+cfg.skill_steps):
         if (step-start)%BLOCK==0: block = reader.block(step)
         batch,which = block[(step-start)%BLOCK]
         for g in optimizer.param_groups: g['lr'] = rate(step, cfg)
         loss,said,true = lm_loss(backbone, batch, len(which))
-        loss.backward(); torch.nn.utils.clip_grad_norm_(backbone.model.parameters(), cfg.clip)
-        optimizer.step(); optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(backbone.model.parameters(), cfg.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         for (s,l),ok in zip(which, (said==true).tolist() if which else ()): reader.curriculum.note(s, l, ok)
-        row = dict(step=step, stage='skills' if which else 'prose', loss=loss.item(), examples=len(batch.src_BT), tokens=int(batch.src_mask_BT.sum()+batch.tgt_mask_BU.sum()))
-        if not math.isfinite(row['loss']): raise UserError(f'the loss must stay finite, got {row["loss"]} at step {step}; lower prose_lr and skill_lr')
-        if which and step%200==199: row['gauges'] = {f'{s}.{l}':reader.curriculum.accuracy(s,l) for s,l in reader.curriculum.hits if reader.curriculum.hits[s,l]}
+        row = dict(step=step, stage='skills' if which else 'prose', loss=loss.item(), examples=len(batch.src_BT),
+                   tokens=int(batch.src_mask_BT.sum()+batch.tgt_mask_BU.sum()))
+        if not math.isfinite(row['loss']):
+            raise UserError(f'the loss must stay finite, got {row["loss"]} at step {step}; lower prose_lr and skill_lr')
+        if which and step%200==199:
+            row['gauges'] = {
+                f'{s}.{l}':reader.curriculum.accuracy(s,l) for s,l in reader.curriculum.hits if reader.curriculum.hits[s,l]}
         yield row
     backbone.model.eval()
 
@@ -216,22 +281,31 @@ def _save_state(folder:Path, backbone, optimizer, reader, step:int, log:list, se
     "Everything a run goes on from; rows not yet in the log are part of it"
     tensors = {f'model.{k}':v.clone() for k,v in backbone.model.state_dict().items()}
     for i,st in optimizer.state_dict()['state'].items(): tensors |= {f'optim.{i}.{k}':v for k,v in st.items()}
-    save_step(folder, step, state=dict(tensors, step=step, log=log, seen=list(seen), reader=reader.state()), card=dict(config=json.loads(to_json(reader.cfg))))
+    save_step(folder, step, state=dict(tensors, step=step, log=log, seen=list(seen), reader=reader.state()),
+              card=dict(config=json.loads(to_json(reader.cfg))))
 
 def _load_state(folder:Path, backbone, optimizer, reader)->tuple[int,list,list]: # step, log, rows not yet in it
     "Put the newest whole checkpoint back; the beginning if there is none"
     path = last_step(folder)
     if path is None: return 0,[],[]
-    if read_card(path)['config']!=json.loads(to_json(reader.cfg)): raise UserError(f'{folder} holds the checkpoints of another run (other config); choose another folder, or remove it')
-    d = load_state(path); state = {}
+    if read_card(path)['config']!=json.loads(to_json(reader.cfg)):
+        raise UserError(
+            f'{folder} holds the checkpoints of another run (other config); choose another folder, or remove it')
+    d = load_state(path)
+    state = {}
     backbone.model.load_state_dict({k[6:]:v for k,v in d.items() if k.startswith('model.')})
     for k,v in d.items():
-        if k.startswith('optim.'): _,i,name = k.split('.'); state.setdefault(int(i),{})[name] = v
-    optimizer.load_state_dict(dict(state=state, param_groups=optimizer.state_dict()['param_groups'])); reader.load(d['reader'])
+        if k.startswith('optim.'):
+            _,i,name = k.split('.')
+            state.setdefault(int(i),{})[name] = v
+    optimizer.load_state_dict(dict(state=state, param_groups=optimizer.state_dict()['param_groups']))
+    reader.load(d['reader'])
     return d['step'],d['log'],d['seen']
 
 def _card(bb, cfg, log)->dict:
-    return dict(name='tiny', config=asdict(cfg), parameters=sum(p.numel() for p in bb.model.parameters()), steps=log[-1]['step'], examples=sum(r['examples'] for r in log), tokens=sum(r['tokens'] for r in log), skills={k:round(v,3) for k,v in log[-1]['gauges'].items()})
+    return dict(name='tiny', config=asdict(cfg), parameters=sum(p.numel() for p in bb.model.parameters()),
+                steps=log[-1]['step'], examples=sum(r['examples'] for r in log), tokens=sum(r['tokens'] for r in log),
+                skills={k:round(v,3) for k,v in log[-1]['gauges'].items()})
 
 def make_backbone(
     out, # Folder of the backbone
@@ -244,18 +318,33 @@ def make_backbone(
     tell=lambda row: None # Called with every line of the log, one per 200 steps
 )->Path:
     "Train the tiny backbone into `out`; a stopped or killed run goes on from its last checkpoint with the same numbers"
-    if every%BLOCK or cfg.prose_steps%BLOCK or cfg.skill_steps%BLOCK: raise UserError(f'prose_steps, skill_steps and every must be multiples of {BLOCK}, got {cfg.prose_steps}, {cfg.skill_steps}, {every}')
-    if any(k%200 for k in keep): raise UserError(f'keep must name multiples of 200 steps, when skills are measured, got {list(keep)}')
-    out = Path(out); work = Path(work or out.with_name(out.name+'.state')); tok = build_tokenizer(vocabulary()); bb = tiny_backbone(cfg, tok)
-    opt,reader = lm_optimizer(bb, cfg), Reader(cfg, tok); start,log,seen = _load_state(work, bb, opt, reader)
+    if every%BLOCK or cfg.prose_steps%BLOCK or cfg.skill_steps%BLOCK:
+        raise UserError(
+            f'prose_steps, skill_steps and every must be multiples of {BLOCK}, got {cfg.prose_steps}, {cfg.skill_steps}, {every}')
+    if any(k%200 for k in keep):
+        raise UserError(f'keep must name multiples of 200 steps, when skills are measured, got {list(keep)}')
+    out = Path(out)
+    work = Path(work or out.with_name(out.name+'.state'))
+    tok = build_tokenizer(vocabulary())
+    bb = tiny_backbone(cfg, tok)
+    opt,reader = lm_optimizer(bb, cfg), Reader(cfg, tok)
+    start,log,seen = _load_state(work, bb, opt, reader)
     total,watch = cfg.prose_steps+cfg.skill_steps, watch or partial(progress, quiet=quiet)
     for row in watch(lm_pretrain(bb, cfg, reader=reader, optimizer=opt, start=start), total-start, 'backbone'):
-        seen.append(row); done = row['step']+1; stop = done%BLOCK==0 and stop_asked()
+        seen.append(row)
+        done = row['step']+1
+        stop = done%BLOCK==0 and stop_asked()
         if done%200==0 or done==total:
-            log.append(dict(step=done, stage=row['stage'], loss=sum(r['loss'] for r in seen)/len(seen), examples=sum(r['examples'] for r in seen), tokens=sum(r['tokens'] for r in seen), gauges=row.get('gauges',{}))); seen = []; tell(log[-1])
+            log.append(dict(
+                           step=done, stage=row['stage'], loss=sum(r['loss'] for r in seen)/len(seen),
+                           examples=sum(r['examples'] for r in seen), tokens=sum(r['tokens'] for r in seen),
+                           gauges=row.get('gauges',{})))
+            seen = []
+            tell(log[-1])
         if done in keep: save_backbone(bb, out.with_name(f'{out.name}-{done}'), _card(bb, cfg, log), dtype='bf16')
         if (stop or done%every==0) and done<total: _save_state(work, bb, opt, reader, done, log, seen)
         if stop and done<total: raise Stopped(stop_note(True))
     save_backbone(bb, out, _card(bb, cfg, log), dtype='bf16')
-    write_atomic(out/'training_log.json', json.dumps(log)); shutil.rmtree(work, ignore_errors=True)
+    write_atomic(out/'training_log.json', json.dumps(log))
+    shutil.rmtree(work, ignore_errors=True)
     return out

@@ -11,8 +11,9 @@ import functools, re
 from collections import Counter
 from random import Random
 from ..base.core import data_dir, rng
-from .facts import (world, fact, say, falsify, scene, claim, crowd, ask, because, options, other, text, pronoun, story, stray_steps, event, move,
-                               knowledge, review, news, sense_pair, word_kinds)
+from .facts import (
+    world, fact, say, falsify, scene, claim, crowd, ask, because, options, other, text, pronoun, story, stray_steps,
+    event, move, knowledge, review, news, sense_pair, word_kinds)
 from .questions import SHARED
 from .suite import build
 
@@ -21,45 +22,66 @@ VERDICTS = ('wrong','right','unclear')
 
 def verdict(r:Random, fs:list[dict], label:int, wording:int|None=None)->str:
     "A sentence that ends just before the verdict on a claim about the facts"
-    s = say(r, claim(r, fs, label), .5 if wording is None else 0, wording); q = r.choice(world()['people'])
-    return r.choice([f'{q} said that {s}. {q} was', f'{q} wrote that {s}. That is', f'Some say that {s}. They are', f'The news that {s} is'])
+    s = say(r, claim(r, fs, label), .5 if wording is None else 0, wording)
+    q = r.choice(world()['people'])
+    return r.choice(
+        [
+            f'{q} said that {s}. {q} was', f'{q} wrote that {s}. That is', f'Some say that {s}. They are', f'The news that {s} is'])
 
 def verify(
     r:Random, level:int # 0 one fact in the same words, 1 in other words, 2 among up to three, 3 or not told at all
 )->tuple[str,str]: # text, and the words that follow
     "Is a claim about the passage right?"
     if level==0:
-        f = fact(r); label,i = r.randrange(2), r.randrange(2); fs = [f]
+        f = fact(r)
+        label,i = r.randrange(2), r.randrange(2)
+        fs = [f]
         return text(say(r, f, 0, i))+' '+verdict(r, fs, label, i), VERDICTS[label]
-    fs,passage = scene(r, 1 if level==1 else None); label = r.choice([0,1,0,1,2]) if level==3 else r.randrange(2)
+    fs,passage = scene(r, 1 if level==1 else None)
+    label = r.choice([0,1,0,1,2]) if level==3 else r.randrange(2)
     v = verdict(r, fs, label)
-    if r.random()<.15 and '. ' in v: said,tail = v.split('. ',1); return f'{said}. But {passage} {tail}', VERDICTS[label]
+    if r.random()<.15 and '. ' in v:
+        said,tail = v.split('. ',1)
+        return f'{said}. But {passage} {tail}', VERDICTS[label]
     return passage+' '+v, VERDICTS[label]
 
 # %% ../../nbs/75_world/03_corpus.ipynb #5ad9f496
 def same(r:Random, level:int)->tuple[str,str]:
     "Do two sentences tell the same fact? At level 3, are two people alike?"
     if level==3: return _alike(r)
-    f = fact(r); l = r.randrange(2); g = f if l else falsify(r, f)
-    if level==2 and r.random()<.3: f = fact(r, 'gave'); g = f if l else {**f, 'p':f['q'], 'q':f['p']}
-    i = r.randrange(2); x,y = (say(r, f, 0, i),say(r, g, 0, i)) if level==0 else (say(r, f, .3),say(r, g, .6))
-    return text(x, y)+' '+r.choice(['What the two sentences tell is','The second fact is','In meaning they are']), 'same' if l else 'other'
+    f = fact(r)
+    l = r.randrange(2)
+    g = f if l else falsify(r, f)
+    if level==2 and r.random()<.3:
+        f = fact(r, 'gave')
+        g = f if l else {**f, 'p':f['q'], 'q':f['p']}
+    i = r.randrange(2)
+    x,y = (say(r, f, 0, i),say(r, g, 0, i)) if level==0 else (say(r, f, .3),say(r, g, .6))
+    return text(x, y)+' '+r.choice(
+        ['What the two sentences tell is','The second fact is','In meaning they are']), 'same' if l else 'other'
 
 def _alike(r:Random)->tuple[str,str]:
-    kind = r.choice(list(SHARED)); fs = crowd(r, kind, SHARED[kind][0], 3, 2); l = r.randrange(2)
-    a,b = [f for f in fs if f['alike']],next(f for f in fs if not f['alike']); x,y = a if l else r.sample([r.choice(a), b], 2)
+    kind = r.choice(list(SHARED))
+    fs = crowd(r, kind, SHARED[kind][0], 3, 2)
+    l = r.randrange(2)
+    a,b = [f for f in fs if f['alike']],next(f for f in fs if not f['alike'])
+    x,y = a if l else r.sample([r.choice(a), b], 2)
     told = text(*(say(r, f, 0) for f in fs))
     if r.random()<.3: return told+' The one apart from the others is', b['p']
     return told+f" In this {x['p']} and {y['p']} are", 'same' if l else 'other'
 
 def lookup(r:Random, level:int)->tuple[str,str]:
     "Find the word of the passage that answers a question"
-    fs,passage = scene(r, level+1); q,a,_ = ask(r, r.choice(fs), 'seek'); p = r.choice(world()['people'])
-    return passage+' '+r.choice([f'{p} asked {q}. It was', f'{p} wanted to know {q}. The answer was', f'Now we know {q}:']), a
+    fs,passage = scene(r, level+1)
+    q,a,_ = ask(r, r.choice(fs), 'seek')
+    p = r.choice(world()['people'])
+    return passage+' '+r.choice(
+        [f'{p} asked {q}. It was', f'{p} wanted to know {q}. The answer was', f'Now we know {q}:']), a
 
 def _pick(r:Random, opts:list[str], a:str, busy:str, lead:str, place:float=.15)->tuple[str,str]:
     "A choice by number, by place (at this chance) or by the name of who said it"
-    i = opts.index(a); k = r.random()
+    i = opts.index(a)
+    k = r.random()
     if k<.45: return ', '.join(f'{j+1}: {o}' for j,o in enumerate(opts))+f'. {lead} number', str(i+1)
     if k<.45+place: return f"{', '.join(opts[:-1])} or {opts[-1]}. {lead} the", ('first','second','third','fourth')[i]
     names = r.sample([p for p in world()['people'] if p not in busy and p not in opts], len(opts))
@@ -67,14 +89,22 @@ def _pick(r:Random, opts:list[str], a:str, busy:str, lead:str, place:float=.15)-
 
 def choose(r:Random, level:int)->tuple[str,str]:
     "Find the option that fits what is told or known: its mark, itself, and then its mark from a passage"
-    w = world(); p = r.choice(w['people'])
+    w = world()
+    p = r.choice(w['people'])
     if level==0:
-        pool = w['pools'][r.choice('p,pl,c,o,f,j'.split(','))]; a = r.choice(pool); opts = options(r, a, pool, r.choice([2,2,3]))
+        pool = w['pools'][r.choice('p,pl,c,o,f,j'.split(','))]
+        a = r.choice(pool)
+        opts = options(r, a, pool, r.choice([2,2,3]))
         return _pick(r, opts, a, '', f'Here {a} is', 0)
-    if r.random()<.25: given = ''; _,a,pool,_,q = knowledge(r)
-    else: fs,given = scene(r, 1 if level<3 else None); q,a,pool = ask(r, r.choice(fs), 'seek')
+    if r.random()<.25:
+        given = ''
+        _,a,pool,_,q = knowledge(r)
+    else:
+        fs,given = scene(r, 1 if level<3 else None)
+        q,a,pool = ask(r, r.choice(fs), 'seek')
     opts = options(r, a, pool, r.choice([2,3]))
-    if level==1 or r.random()<.3: return f"{given} {p} asked {q}: {', '.join(opts[:-1])} or {opts[-1]}? It was".strip(), a
+    if level==1 or r.random()<.3:
+        return f"{given} {p} asked {q}: {', '.join(opts[:-1])} or {opts[-1]}? It was".strip(), a
     t,x = _pick(r, opts, a, given, 'It was')
     return f'{given} {p} asked {q}. {t}'.strip(), x
 
@@ -82,84 +112,138 @@ def choose(r:Random, level:int)->tuple[str,str]:
 def _part(r:Random)->tuple[str,str]:
     "Who did it and who it befell; who has the thing now"
     if r.random()<.4:
-        m = move(r); now = r.random()<.5; p = pronoun(m['a'])
-        if r.random()<.5: return text(m['v'], f"now {p} {'has' if now else 'no longer has'} the {m['o']}")+f' Here {p} is', m['now' if now else 'before']
+        m = move(r)
+        now = r.random()<.5
+        p = pronoun(m['a'])
+        if r.random()<.5:
+            return (
+                text(m['v'], f"now {p} {'has' if now else 'no longer has'} the {m['o']}")+f' Here {p} is',
+                m['now' if now else 'before'])
         return text(m['v'])+f" The {m['o']} is now {'' if now else 'no longer '}with", m['now' if now else 'before']
-    e = event(r, True); return text(e['v'])+f" The one who {e['part']} is", e['who']
+    e = event(r, True)
+    return text(e['v'])+f" The one who {e['part']} is", e['who']
 
 def refer(r:Random, level:int)->tuple[str,str]:
     "Who is meant: named or told by gender, by the part somebody had, by the reason; then whether a name is right"
     if level==1: return _part(r)
-    e = event(r, (None,None,True,True)[level] if r.random()<.6 or level>1 else False); p = pronoun(e['who']); P = p.capitalize(); said = []
-    if level==0 and pronoun(e['a'])==pronoun(e['b']): return text(because(e, e['who']))+f" The one who {e['reason']} was", e['who']
-    if level>1 and r.random()<.35: said = [f"{e['who']} {e['reason']}", f"{e['whom']} {event(r)['reason']}"]; r.shuffle(said)
+    e = event(r, (None,None,True,True)[level] if r.random()<.6 or level>1 else False)
+    p = pronoun(e['who'])
+    P = p.capitalize()
+    said = []
+    if level==0 and pronoun(e['a'])==pronoun(e['b']):
+        return text(because(e, e['who']))+f" The one who {e['reason']} was", e['who']
+    if level>1 and r.random()<.35:
+        said = [f"{e['who']} {e['reason']}", f"{e['whom']} {event(r)['reason']}"]
+        r.shuffle(said)
     if len({x.split(' ',1)[1] for x in said})==1: said = []
     s = text(*said, because(e))
     if level==3 and r.random()<.6:
-        l = r.randrange(2); q = r.choice(world()['people']); n = e['who'] if l else e['whom']
-        return s+r.choice([f' {q} thought of {n}. {q} was', f" That {n} {e['reason']} is", f' Here {p} is {n}. This is']), VERDICTS[l]
+        l = r.randrange(2)
+        q = r.choice(world()['people'])
+        n = e['who'] if l else e['whom']
+        return s+r.choice(
+            [f' {q} thought of {n}. {q} was', f" That {n} {e['reason']} is", f' Here {p} is {n}. This is']), VERDICTS[l]
     return s+r.choice([f' Here {p} is', f" The one who {e['reason']} was", f' {P} was']), e['who']
 
 def sense_of(r:Random, level:int)->tuple[str,str]:
     "Which sense a word has; at level 2, whether two uses share one"
-    d = sense_pair(r); w = d['word']
+    d = sense_pair(r)
+    w = d['word']
     if level==0: return text(d['s1'])+f' This {w} has to do with', d['key1']
     if level==1: return text(d['s1'], d['s2'])+f" The first {w} has to do with {d['key1']}, the second with", d['key2']
     if r.random()<.4: return text(d['s1'], d['s2'])+f' The first {w} has to do with', d['key1']
-    return text(d['s1'], d['s2'])+r.choice([f' The two kinds of {w} are', f' In meaning the second {w} is']), 'same' if d['label'] else 'other'
+    return text(d['s1'], d['s2'])+r.choice(
+        [f' The two kinds of {w} are', f' In meaning the second {w} is']), 'same' if d['label'] else 'other'
 
 def order(r:Random, level:int)->tuple[str,str]:
     "How a story goes on or how it came to it: in full, then right or wrong, then out of two"
-    s = story(r); back = r.random()<.35; i = r.randrange(3) if back else r.randrange(1,4); a = s['steps'][i]
+    s = story(r)
+    back = r.random()<.35
+    i = r.randrange(3) if back else r.randrange(1,4)
+    a = s['steps'][i]
     told = text(s['steps'][i+1]) if back else text(*s['steps'][max(0,i-r.choice([1,2,3])):i])
     if level==0: return (told[:-1]+' because' if back else told+' '+r.choice(['Next,','After that','So'])), a
-    lead = r.choice(['Before that','The cause was that','It came to this when']) if back else r.choice(['The story went on','The effect was that','In the end'])
-    x = stray_steps(r, s, i)[0]; l = r.randrange(2)
-    if level==1: q = other(r, world()['people'], s['p']); return f"{told} {q} said: {lead.lower()} {a if l else x}. {q} was", VERDICTS[l]
-    if r.random()<.3: q = r.choice(world()['people']); return f"{told} {lead} {a if l else x}. Here {q} was", VERDICTS[l]
-    opts = options(r, a, [a,x], 2); return f'{told} {lead}: {opts[0]} or {opts[1]}? It was that', a
+    lead = r.choice(
+        ['Before that', 'The cause was that',
+         'It came to this when']) if back else r.choice(['The story went on','The effect was that','In the end'])
+    x = stray_steps(r, s, i)[0]
+    l = r.randrange(2)
+    if level==1:
+        q = other(r, world()['people'], s['p'])
+        return f"{told} {q} said: {lead.lower()} {a if l else x}. {q} was", VERDICTS[l]
+    if r.random()<.3:
+        q = r.choice(world()['people'])
+        return f"{told} {lead} {a if l else x}. Here {q} was", VERDICTS[l]
+    opts = options(r, a, [a,x], 2)
+    return f'{told} {lead}: {opts[0]} or {opts[1]}? It was that', a
 
 # %% ../../nbs/75_world/03_corpus.ipynb #63462b5f
 def know(r:Random, level:int)->tuple[str,str]:
     "Facts of the world: recalled, checked, applied to a person, and the kinds of words"
-    q,a,pool,s,clause = knowledge(r); p = r.choice(world()['people'])
+    q,a,pool,s,clause = knowledge(r)
+    p = r.choice(world()['people'])
     if level==0: return r.choice([text(s.format(''))[:-1].strip(), f'{p} asked {clause}. It was']), a
     l = r.randrange(2)
     if level==1:
-        if r.random()<.25: m = word_kinds(); k = r.choice(list(m)); return f'A word like {r.choice(m[k])} is the name of a', k
+        if r.random()<.25:
+            m = word_kinds()
+            k = r.choice(list(m))
+            return f'A word like {r.choice(m[k])} is the name of a', k
         if r.random()<.35:
-            m = word_kinds(); k = r.choice(list(m)); x = r.choice(m[k]); y = other(r, m[k if l else other(r, m, k)], x)
+            m = word_kinds()
+            k = r.choice(list(m))
+            x = r.choice(m[k])
+            y = other(r, m[k if l else other(r, m, k)], x)
             return f'{x} and {y}. As words they are', 'same' if l else 'other'
         return f"{p} said that {s.format(a if l else other(r, pool, a))}. {p} was", VERDICTS[l]
-    w = world(); j = r.choice(list(w['jobs'])); i = r.randrange(2); x = w['jobs'][j][i]; y = x if l else other(r, sorted({v[i] for v in w['jobs'].values()}), x)
-    n = r.choice(w['people']); does = (f'{n} works in the ',f'{n} uses a ')[i]
+    w = world()
+    j = r.choice(list(w['jobs']))
+    i = r.randrange(2)
+    x = w['jobs'][j][i]
+    y = x if l else other(r, sorted({v[i] for v in w['jobs'].values()}), x)
+    n = r.choice(w['people'])
+    does = (f'{n} works in the ',f'{n} uses a ')[i]
     if r.random()<.4: return f'{n} is a {j}. So {does}'.strip(), x
     return f'{n} is a {j}. {p} said that {does}{y}. {p} was', VERDICTS[l]
 
 def feel(r:Random, level:int)->tuple[str,str]:
     "The tone of a review, the topic of a text, the mood and the name of a story"
     k = r.random()
-    if k<.4: t,l,thing = review(r); return t+' '+r.choice([f'It was a',f'The {thing} was']), 'good' if l else 'bad'
-    if k<.7: t,topic = news(r); return t+' '+r.choice(['The topic was','It belongs to']), topic
-    s = story(r); told = text(*s['steps'][r.randrange(2):])
+    if k<.4:
+        t,l,thing = review(r)
+        return t+' '+r.choice([f'It was a',f'The {thing} was']), 'good' if l else 'bad'
+    if k<.7:
+        t,topic = news(r)
+        return t+' '+r.choice(['The topic was','It belongs to']), topic
+    s = story(r)
+    told = text(*s['steps'][r.randrange(2):])
     return (told+f" In the end {s['p']} felt", s['feeling']) if k<.85 else (told+' The story is called', s['title'])
 
-SKILLS = dict(verify=(verify,4), same=(same,4), lookup=(lookup,3), choose=(choose,4), refer=(refer,4), sense=(sense_of,3), order=(order,3), know=(know,3), feel=(feel,1))
+SKILLS = dict(verify=(verify,4), same=(same,4), lookup=(lookup,3), choose=(choose,4), refer=(refer,4),
+              sense=(sense_of,3), order=(order,3), know=(know,3), feel=(feel,1))
 
 # %% ../../nbs/75_world/03_corpus.ipynb #9e870906
 def small_talk(r:Random)->str:
     "A sentence that uses the answer words of templates without a verdict"
-    w = world(); p,q = r.sample(w['people'], 2)
+    w = world()
+    p,q = r.sample(w['people'], 2)
     return text(r.choice(w['small_talk']).format(p=p, q=q, pl=r.choice(w['places'])))
 
 def prose(r:Random)->str:
     "A short document of the world"
     k = r.random()
-    if k<.35: s = story(r); t = text(*s['steps']); return f"{s['title'].capitalize()}. {t}" if r.random()<.3 else t
+    if k<.35:
+        s = story(r)
+        t = text(*s['steps'])
+        return f"{s['title'].capitalize()}. {t}" if r.random()<.3 else t
     if k<.45: return ' '.join(text(knowledge_sentence(r)) for _ in range(r.choice([2,3])))
     if k<.52: return small_talk(r)+' '+scene(r, 1)[1]
-    if k<.60: fs,t = scene(r); return t+' '+text(f'in other words, {say(r, r.choice(fs), .6)}')
-    name = r.choice(list(SKILLS)); f,levels = SKILLS[name]; t,a = f(r, r.randrange(levels))
+    if k<.60:
+        fs,t = scene(r)
+        return t+' '+text(f'in other words, {say(r, r.choice(fs), .6)}')
+    name = r.choice(list(SKILLS))
+    f,levels = SKILLS[name]
+    t,a = f(r, r.randrange(levels))
     return f'{t} {a}.'
 
 def knowledge_sentence(r:Random)->str:
@@ -172,11 +256,13 @@ def count_words(
     n:int=20000 # Documents read
 )->dict[str,int]: # lower-case word or mark -> how often, the commonest first
     "Every word of the world, its exercises and its templates, with counts from a sample"
-    pieces = lambda s: re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]", s.lower()); c = Counter()
+    pieces = lambda s: re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]", s.lower())
+    c = Counter()
     for i in range(n): c.update(pieces(prose(rng('vocabulary', i))))
     for t in build(seed=0, n_eval=60, n_train=60).tasks()+build(seed=0, n_train=20, family=90).tasks(role='train'):
         for ex in t.examples('validation', 40): c.update(pieces(ex.source+' '+ex.target+' '+' '.join(ex.choices or ())))
-    for f in ('world.yaml','templates.yaml','frames.yaml'): c.update({w:1 for w in pieces(re.sub(r'#.*', '', data_dir('microworld', f).read_text()))})
+    for f in ('world.yaml','templates.yaml','frames.yaml'):
+        c.update({w:1 for w in pieces(re.sub(r'#.*', '', data_dir('microworld', f).read_text()))})
     return dict(sorted(c.items(), key=lambda x:(-x[1],x[0])))
 
 @functools.cache

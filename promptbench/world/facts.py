@@ -20,7 +20,8 @@ def world()->dict:
     w = yaml.safe_load(data_dir('microworld','world.yaml').read_text(encoding='utf8'))
     w['people'] = w['men']+w['women']
     for f in w['facts'].values(): f['slots'] = [s for s in ('pl','c','o','f','e','j') if '{'+s+'}' in f['say'][0]]
-    w['pools'] = dict(p=w['people'], q=w['people'], pl=w['places'], c=w['colors'], o=w['objects'], f=w['foods'], e=w['feelings'], j=list(w['jobs']))
+    w['pools'] = dict(p=w['people'], q=w['people'], pl=w['places'], c=w['colors'], o=w['objects'], f=w['foods'],
+                      e=w['feelings'], j=list(w['jobs']))
     return w
 
 def pronoun(name:str)->str:
@@ -44,8 +45,11 @@ def fact(
     p:str|None=None, q:str|None=None # Who it is about, who else takes part
 )->dict: # kind `k`, people `p` and `q`, a value for every slot of the kind
     "Draw one fact"
-    w = world(); k = kind or r.choice(list(w['facts'])); p = p or r.choice(w['people'])
-    return {'k':k, 'p':p, 'q':q or other(r, w['people'], p), **{s:r.choice(w['pools'][s]) for s in w['facts'][k]['slots']}}
+    w = world()
+    k = kind or r.choice(list(w['facts']))
+    p = p or r.choice(w['people'])
+    return {
+        'k':k, 'p':p, 'q':q or other(r, w['people'], p), **{s:r.choice(w['pools'][s]) for s in w['facts'][k]['slots']}}
 
 def renamed(r:Random, f:dict, chance:float)->dict:
     "The fact with its object and feeling each called by the other name, at this chance"
@@ -60,7 +64,8 @@ def say(
     wording:int|None=None # Which wording; None: any
 )->str:
     "Put a fact into words"
-    forms = world()['facts'][f['k']]['say']; d = renamed(r, f, synonyms)
+    forms = world()['facts'][f['k']]['say']
+    d = renamed(r, f, synonyms)
     return (r.choice(forms) if wording is None else forms[wording]).format(**d)
 
 def falsify(r:Random, f:dict)->dict:
@@ -75,9 +80,13 @@ def scene(
     without:str|None=None # A kind that must not
 )->tuple[list[dict],str]:
     "Facts of different kinds about different people, and the passage that tells them"
-    w = world(); n = n or r.choice([1,2,2,3]); ps = r.sample(w['people'], n+1)
-    kinds = r.sample([k for k in w['facts'] if k not in (kind,without)], n-bool(kind))+[kind]*bool(kind); r.shuffle(kinds)
-    fs = [fact(r, k, ps[i], ps[n]) for i,k in enumerate(kinds)]; taken = {None}
+    w = world()
+    n = n or r.choice([1,2,2,3])
+    ps = r.sample(w['people'], n+1)
+    kinds = r.sample([k for k in w['facts'] if k not in (kind,without)], n-bool(kind))+[kind]*bool(kind)
+    r.shuffle(kinds)
+    fs = [fact(r, k, ps[i], ps[n]) for i,k in enumerate(kinds)]
+    taken = {None}
     for f in fs:
         if 'o' in f and f['o'] in taken: f['o'] = other(r, w['objects'], *taken)
         taken.add(f.get('o'))
@@ -90,7 +99,8 @@ def claim(
     "Something to be said about a scene"
     f = r.choice([f for f in fs if kind in (None,f['k'])] if label<2 else fs)
     if label<2: return f if label else falsify(r, f)
-    return fact(r, kind or other(r, world()['facts'], *[x['k'] for x in fs]), f['p'], other(r, world()['people'], f['p']))
+    return fact(
+        r, kind or other(r, world()['facts'], *[x['k'] for x in fs]), f['p'], other(r, world()['people'], f['p']))
 
 def ask(
     r:Random, f:dict, how:str='ask', # 'ask': a sentence, 'seek': a clause
@@ -106,7 +116,8 @@ def yesno(r:Random, f:dict)->str:
 
 def options(r:Random, answer:str, pool, k:int)->list[str]:
     "`k` different choices in random order, the answer among them"
-    out = r.sample([x for x in pool if x!=answer], k-1)+[answer]; r.shuffle(out)
+    out = r.sample([x for x in pool if x!=answer], k-1)+[answer]
+    r.shuffle(out)
     return out
 
 # %% ../../nbs/75_world/00_facts.ipynb #9f4fad58
@@ -115,20 +126,25 @@ def crowd(
     alike:int # How many of them share the value of `slot`; the others have values of their own
 )->list[dict]: # Facts in random order; those alike carry True under `alike`
     "Facts of one kind about different people, some of whom are alike"
-    w = world(); ps,vs = r.sample(w['people'], n),r.sample(w['pools'][slot], n)
-    fs = [{**fact(r, kind, p), slot:vs[0] if i<alike else vs[i], 'alike':i<alike} for i,p in enumerate(ps)]; r.shuffle(fs)
+    w = world()
+    ps,vs = r.sample(w['people'], n),r.sample(w['pools'][slot], n)
+    fs = [{**fact(r, kind, p), slot:vs[0] if i<alike else vs[i], 'alike':i<alike} for i,p in enumerate(ps)]
+    r.shuffle(fs)
     return fs
 
 # %% ../../nbs/75_world/00_facts.ipynb #6475946f
 def story(r:Random, which:int|None=None)->dict:
     "One of the world's stories with its people: `steps`, `title`, `feeling`, hero `p`"
-    w = world(); i = r.randrange(len(w['scripts'])) if which is None else which
-    steps,title,feeling = w['scripts'][i]; p,food = r.choice(w['people']), r.choice(w['foods'])
+    w = world()
+    i = r.randrange(len(w['scripts'])) if which is None else which
+    steps,title,feeling = w['scripts'][i]
+    p,food = r.choice(w['people']), r.choice(w['foods'])
     return dict(i=i, p=p, steps=[s.format(p=p, f=food) for s in steps], title=title, feeling=feeling)
 
 def stray_steps(r:Random, s:dict, place:int, k:int=1)->list[str]:
     "Steps of `k` other stories with the same hero, each from the same place in its story"
-    w = world(); others = r.sample([j for j in range(len(w['scripts'])) if j!=s['i']], k)
+    w = world()
+    others = r.sample([j for j in range(len(w['scripts'])) if j!=s['i']], k)
     return [w['scripts'][j][0][place].format(p=s['p'], f=r.choice(w['foods'])) for j in others]
 
 def event(
@@ -136,13 +152,17 @@ def event(
     role:str|None=None # Only events that datasets of this role may use; None: any
 )->dict: # event `v`, `reason`, `who` it is true of, `whom` it is not; `part` of who and `counterpart`
     "Something one person did to another, and why"
-    w = world(); e = r.choice([e for e in w['reasons'] if role in (None,e['for'])])
+    w = world()
+    e = r.choice([e for e in w['reasons'] if role in (None,e['for'])])
     if same_gender is None: a,b = r.sample(w['people'], 2)
     elif same_gender: a,b = r.sample(r.choice([w['men'],w['women']]), 2)
     else: a,b = r.sample([r.choice(w['men']), r.choice(w['women'])], 2)
-    active = r.random()<.5; parts = [e['did'],e['got']]; ways = [r.choice(e['first']),r.choice(e['second'])]
+    active = r.random()<.5
+    parts = [e['did'],e['got']]
+    ways = [r.choice(e['first']),r.choice(e['second'])]
     if not active: parts,ways = parts[::-1],ways[::-1]
-    return dict(v=e['say'].format(a=a, b=b), reason=ways[0], counter=ways[1], part=parts[0], who=a if active else b, whom=b if active else a, a=a, b=b)
+    return dict(v=e['say'].format(a=a, b=b), reason=ways[0], counter=ways[1], part=parts[0], who=a if active else b,
+                whom=b if active else a, a=a, b=b)
 
 def because(
     e:dict, # From `event`
@@ -153,7 +173,10 @@ def because(
 
 def move(r:Random)->dict: # event `v`, thing `o`, `now` who has it, `before` who had it
     "A thing changes hands between two people of one gender"
-    w = world(); a,b = r.sample(r.choice([w['men'],w['women']]), 2); m = r.choice(w['moves']); o = r.choice(w['objects'])
+    w = world()
+    a,b = r.sample(r.choice([w['men'],w['women']]), 2)
+    m = r.choice(w['moves'])
+    o = r.choice(w['objects'])
     now,before = (a,b) if m['now']=='a' else (b,a)
     return dict(v=m['say'].format(a=a, b=b, o=o), o=o, now=now, before=before, a=a, b=b)
 
@@ -162,32 +185,50 @@ def knowledge(
     r:Random
 )->tuple[str,str,list[str],str,str]: # question, answer, pool, statement with {} for the answer, clause
     "A fact of the world about a job or an animal"
-    w = world(); kind = r.choice(['work','use','eat','live'])
-    i = kind in ('use','live'); table = w['jobs'] if kind in ('work','use') else w['animals']
-    x = r.choice(list(table)); pool = sorted({v[i] for v in table.values()})
-    q,s,c = dict(work=('Where does a {} work?','a {} works in the {{}}','where a {} works'), use=('What does a {} use?','a {} uses a {{}}','what a {} uses'),
-                 eat=('What does a {} eat?','a {} eats {{}}','what a {} eats'), live=('Where does a {} live?','a {} lives in the {{}}','where a {} lives'))[kind]
+    w = world()
+    kind = r.choice(['work','use','eat','live'])
+    i = kind in ('use','live')
+    table = w['jobs'] if kind in ('work','use') else w['animals']
+    x = r.choice(list(table))
+    pool = sorted({v[i] for v in table.values()})
+    q,s,c = dict(work=('Where does a {} work?','a {} works in the {{}}','where a {} works'),
+                 use=('What does a {} use?','a {} uses a {{}}','what a {} uses'),
+                 eat=('What does a {} eat?','a {} eats {{}}','what a {} eats'),
+                 live=('Where does a {} live?','a {} lives in the {{}}','where a {} lives'))[kind]
     return q.format(x), table[x][i], pool, s.format(x), c.format(x)
 
 def review(r:Random)->tuple[str,int,str]:
     "A short review, 1 if it praises, and what it is about"
-    w = world(); label = r.randrange(2); words = w['praise' if label else 'blame']; a,b = r.sample(words, 2); s = r.choice(w['reviewed'])
+    w = world()
+    label = r.randrange(2)
+    words = w['praise' if label else 'blame']
+    a,b = r.sample(words, 2)
+    s = r.choice(w['reviewed'])
     first = r.choice([f'the {s} was {a} and {b}', f'what a {a} {s}!', f'i think the {s} was {a}'])
     if r.random()<.2: first = f"the {s} was not {r.choice(w['blame' if label else 'praise'])}"
-    last = r.choice(['i loved it','i enjoyed every minute',f'it was really {b}'] if label else ['i hated it','i left early',f'it was really {b}'])
+    last = r.choice(['i loved it','i enjoyed every minute',f'it was really {b}'] if label
+                    else ['i hated it','i left early',f'it was really {b}'])
     return text(first, last), label, s
 
 def news(r:Random)->tuple[str,str]:
     "A news item and its topic"
-    w = world(); topic = r.choice(list(w['topics'])); a,b,c = r.sample(w['topics'][topic], 3)
-    return r.choice([text(f'the {a} and the {b} were in the news today', f'people talk about the {c}'), text(f'a new {a} was shown near the {b} and the {c}'),
-                     text(f'this week the {a} changed the {b}', f'experts like the {c}'), text(f'people saw the {a}', f'it had a {b} and a {c}')]), topic
+    w = world()
+    topic = r.choice(list(w['topics']))
+    a,b,c = r.sample(w['topics'][topic], 3)
+    return r.choice(
+        [text(f'the {a} and the {b} were in the news today', f'people talk about the {c}'),
+         text(f'a new {a} was shown near the {b} and the {c}'),
+         text(f'this week the {a} changed the {b}', f'experts like the {c}'),
+         text(f'people saw the {a}', f'it had a {b} and a {c}')]), topic
 
 def sense_pair(
     r:Random, role:str|None=None # Only words that datasets of this role may use; None: any
 )->dict:
     "Two sentences with one word, in the same sense (label 1) or not"
-    w = world(); word = r.choice([x for x in w['senses'] if role in (None,w['senses_for'][x])]); label,i = r.randrange(2), r.randrange(2); senses = w['senses'][word]
+    w = world()
+    word = r.choice([x for x in w['senses'] if role in (None,w['senses_for'][x])])
+    label,i = r.randrange(2), r.randrange(2)
+    senses = w['senses'][word]
     j = i if label else 1-i
     x,y = r.sample(senses[i][1], 2) if label else (r.choice(senses[i][1]), r.choice(senses[j][1]))
     p = r.sample(w['people'], 2)
@@ -195,4 +236,6 @@ def sense_pair(
 
 def word_kinds()->dict[str,list[str]]:
     "Kinds of words whose lists do not overlap"
-    w = world(); return dict(person=w['people'], place=w['places'], animal=list(w['animals']), job=list(w['jobs']), food=w['foods'], color=w['colors'])
+    w = world()
+    return dict(person=w['people'], place=w['places'], animal=list(w['animals']), job=list(w['jobs']),
+                food=w['foods'], color=w['colors'])

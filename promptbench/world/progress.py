@@ -25,7 +25,10 @@ def skill_table(
     log:list[dict] # From `read_log`
 )->pd.DataFrame: # step, skill, level, accuracy
     "One line per gauge reading"
-    return pd.DataFrame([dict(step=r['step'], skill=k.split('.')[0], level=int(k.split('.')[1]), accuracy=v) for r in log for k,v in r['gauges'].items()])
+    return pd.DataFrame(
+        [dict(step=r['step'], skill=k.split('.')[0], level=int(k.split('.')[1]), accuracy=v)
+         for r in log
+         for k,v in r['gauges'].items()])
 
 # %% ../../nbs/75_world/05_progress.ipynb #b9ff8f79
 COLORS = ['#0072B2','#E69F00','#009E73','#CC79A7']
@@ -37,15 +40,26 @@ def plot_skills(
     "Share of exercises answered right over training"
     d = skill_table(log)
     if not len(d): raise UserError('this log holds no gauges yet: the skills stage had not begun')
-    names = list(dict.fromkeys(d.skill)); rows = -(-len(names)//columns)
-    fig = make_subplots(rows, columns, subplot_titles=names, shared_xaxes='all', shared_yaxes='all', vertical_spacing=.09, horizontal_spacing=.04)
+    names = list(dict.fromkeys(d.skill))
+    rows = -(-len(names)//columns)
+    fig = make_subplots(rows, columns, subplot_titles=names, shared_xaxes='all', shared_yaxes='all',
+                        vertical_spacing=.09, horizontal_spacing=.04)
     for i,name in enumerate(names):
         for level,g in d[d.skill==name].groupby('level'):
             smooth = g.accuracy.rolling(5, min_periods=1).mean()
-            fig.add_trace(go.Scatter(x=g.step, y=smooth, mode='lines', name=f'level {level}', legendgroup=str(level), line=dict(color=COLORS[level%4], width=2), showlegend=name==d.skill[d.level==level].iloc[0],
-                                     hovertemplate=f'{name} level {level}<br>step %{{x}}: %{{y:.0%}}<extra></extra>'), row=i//columns+1, col=i%columns+1)
-    last = d[d.step==d.step.max()]; top = last.loc[last.groupby('skill')['level'].idxmax()]
-    title = f'At its hardest level {top.loc[top.accuracy.idxmax()].skill} ends best ({top.accuracy.max():.0%}), {top.loc[top.accuracy.idxmin()].skill} worst ({top.accuracy.min():.0%})'
-    fig.update_layout(template='plotly_white', title=title, height=170*rows+130, margin=dict(t=90, b=50, l=60, r=20), legend=dict(orientation='h', y=1.14, x=1, xanchor='right'))
-    fig.update_yaxes(tickformat='.0%', range=[0,1.02]); fig.update_xaxes(title_text='step', row=rows)
+            fig.add_trace(
+                go.Scatter(
+                    x=g.step, y=smooth, mode='lines', name=f'level {level}', legendgroup=str(level),
+                    line=dict(color=COLORS[level%4], width=2), showlegend=name==d.skill[d.level==level].iloc[0],
+                    hovertemplate=f'{name} level {level}<br>step %{{x}}: %{{y:.0%}}<extra></extra>'),
+                row=i//columns+1, col=i%columns+1)
+    last = d[d.step==d.step.max()]
+    top = last.loc[last.groupby('skill')['level'].idxmax()]
+    title = (
+        f'At its hardest level {top.loc[top.accuracy.idxmax()].skill} ends best ({top.accuracy.max():.0%}), '
+        f'{top.loc[top.accuracy.idxmin()].skill} worst ({top.accuracy.min():.0%})')
+    fig.update_layout(template='plotly_white', title=title, height=170*rows+130, margin=dict(t=90, b=50, l=60, r=20),
+                      legend=dict(orientation='h', y=1.14, x=1, xanchor='right'))
+    fig.update_yaxes(tickformat='.0%', range=[0,1.02])
+    fig.update_xaxes(title_text='step', row=rows)
     return fig

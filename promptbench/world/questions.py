@@ -9,8 +9,9 @@ __all__ = ['ORDER', 'SHARED', 'MAKE', 'listed', 'seek', 'check', 'match', 'compa
 
 # %% ../../nbs/75_world/01_questions.ipynb #e845211d
 from random import Random
-from .facts import (ask, because, claim, crowd, event, fact, falsify, knowledge, move, news, options, other, pronoun, review, say, scene, sense_pair,
-                               story, stray_steps, text, word_kinds, world, yesno)
+from .facts import (
+    ask, because, claim, crowd, event, fact, falsify, knowledge, move, news, options, other, pronoun, review, say,
+    scene, sense_pair, story, stray_steps, text, word_kinds, world, yesno)
 
 # %% ../../nbs/75_world/01_questions.ipynb #c96c323e
 def listed(
@@ -19,10 +20,15 @@ def listed(
     busy=() # Names that may not speak, besides those in `choices`
 )->dict: # choices, options, numbered, number, order, said, names, who, guess, label
     "Add every way to choose: in words, by number, by order, by the name of who says it, or by judging one guess"
-    n = len(choices); i = choices.index(d['answer']); names = r.sample([p for p in world()['people'] if p not in choices and p not in busy], n)
-    label = r.randrange(2); guess = d['answer'] if label else other(r, choices, d['answer'])
-    return {**d, 'choices':choices, 'options':', '.join(choices[:-1])+' or '+choices[-1], 'numbered':', '.join(f'{j+1}: {c}' for j,c in enumerate(choices)), 'number':str(i+1),
-            'order':ORDER[i], 'said':', '.join(f'{p} says {c}' for p,c in zip(names,choices)), 'names':names, 'who':names[i], 'guess':guess, 'label':label}
+    n = len(choices)
+    i = choices.index(d['answer'])
+    names = r.sample([p for p in world()['people'] if p not in choices and p not in busy], n)
+    label = r.randrange(2)
+    guess = d['answer'] if label else other(r, choices, d['answer'])
+    return {**d, 'choices':choices, 'options':', '.join(choices[:-1])+' or '+choices[-1],
+            'numbered':', '.join(f'{j+1}: {c}' for j,c in enumerate(choices)), 'number':str(i+1), 'order':ORDER[i],
+            'said':', '.join(f'{p} says {c}' for p,c in zip(names,choices)), 'names':names, 'who':names[i],
+            'guess':guess, 'label':label}
 
 ORDER = ('first','second','third','fourth','fifth','sixth')
 
@@ -35,7 +41,9 @@ def seek(
     k:int=0 # Choices; 0: free text only
 )->dict:
     "Find one word of the passage"
-    fs,passage = scene(r, n, kind); f = r.choice([f for f in fs if kind in (None,f['k'])]); q,a,pool = ask(r, f, 'ask', slot)
+    fs,passage = scene(r, n, kind)
+    f = r.choice([f for f in fs if kind in (None,f['k'])])
+    q,a,pool = ask(r, f, 'ask', slot)
     d = dict(passage=passage, question=q, answer=a)
     return listed(r, d, options(r, a, pool, k), _words(passage, q)) if k else d
 
@@ -46,44 +54,66 @@ def check(
     asked:bool=False # As a question instead of a claim
 )->dict: # passage, claim (without full stop) or question, label
     "Does a claim hold?"
-    label = r.randrange(labels); fs,passage = scene(r, n, kind if label<2 else None, kind if label==2 else None); c = claim(r, fs, label, kind)
-    return dict(passage=passage, **(dict(question=yesno(r, c)) if asked else dict(claim=say(r, c, synonyms))), label=label)
+    label = r.randrange(labels)
+    fs,passage = scene(r, n, kind if label<2 else None, kind if label==2 else None)
+    c = claim(r, fs, label, kind)
+    return dict(
+        passage=passage, **(dict(question=yesno(r, c)) if asked else dict(claim=say(r, c, synonyms))), label=label)
 
 def match(
     r:Random, kind:str|None=None,
     turned:bool=False # The other fact has giver and getter in each other's place instead of a wrong word
 )->dict: # s1, s2, label
     "Do two sentences tell one fact?"
-    f = fact(r, 'gave' if turned else kind); label = r.randrange(2); g = f if label else {**f, 'p':f['q'], 'q':f['p']} if turned else falsify(r, f)
+    f = fact(r, 'gave' if turned else kind)
+    label = r.randrange(2)
+    g = f if label else {**f, 'p':f['q'], 'q':f['p']} if turned else falsify(r, f)
     i,j = r.sample(range(len(world()['facts'][f['k']]['say'])), 2)
     return dict(s1=text(say(r, f, .3, i)), s2=text(say(r, g, .3 if turned else .7, j)), label=label)
 
 # %% ../../nbs/75_world/01_questions.ipynb #a3420183
-SHARED = dict(loc=('pl','are in the same place','is in a place of their own'), has=('c','have things of the same color','has a thing of another color'), likes=('f','like the same food','likes another food'),
-              job=('j','have the same job','has another job'), feel=('e','feel the same','feels different'))   # kind: slot, two agree, one is odd
+SHARED = dict(loc=('pl','are in the same place','is in a place of their own'),
+              has=('c','have things of the same color','has a thing of another color'),
+              likes=('f','like the same food','likes another food'), job=('j','have the same job','has another job'),
+              feel=('e','feel the same','feels different'))  # kind: slot, two agree, one is odd
 
 def compare(r:Random, kind:str|None=None)->dict: # passage, question, label
     "Do two people agree?"
-    kind = kind or r.choice(list(SHARED)); slot,same,_ = SHARED[kind]; label = r.randrange(2); fs = crowd(r, kind, slot, 3, 2)
-    a = [f for f in fs if f['alike']]; b = next(f for f in fs if not f['alike'])
-    two = a if label else [r.choice(a), b]; r.shuffle(two)
+    kind = kind or r.choice(list(SHARED))
+    slot,same,_ = SHARED[kind]
+    label = r.randrange(2)
+    fs = crowd(r, kind, slot, 3, 2)
+    a = [f for f in fs if f['alike']]
+    b = next(f for f in fs if not f['alike'])
+    two = a if label else [r.choice(a), b]
+    r.shuffle(two)
     return dict(passage=text(*(say(r, f, 0) for f in fs)), question=_question(two, same), label=label)
 
 def _question(two, same)->str:
-    verb,rest = same.split(' ', 1); pair = f"{two[0]['p']} and {two[1]['p']}"
+    verb,rest = same.split(' ', 1)
+    pair = f"{two[0]['p']} and {two[1]['p']}"
     return f'Are {pair} {rest}?' if verb=='are' else f'Do {pair} {verb} {rest}?'
 
 def odd(r:Random, kind:str|None=None)->dict: # passage, question, answer and choices
     "Who of three is unlike the others?"
-    kind = kind or r.choice(list(SHARED)); slot,_,lone = SHARED[kind]; fs = crowd(r, kind, slot, 3, 2); a = next(f['p'] for f in fs if not f['alike'])
+    kind = kind or r.choice(list(SHARED))
+    slot,_,lone = SHARED[kind]
+    fs = crowd(r, kind, slot, 3, 2)
+    a = next(f['p'] for f in fs if not f['alike'])
     d = dict(passage=text(*(say(r, f, 0) for f in fs)), question=f'Who {lone}?', answer=a)
     return listed(r, d, options(r, a, [f['p'] for f in fs], 3))
 
 def count(r:Random, kind:str|None=None)->dict: # passage, question, answer and choices
     "How many people share something?"
-    kind = kind or r.choice(list(SHARED)); slot = SHARED[kind][0]; n = r.choice([1,2,3]); fs = crowd(r, kind, slot, 3, n); v = next(f[slot] for f in fs if f['alike'])
-    q = dict(loc=f'are in the {v}', has=f'have something {v}', likes=f'like {v}', job=f'work as a {v}', feel=f'are {v}')[kind]
-    return listed(r, dict(passage=text(*(say(r, f, 0) for f in fs)), question=f'How many people {q}?', answer=str(n)), ['1','2','3'])
+    kind = kind or r.choice(list(SHARED))
+    slot = SHARED[kind][0]
+    n = r.choice([1,2,3])
+    fs = crowd(r, kind, slot, 3, n)
+    v = next(f[slot] for f in fs if f['alike'])
+    q = dict(loc=f'are in the {v}', has=f'have something {v}', likes=f'like {v}', job=f'work as a {v}',
+             feel=f'are {v}')[kind]
+    return listed(r, dict(passage=text(*(say(r, f, 0) for f in fs)), question=f'How many people {q}?', answer=str(n)),
+                  ['1','2','3'])
 
 # %% ../../nbs/75_world/01_questions.ipynb #192428b6
 def neighbour(
@@ -91,44 +121,63 @@ def neighbour(
     given:int, wanted:int
 )->dict: # step, answer and two choices
     "Which step comes right before or after, of two?"
-    s = story(r); a = s['steps'][wanted]
-    return listed(r, dict(step=text(s['steps'][given])[:-1], answer=a), options(r, a, [a, *stray_steps(r, s, wanted)], 2), (s['p'],))
+    s = story(r)
+    a = s['steps'][wanted]
+    return listed(r, dict(step=text(s['steps'][given])[:-1], answer=a),
+                  options(r, a, [a, *stray_steps(r, s, wanted)], 2), (s['p'],))
 
 def cause(r:Random)->dict:
     "Cause or effect of a step"
-    i = r.randrange(3); effect = r.random()<.5; x,y = (i,i+1) if effect else (i+1,i); d = neighbour(r, given=x, wanted=y)
-    return {**d, 'premise':d.pop('step'), 'relation':'effect' if effect else 'cause', 'connective':'so' if effect else 'because'}
+    i = r.randrange(3)
+    effect = r.random()<.5
+    x,y = (i,i+1) if effect else (i+1,i)
+    d = neighbour(r, given=x, wanted=y)
+    return {**d, 'premise':d.pop('step'), 'relation':'effect' if effect else 'cause',
+            'connective':'so' if effect else 'because'}
 
 def ending(r:Random, place:int, k:int)->dict: # context, answer and `k` choices
     "The step of a story that comes next"
-    s = story(r); a = s['steps'][place]
-    return listed(r, dict(context=text(*s['steps'][:place]), answer=a), options(r, a, [a, *stray_steps(r, s, place, k-1)], k), (s['p'],))
+    s = story(r)
+    a = s['steps'][place]
+    return listed(r, dict(context=text(*s['steps'][:place]), answer=a),
+                  options(r, a, [a, *stray_steps(r, s, place, k-1)], k), (s['p'],))
 
 def feelings(r:Random)->dict:
     "How somebody feels at the end of a story"
-    scripts = world()['scripts']; three = r.sample(range(len(scripts)), 3)
+    scripts = world()['scripts']
+    three = r.sample(range(len(scripts)), 3)
     while len({scripts[i][2] for i in three})<3: three = r.sample(range(len(scripts)), 3)
-    s = story(r, three[0]); choices = [scripts[i][2] for i in three]; r.shuffle(choices)
-    return listed(r, dict(passage=text(*s['steps'][r.randrange(3):]), question=f"How does {s['p']} feel?", answer=s['feeling']), choices, (s['p'],))
+    s = story(r, three[0])
+    choices = [scripts[i][2] for i in three]
+    r.shuffle(choices)
+    return listed(
+        r, dict(passage=text(*s['steps'][r.randrange(3):]), question=f"How does {s['p']} feel?", answer=s['feeling']),
+        choices, (s['p'],))
 
 def titled(r:Random)->dict: # text, answer, title (right or not), label
     "The title of a story"
-    s = story(r); label = r.randrange(2)
-    return dict(text=text(*s['steps']), answer=s['title'], title=s['title'] if label else other(r, [x[1] for x in world()['scripts']], s['title']), label=label)
+    s = story(r)
+    label = r.randrange(2)
+    return dict(text=text(*s['steps']), answer=s['title'],
+                title=s['title'] if label else other(r, [x[1] for x in world()['scripts']], s['title']), label=label)
 
 def gist(r:Random)->dict:
     "A story among remarks that do not matter"
-    s = story(r)['steps']; a,b = r.sample(['the sky was gray','it was a monday','birds sang','time went by'], 2)
+    s = story(r)['steps']
+    a,b = r.sample(['the sky was gray','it was a monday','birds sang','time went by'], 2)
     return dict(text=text(a, s[0], s[1], b, s[2], s[3]), answer=text(s[0], f'in the end {s[3]}'))
 
 def words_to_text(r:Random)->dict:
     "The content words of a step in any order"
-    s = r.choice(story(r)['steps']); ws = [x for x in s.split() if x not in 'the a to of was in on it some'.split()]; r.shuffle(ws)
+    s = r.choice(story(r)['steps'])
+    ws = [x for x in s.split() if x not in 'the a to of was in on it some'.split()]
+    r.shuffle(ws)
     return dict(data=', '.join(ws), answer=text(s))
 
 def table_to_text(r:Random)->dict:
     "A fact as a table"
-    f = fact(r); return dict(data=world()['facts'][f['k']]['table'].format(**f)+'.', answer=text(say(r, f, 0, 0)))
+    f = fact(r)
+    return dict(data=world()['facts'][f['k']]['table'].format(**f)+'.', answer=text(say(r, f, 0, 0)))
 
 # %% ../../nbs/75_world/01_questions.ipynb #42ba8922
 def who_did(
@@ -137,20 +186,29 @@ def who_did(
 )->dict:
     "Who is meant in the because clause"
     e = event(r, r.random()<.5 if pronouns else None, role)
-    return dict(passage=text(because(e, None if pronouns else e['who'])), question=f"Who {e['reason']}?", answer=e['who'])
+    return dict(
+        passage=text(because(e, None if pronouns else e['who'])), question=f"Who {e['reason']}?", answer=e['who'])
 
 def social(r:Random, role:str='train')->dict: # passage, question, answer and two choices
     "Of whom something is true when one person did something to another; in half of the passages it is given as the reason"
-    e = event(r, None, role); told = because(e) if r.random()<.5 else e['v']; return listed(r, dict(passage=text(told), question=f"Who {e['reason']}?", answer=e['who']), options(r, e['who'], [e['a'],e['b']], 2))
+    e = event(r, None, role)
+    told = because(e) if r.random()<.5 else e['v']
+    return listed(r, dict(passage=text(told), question=f"Who {e['reason']}?", answer=e['who']),
+                  options(r, e['who'], [e['a'],e['b']], 2))
 
 def meant(
     r:Random, role:str='eval', # Whose events
     told:bool=False # Say beforehand of whom the reason is true
 )->dict: # text, pronoun, name (right or not), label, answer and two choices
     "Which of two people of one gender is meant by a pronoun; only the reason decides"
-    e = event(r, True, role); p = pronoun(e['who']); said = []
-    if told: said = [f"{e['who']} {e['reason']}", f"{e['whom']} {_unrelated(r, e, role)}"]; r.shuffle(said)
-    d = listed(r, dict(text=text(*said, because(e)), pronoun=p, answer=e['who']), options(r, e['who'], [e['a'],e['b']], 2))
+    e = event(r, True, role)
+    p = pronoun(e['who'])
+    said = []
+    if told:
+        said = [f"{e['who']} {e['reason']}", f"{e['whom']} {_unrelated(r, e, role)}"]
+        r.shuffle(said)
+    d = listed(
+        r, dict(text=text(*said, because(e)), pronoun=p, answer=e['who']), options(r, e['who'], [e['a'],e['b']], 2))
     return {**d, 'name':d['guess']}
 
 def _unrelated(r:Random, e:dict, role:str)->str:
@@ -161,47 +219,73 @@ def _unrelated(r:Random, e:dict, role:str)->str:
 
 def holder(r:Random)->dict: # text, pronoun, name (right or not), label, answer and two choices
     "Who is meant, when a thing has changed hands"
-    m = move(r); p = pronoun(m['a']); now = r.random()<.5; a = m['now' if now else 'before']
-    d = listed(r, dict(text=text(m['v'], f"now {p} {'has' if now else 'no longer has'} the {m['o']}"), pronoun=p, answer=a), options(r, a, [m['a'],m['b']], 2))
+    m = move(r)
+    p = pronoun(m['a'])
+    now = r.random()<.5
+    a = m['now' if now else 'before']
+    d = listed(
+        r, dict(text=text(m['v'], f"now {p} {'has' if now else 'no longer has'} the {m['o']}"), pronoun=p, answer=a),
+        options(r, a, [m['a'],m['b']], 2))
     return {**d, 'name':d['guess']}
 
 def known(r:Random, k:int=3)->dict:
     "A fact of the world about a job or an animal"
-    q,a,pool,*_ = knowledge(r); return listed(r, dict(question=q, answer=a), options(r, a, pool, k))
+    q,a,pool,*_ = knowledge(r)
+    return listed(r, dict(question=q, answer=a), options(r, a, pool, k))
 
 def infer(r:Random)->dict:
     "What follows from a job in the premise and what the world knows about that job"
-    w = world(); p,q = r.sample(w['people'], 2); j = r.choice(list(w['jobs'])); i,l = r.randrange(2), r.randrange(2)
+    w = world()
+    p,q = r.sample(w['people'], 2)
+    j = r.choice(list(w['jobs']))
+    i,l = r.randrange(2), r.randrange(2)
     x = w['jobs'][j][i] if l else other(r, sorted({v[i] for v in w['jobs'].values()}), w['jobs'][j][i])
-    ss = [say(r, fact(r,'job',p) | {'j':j}, 0), say(r, fact(r, r.choice(['likes','feel']), q), .3)]; r.shuffle(ss)
+    ss = [say(r, fact(r,'job',p) | {'j':j}, 0), say(r, fact(r, r.choice(['likes','feel']), q), .3)]
+    r.shuffle(ss)
     return dict(premise=text(*ss), hypothesis=(f'{p} works in the {x}', f'{p} uses a {x}')[i], label=l)
 
 def reviewed(r:Random)->dict:
     "A review and whether it praises"
-    t,l,thing = review(r); return dict(text=t, label=l, thing=thing)
+    t,l,thing = review(r)
+    return dict(text=t, label=l, thing=thing)
 def topical(r:Random)->dict:
     "A news item, its topic among all, and one topic that may be another"
-    t,a = news(r); d = listed(r, dict(text=t, answer=a), list(world()['topics'])); return {**d, 'topic':d['guess']}
+    t,a = news(r)
+    d = listed(r, dict(text=t, answer=a), list(world()['topics']))
+    return {**d, 'topic':d['guess']}
 def kind_of_word(r:Random)->dict:
     "Which closed list a word is of"
-    m = word_kinds(); k = r.choice(list(m)); return listed(r, dict(word=r.choice(m[k]), answer=k), list(m))
+    m = word_kinds()
+    k = r.choice(list(m))
+    return listed(r, dict(word=r.choice(m[k]), answer=k), list(m))
 def same_question(r:Random)->dict:
     "Do two questions ask for one fact?"
-    f = fact(r); l = r.randrange(2); return dict(s1=yesno(r, f), s2=yesno(r, f if l else falsify(r, f)), label=l)
+    f = fact(r)
+    l = r.randrange(2)
+    return dict(s1=yesno(r, f), s2=yesno(r, f if l else falsify(r, f)), label=l)
 def sense(r:Random, role:str='eval')->dict:
     "Has a word the same sense twice?"
-    d = sense_pair(r, role); return dict(word=d['word'], s1=text(d['s1']), s2=text(d['s2']), label=d['label'])
+    d = sense_pair(r, role)
+    return dict(word=d['word'], s1=text(d['s1']), s2=text(d['s2']), label=d['label'])
 
 # %% ../../nbs/75_world/01_questions.ipynb #e5fea749
 def _fields(d:dict, **names)->dict: return {new:d[old] for new,old in names.items()}
 def _claim(labels:int, premise:str, said:str, field:str='claim', synonyms:float=.6):
-    return lambda r: _fields(check(r, labels, synonyms=synonyms, asked=field=='question'), **{premise:'passage', said:field, 'label':'label'})
+    return lambda r: _fields(check(r, labels, synonyms=synonyms, asked=field=='question'),
+                             **{premise:'passage', said:field, 'label':'label'})
 
 MAKE = dict(
-    find=seek, pick=lambda r: seek(r, k=3), reason_of=who_did, refers=lambda r: who_did(r, pronouns=True), common=known, feelings=feelings, recall=lambda r: _fields(known(r), question='question', answer='answer'), guess=lambda r: _fields(known(r), question='question', guess='guess', label='label'),
-    yes_no=_claim(2, 'passage', 'question', 'question'), yes_no_maybe=_claim(3, 'passage', 'question', 'question'), agree=compare, odd=odd, social=social,
-    review=reviewed, return_visit=reviewed, news=topical, about=lambda r: _fields(topical(r), text='text', topic='topic', label='label'), kind_of_word=kind_of_word,
-    table_to_text=table_to_text, words_to_text=words_to_text, title=titled, gist=gist, title_check=titled, turned=lambda r: match(r, turned=True), reworded=match, same_question=same_question,
-    report=_claim(2, 'scene', 'statement', synonyms=.3), before=lambda r: neighbour(r, given=(i:=r.randrange(1,4)), wanted=i-1), holder=holder, whom=lambda r: meant(r, 'dev'), uses=lambda r: sense(r, 'dev'),
-    entail=_claim(2, 'premise', 'hypothesis'), commit=_claim(3, 'premise', 'hypothesis'), infer=infer, cause=cause, ending=lambda r: ending(r, r.choice([2,3]), 4), close=lambda r: ending(r, 3, 2),
-    pronoun=meant, who_is=lambda r: meant(r, told=r.random()<.5), sense=sense)   # dataset: what makes a record from a generator
+    find=seek, pick=lambda r: seek(r, k=3), reason_of=who_did, refers=lambda r: who_did(r, pronouns=True),
+    common=known, feelings=feelings, recall=lambda r: _fields(known(r), question='question', answer='answer'),
+    guess=lambda r: _fields(known(r), question='question', guess='guess', label='label'),
+    yes_no=_claim(2, 'passage', 'question', 'question'), yes_no_maybe=_claim(3, 'passage', 'question', 'question'),
+    agree=compare, odd=odd, social=social, review=reviewed, return_visit=reviewed, news=topical,
+    about=lambda r: _fields(topical(r), text='text', topic='topic', label='label'), kind_of_word=kind_of_word,
+    table_to_text=table_to_text, words_to_text=words_to_text, title=titled, gist=gist, title_check=titled,
+    turned=lambda r: match(r, turned=True), reworded=match, same_question=same_question,
+    report=_claim(2, 'scene', 'statement', synonyms=.3),
+    before=lambda r: neighbour(r, given=(i:=r.randrange(1,4)), wanted=i-1), holder=holder,
+    whom=lambda r: meant(r, 'dev'), uses=lambda r: sense(r, 'dev'), entail=_claim(2, 'premise', 'hypothesis'),
+    commit=_claim(3, 'premise', 'hypothesis'), infer=infer, cause=cause,
+    ending=lambda r: ending(r, r.choice([2,3]), 4), close=lambda r: ending(r, 3, 2), pronoun=meant,
+    who_is=lambda r: meant(r, told=r.random()<.5), sense=sense)  # dataset: what makes a record from a generator

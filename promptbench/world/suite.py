@@ -18,8 +18,11 @@ from ..data.suite import ROLES, Dataset, Suite
 from ..data.templates import Template
 
 # %% ../../nbs/75_world/02_suite.ipynb #cdc77bdd
-DRAWS = 'third' # which draw of all examples: changed when settings are frozen anew, since the instances of the draw before have been looked at
-WAYS = frozenset('choices options numbered number order said names who guess label name title topic'.split()) # fields that only arrange an instance
+# which draw of all examples: changed when settings are frozen anew, since the instances of the draw before have been
+# looked at
+DRAWS = 'third'
+# fields that only arrange an instance
+WAYS = frozenset('choices options numbered number order said names who guess label name title topic'.split())
 
 def mark(d:dict)->int:
     "A number that names what a record asks, whatever the order of its choices and the names of its fields"
@@ -42,12 +45,15 @@ def draw(
     make=None # Generator -> record; None: the dataset's own
 )->list[dict]:
     "`n` records of a dataset; the first ones are the same whatever `n` is"
-    make = make or MAKE[one_of('dataset', name, MAKE)]; r = rng('microworld', DRAWS, seed, name, split); out = []
+    make = make or MAKE[one_of('dataset', name, MAKE)]
+    r = rng('microworld', DRAWS, seed, name, split)
+    out = []
     for _ in range(200*n+1000):
         if len(out)==n: return out
         d = make(r)
         if allowed(d, role, split): out.append(d)
-    raise UserError(f'{name} must have records for {role} {split}, but {200*n+1000} draws gave only {len(out)} of {n}; ask for fewer')
+    raise UserError(
+        f'{name} must have records for {role} {split}, but {200*n+1000} draws gave only {len(out)} of {n}; ask for fewer')
 
 # %% ../../nbs/75_world/02_suite.ipynb #e2abf4ca
 @functools.cache
@@ -55,41 +61,57 @@ def parts()->dict:
     "Frames, formats and the words of descriptions"
     return yaml.safe_load(data_dir('microworld','frames.yaml').read_text(encoding='utf8'))
 
-def _slots()->list[tuple]: return [(k,s) for k,f in world()['facts'].items() for s in dict.fromkeys(s for _,s in f['ask'])]
+def _slots()->list[tuple]:
+    return [(k,s) for k,f in world()['facts'].items() for s in dict.fromkeys(s for _,s in f['ask'])]
 
 def _kinds()->dict:
     "Question kind -> (frame, formats, [(key, about, maker)])"
-    p = parts(); of = lambda *ws: [n for n,f in p['formats'].items() if f['of'] in ws]; kinds = list(world()['facts'])
-    each = lambda make, lead, over=kinds: [(k, f"{lead} {p['kinds'][k]}", functools.partial(make, kind=k)) for k in over]
+    p = parts()
+    of = lambda *ws: [n for n,f in p['formats'].items() if f['of'] in ws]
+    kinds = list(world()['facts'])
+    each = lambda make, lead, over=kinds: [
+        (k, f"{lead} {p['kinds'][k]}", functools.partial(make, kind=k)) for k in over]
     return dict(
-        seek=('question', of('value'), [(f'{k}-{s}', f"find {p['slots'][s]} ({p['kinds'][k]})", functools.partial(seek, kind=k, slot=s, k=3)) for k,s in _slots()]),
+        seek=(
+            'question', of('value'),
+            [(f'{k}-{s}', f"find {p['slots'][s]} ({p['kinds'][k]})", functools.partial(seek, kind=k, slot=s, k=3))
+             for k,s in _slots()]),
         odd=('question', ['free','options','number','order'], each(odd, 'find the odd one out:', SHARED)),
         count=('question', ['free','number'], each(count, 'count people:', SHARED)),
         compare=('question', ['yes','true'], each(compare, 'compare two people:', SHARED)),
         ask=('question', ['yes','true'], each(functools.partial(check, asked=True), 'check a question about')),
-        decide=('question', ['maybe','unknown'], each(functools.partial(check, labels=3, asked=True), 'check a question that may be open, about')),
+        decide=('question', ['maybe','unknown'],
+                each(functools.partial(check, labels=3, asked=True), 'check a question that may be open, about')),
         check=('claim', of('verdict'), each(check, 'check a claim about')),
         weigh=('claim', of('three'), each(functools.partial(check, labels=3), 'check a claim that may be open, about')),
-        match=('pair', of('verdict'), each(match, 'compare two sentences about')),
-    )
+        match=('pair', of('verdict'), each(match, 'compare two sentences about')),)
 
 # %% ../../nbs/75_world/02_suite.ipynb #8bfccca3
 @dataclass(frozen=True)
 class Member:
     "One task of the family"
-    name:str; cluster:str; about:str; make:Callable; jinja:str; choices:str|None
+    name:str
+    cluster:str
+    about:str
+    make:Callable
+    jinja:str
+    choices:str|None
 
 @functools.cache
 def everyone()->tuple[Member,...]:
     "All tasks the parts can make, question kinds taking turns, in an order that never changes"
-    p = parts(); queues = []
+    p = parts()
+    queues = []
     for kind,(frame,formats,topics) in _kinds().items():
         out = []
         for (key,about,make),f,(i,text) in itertools.product(topics, formats, enumerate(p['frames'][frame], 1)):
             if (kind,f)==('count','number'): continue
             fmt = p['formats'][f]
-            out.append(Member(f'{kind}-{key}-{f}-{i}', f'family_{kind}', f"{about}; {fmt['about']}", make, f"{text} {fmt['ask']}".strip()+f" ||| {fmt['target']}", fmt.get('choices')))
-        rng('family', kind).shuffle(out); queues.append(out)
+            out.append(Member(
+                           f'{kind}-{key}-{f}-{i}', f'family_{kind}', f"{about}; {fmt['about']}", make,
+                           f"{text} {fmt['ask']}".strip()+f" ||| {fmt['target']}", fmt.get('choices')))
+        rng('family', kind).shuffle(out)
+        queues.append(out)
     turns = itertools.zip_longest(*queues)
     return tuple(m for t in turns for m in t if m)
 
@@ -97,12 +119,14 @@ def family(
     n:int # How many
 )->list[Member]:
     "The first `n` tasks of the family; a smaller family is part of every larger one"
-    if not 0<n<=len(everyone()): raise UserError(f'a family must have 1 to {len(everyone()):,} tasks, got {n}; ask for fewer')
+    if not 0<n<=len(everyone()):
+        raise UserError(f'a family must have 1 to {len(everyone()):,} tasks, got {n}; ask for fewer')
     return list(everyone()[:n])
 
 # %% ../../nbs/75_world/02_suite.ipynb #71ec6548
 NUMBERS = '{% for c in choices %}{{ loop.index }}{% if not loop.last %} ||| {% endif %}{% endfor %}'
-ANSWERS = {'{{number}}': NUMBERS, '{{who}}': "{{ names | join(' ||| ') }}", '{{order}}': 'first ||| second', '{{answer}}': "{{ choices | join(' ||| ') }}"}   # what stands in the target -> the choices
+ANSWERS = {'{{number}}': NUMBERS, '{{who}}': "{{ names | join(' ||| ') }}", '{{order}}': 'first ||| second',
+           '{{answer}}': "{{ choices | join(' ||| ') }}"}  # what stands in the target -> the choices
 
 def _template(dataset:str, name:str, text:str, about:str)->Template:
     "A template of the data file: its text, and after ` @` its answers; else those its target asks for, or none"
@@ -113,7 +137,8 @@ def _template(dataset:str, name:str, text:str, about:str)->Template:
 def _set(name:str, cluster:str, role:str, sizes:tuple, seed:int, templates:list, make=None)->Dataset:
     "A dataset whose records are drawn when they are asked for"
     of = lambda split,n: functools.cache(lambda: draw(name, n, seed=seed, split=split, role=role, make=make))
-    return Dataset(name, cluster, role, dict(train=of('train', sizes[0]), validation=of('validation', sizes[1])), templates)
+    return Dataset(
+        name, cluster, role, dict(train=of('train', sizes[0]), validation=of('validation', sizes[1])), templates)
 
 def build(
     *, seed:int=0, # Which draw of examples; the world itself never changes
@@ -123,13 +148,20 @@ def build(
     family:int=0 # So many tasks of the family stand for the training datasets; 0: the default ones
 )->Suite:
     "The microworld as a suite: 26 training (or a family), 5 development and 9 evaluation datasets"
-    spec = yaml.safe_load(data_dir('microworld','templates.yaml').read_text(encoding='utf8')); sets = []
-    for m in _members(family): sets.append(_set(m.name, m.cluster, 'train', (n_train or 200, 20), seed, [Template('plain', m.jinja, m.choices, dict(about=m.about))], m.make))
+    spec = yaml.safe_load(data_dir('microworld','templates.yaml').read_text(encoding='utf8'))
+    sets = []
+    for m in _members(family):
+        sets.append(
+            _set(m.name, m.cluster, 'train', (n_train or 200, 20), seed,
+                 [Template('plain', m.jinja, m.choices, dict(about=m.about))], m.make))
     for name,d in spec.items():
         if family and d['role']=='train': continue
         sizes = (n_train or 2000, 40) if d['role']=='train' else (n_shots, n_eval)
-        sets.append(_set(name, d['cluster'], d['role'], sizes, seed, [_template(name, t, text, d['why']) for t,text in d['templates'].items()]))
-    suite = Suite('microworld', sets); suite.draw = f'seed{seed}:' # instances of two seeds are different instances
+        sets.append(
+            _set(name, d['cluster'], d['role'], sizes, seed,
+                 [_template(name, t, text, d['why']) for t,text in d['templates'].items()]))
+    suite = Suite('microworld', sets)
+    suite.draw = f'seed{seed}:'  # instances of two seeds are different instances
     return suite
 
 @functools.cache
