@@ -108,7 +108,7 @@ def use(folder, **options):
     "Load and read everything; the number of examples by dataset"
     suite = load_suite(folder, **options); n = {}
     for t in suite.tasks():
-        for s in t._data.records: n[t.dataset] = n.get(t.dataset, 0)+len(t.examples(s))
+        for s in t.data.records: n[t.dataset] = n.get(t.dataset, 0)+len(t.examples(s))
     return suite,n
 
 def tree(folder): return sorted((str(p), p.stat().st_size) for p in folder.rglob('*'))
@@ -133,7 +133,7 @@ def test_left_out_and_counted_on_request(folder, kind):
         with pytest.raises(UserError): use(folder, on_error='skip')
         return
     suite,n = use(folder, on_error='skip')
-    rows_left_out = sum(t.counts(s)['skipped'] for t in suite.tasks(dataset='films') for s in t._data.records) if left=='rest' else 0
+    rows_left_out = sum(t.counts(s)['skipped'] for t in suite.tasks(dataset='films') for s in t.data.records) if left=='rest' else 0
     assert n['books']==24 and ('films' in n)==(left=='rest') and len(suite.skipped)+rows_left_out>=1 and tree(folder)==before
 
 @pytest.mark.parametrize('kind', [k for k in BAD if k not in ('one dataset name twice','choices that repeat')], ids=lambda k: k.replace(' ','-'))

@@ -64,7 +64,7 @@ LAYOUTS = dict(arrow=as_arrow, parquet=as_parquet, tfrecord=as_tfrecord)
 def write(root, write, rows=ROWS):
     for name,splits in rows.items(): write(root/name, splits)
     return root
-def everything(s): return {(t.name,p):(list(render(t, p)), list(p3_ids(s, t, p)), t.size(p)) for t in s.tasks() for p in t._data.records}
+def everything(s): return {(t.name,p):(list(render(t, p)), list(p3_ids(s, t, p)), t.size(p)) for t in s.tasks() for p in t.data.records}
 
 def test_the_three_layouts_say_the_same(tmp_path):
     got = {k:everything(still(p3_suite, write(tmp_path/k, w), roles=('train','eval','dev'))) for k,w in LAYOUTS.items()}
@@ -89,7 +89,7 @@ def test_large_data_stays_on_disk(tmp_path):
     text = 'word '*400; datasets.Dataset.from_dict(dict(inputs_pretokenized=[f'{i} {text}' for i in range(15000)], targets_pretokenized=['a']*15000)).save_to_disk(tmp_path/'p'/AG/'train')
     task = still(p3_suite, tmp_path/'p').tasks()[0]; before = pa.total_allocated_bytes()
     assert sum(1 for _ in render(task, 'train'))==15000 and pa.total_allocated_bytes()-before<2_000_000
-    assert task._data.records['train']._text._ds.cache_files
+    assert task.data.records['train']._text._ds.cache_files
 
 # --- choices ---------------------------------------------------------------------------------------------------------
 def test_grouping_against_the_plain_way():
@@ -196,7 +196,7 @@ def test_p3_in_the_cache_of_ids_and_in_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, 'capped', lambda index, rule: pd.Series(3, index=index.index)); src = write(tmp_path/'p', as_tfrecord); s = still(p3_suite, src, cap='t0'); b = load_backbone('tiny')
     ag,rte = s.task(f'ag_news/{AG}'),s.task(f'rte/{RTE}'); es = ag.examples('train'); assert [e.id for e in es]==[f'ag_news/train/{AG}/{i}' for i in hub._sample(5, 3)]
     store = rendered([ag,rte], b, folder=tmp_path/'c'); assert store.pairs(range(9))==b.pairs(es+rte.examples('train')) and store.pairs(list(store.in_rows(ag.name, [2,0])))==b.pairs([es[2],es[0]])
-    assert records_key(ag._data,'train')==ag._data.records['train'].fingerprint!=records_key(still(p3_suite, src).task(ag.name)._data,'train')   # another cap, another key
+    assert records_key(ag.data,'train')==ag.data.records['train'].fingerprint!=records_key(still(p3_suite, src).task(ag.name).data,'train')   # another cap, another key
     assert sorted(e.id for _,got in task_batches([ag], 1, seed=0, rule='proportional') for e in got)==sorted(e.id for e in es)
     assert rte.shots(4, seed=1)==rte.shots(6, seed=1)[:4]
 

@@ -57,7 +57,7 @@ def test_texts_cannot_become_html(suite, tiny):
 
 # --- playground ------------------------------------------------------------------------------------------------------
 def test_playground_shows_what_rank_says(suite, tiny):
-    task = suite.task('cause/number'); e = task.examples('validation', 2)[1]; prompt = new_prompt('deep', tiny, length=3); s = seen(tiny, record_of(task, 1), task._template.jinja, task._template.answer_choices)
+    task = suite.task('cause/number'); e = task.examples('validation', 2)[1]; prompt = new_prompt('deep', tiny, length=3); s = seen(tiny, record_of(task, 1), task.wording.jinja, task.wording.answer_choices)
     assert (s.source,s.target,s.choices,s.gold,s.source_tokens,s.choice_tokens)==(e.source, e.target, e.choices, e.gold, len(tiny.sources([e.source])[0]), [len(i) for i in tiny.targets(e.choices)])
     for rule in ('mean','sum'):
         r, = rank(tiny, [[e]], prompt); got = {d['choice']:d for d in answers(tiny, s, prompt, rule=rule)}; by = getattr(r, rule)[0]

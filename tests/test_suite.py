@@ -328,7 +328,7 @@ def test_real_templates_render(real, shared):
     "280 original-task templates and the five of kilt_hotpotqa render every row; the five others skip some, as the coverage table says"
     manifest = {m['name']: m for m in json.loads((shared/'real'/'manifest.json').read_text())}
     full = Counter()
-    for t in real.tasks(): full[t.dataset] += all(t._template.problem(r) is None for s in ('validation','train') for r in t._data.records[s][:100])
+    for t in real.tasks(): full[t.dataset] += all(t.wording.problem(r) is None for s in ('validation','train') for r in t.data.records[s][:100])
     assert sum(full.values())==285 and full.pop('kilt_hotpotqa')==5
     assert full=={n: m['n_original_task_fully_rendering'] for n,m in manifest.items() if n in full}
 

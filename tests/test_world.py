@@ -18,7 +18,7 @@ def world(): return build(seed=11, n_eval=40, n_train=40)
 def test_the_solver_answers_every_task(world, role):
     "From the words of the record and the data file alone"
     for t in world.tasks(role=role):
-        records = t._data.records['validation']; examples = list(render(t, 'validation', range(14))); assert len(examples)==14, t.name
+        records = t.data.records['validation']; examples = list(render(t, 'validation', range(14))); assert len(examples)==14, t.name
         for e in examples: assert solver.solve(t.dataset, records[int(e.id.rsplit('/',1)[1])], e.choices, t.name in TURNED)==e.target, (t.name, e)
 
 def test_the_solver_can_be_wrong():
@@ -33,7 +33,7 @@ def many(): return load_suite('microworld', seed=11, family=1000, n_train=3)
 
 def test_a_thousand_tasks_with_names_of_their_own(many):
     tasks = many.tasks(role='train'); assert len(tasks)==1000==len({t.dataset for t in tasks}) and all(len(about(t))>15 for t in tasks)
-    assert len({(t.cluster, re.match(r'[a-z]+-[a-z]+(-[a-z]+)?', t.dataset)[0], norm(t._template.jinja)) for t in tasks})==1000
+    assert len({(t.cluster, re.match(r'[a-z]+-[a-z]+(-[a-z]+)?', t.dataset)[0], norm(t.wording.jinja)) for t in tasks})==1000
     assert len({norm(m.about)+norm(m.jinja) for m in everyone()})==len(everyone())
 
 def test_no_two_tasks_read_the_same(many):
@@ -44,11 +44,11 @@ def test_no_two_tasks_read_the_same(many):
     assert len(seen)==1000 and max(seen.values())==1
 
 def test_no_text_is_shared_with_the_default_suite(many, world):
-    assert not {norm(t._template.jinja) for t in many.tasks(role='train')} & {norm(t._template.jinja) for t in world.tasks()}
+    assert not {norm(t.wording.jinja) for t in many.tasks(role='train')} & {norm(t.wording.jinja) for t in world.tasks()}
 
 def test_the_solver_answers_the_family(many):
     for t in many.tasks(role='train'):
-        d = t._data.records['train'][0]; e = next(render(t, 'train', [0]))
+        d = t.data.records['train'][0]; e = next(render(t, 'train', [0]))
         assert solver.solve(t.cluster[7:], d, e.choices, '-wrong-' in t.name or '-guess_wrong-' in t.name)==e.target, (t.name, e)
 
 def test_smaller_families_are_prefixes():

@@ -126,7 +126,7 @@ def portrait(
     "A task as text: counts, baselines, lengths, and examples"
     from promptbench.data.checks import lengths, truncation
     from promptbench.data.suite import show as picture
-    split = split or ('validation' if 'validation' in task._data.records else 'train')
+    split = split or ('validation' if 'validation' in task.data.records else 'train')
     c = task.counts(split)
     head,_,rest = picture(task, n, split).partition('\n')
     lines = [head, f"{split}: {c['rows']:,} rows, {c['used']:,} used, {c['skipped']:,} skipped"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from ..base.core import UserError, embedded, one_of
 from .files import Flaw, numbered, split_files
-from .suite import Suite, _spread, render
+from .suite import Suite, spread, render
 from .templates import _hide, _templates_of, folder_layout
 
 # %% ../../nbs/10_data/06_checks.ipynb #e5dc25a7
@@ -109,7 +109,7 @@ def lint(
         out.append(
             Problem('error', str(file), f'{name} gives no example from any of {len(rows)} rows',
                     'leave it out, or give it rows that it fits'))
-    return out+_one_place(kept, file, name)+_leaks(template, _spread(kept, 200), file, name)
+    return out+_one_place(kept, file, name)+_leaks(template, spread(kept, 200), file, name)
 
 def _cause(template, e)->tuple[str,str,str|None]: # what, what to do, field
     "A failed rendering without the template's name, so that the same mistake in a row is told once for all templates"
@@ -180,7 +180,7 @@ def lint_file(
 def _read(files:dict, take:int|None)->tuple[dict,list[Problem]]:
     "Rows of every split, and the flaws of its file"
     out,flaws = {},[]
-    for split,path in files.items(): out[split] = _spread(list(numbered(path, flaws.append)), take)
+    for split,path in files.items(): out[split] = spread(list(numbered(path, flaws.append)), take)
     return out,[_problem(f) for f in flaws]
 
 def _rows(records:dict, files:dict)->Iterator[Problem]:
@@ -309,7 +309,7 @@ def lengths(
     "Lengths of sources and targets"
     out = []
     for t in suite.tasks() if tasks is None else tasks:
-        s = split or ('validation' if 'validation' in t._data.records else 'train')
+        s = split or ('validation' if 'validation' in t.data.records else 'train')
         es = list(itertools.islice(render(t, s), n))
         source,target = count([e.source for e in es]),count([x for e in es for x in (e.choices or (e.target,))])
         at = 0

@@ -124,7 +124,7 @@ def p3_ids(
     split:str # 'train' or 'validation'
 ): # Iterator of (source ids, [target ids of every choice])
     "The examples of a task in T5's ids, as P3 ships them and the suite's `facts` say"
-    rows = task._data.records[split]
+    rows = task.data.records[split]
     how = {k:suite.facts[k] for k in ('eos','max_source','max_target')}
     return (cut_ids(rows.ids(i), **how) for i in range(len(rows)))
 
@@ -141,12 +141,12 @@ def p3_table(
         if not (isinstance(e.__cause__, FileNotFoundError) or 'valid data file' in str(e.__cause__)):
             raise  # no such Parquet; a hub out of reach is another matter
     from huggingface_hub import hf_hub_download
-    from promptbench.data.tables import SINGLE, _REMEDY, _tried
+    from promptbench.data.tables import REMEDY, SINGLE, tried
     name = f'data/{template}/{split}.tfrecord-00000-of-00001'
     return TFRecords(
         [
-            _tried(
-                f'fetch {name} of {REPO}', lambda: hf_hub_download(REPO, name, repo_type='dataset', revision=revision), _REMEDY)],
+            tried(
+                f'fetch {name} of {REPO}', lambda: hf_hub_download(REPO, name, repo_type='dataset', revision=revision), REMEDY)],
         single=SINGLE)
 
 def _hub_splits(entry, **how)->dict:

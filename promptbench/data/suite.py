@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'SUITES', 'FOLDER', 'Example', 'Dataset', 'Task', 'render', 'labels', 'count_rows', 'commonest', 'draw_shots',
-           'shots_key', 'Suite', 'fingerprint', 'describe', 'show', 'load_suite', 'read_jsonl']
+           'shots_key', 'spread', 'Suite', 'fingerprint', 'describe', 'show', 'load_suite', 'read_jsonl']
 
 # %% ../../nbs/10_data/04_suite.ipynb #be5e99f9
 import hashlib, importlib, inspect, itertools, json, math
@@ -89,7 +89,7 @@ class Task:
     def __init__(self, suite:str, data:Dataset, template):
         self.suite,self.cluster,self.dataset,self.role,self.template = (
             suite, data.cluster, data.name, data.role, template.name)
-        self._data,self._template,self._seen,self.baseline = getattr(template, 'data', data),template,{},data.baseline
+        self.data,self.wording,self._seen,self.baseline = getattr(template, 'data', data),template,{},data.baseline
     @property
     def name(self)->str: return f'{self.dataset}/{self.template}'
     def __repr__(self): return f'Task({self.name}: {self.cluster}, {self.role})'
@@ -101,11 +101,11 @@ class Task:
         out = list(itertools.islice(render(self, split), n))
         if out or n==0: return out
         raise UserError(
-            f'task {self.name} must give examples, but its template skips all {len(self._data.records[split])} rows of {split}; '
+            f'task {self.name} must give examples, but its template skips all {len(self.data.records[split])} rows of {split}; '
             'look at the records, or leave the template out')
-    def size(self, split:str)->int: return len(self._data.records[split]) # rows, before any is skipped
+    def size(self, split:str)->int: return len(self.data.records[split]) # rows, before any is skipped
     @property
-    def ranked(self)->bool: return self._template.answer_choices is not None # whether there are choices to rank
+    def ranked(self)->bool: return self.wording.answer_choices is not None # whether there are choices to rank
     def shots(self, k:int, seed:int, balanced:bool=False, per:str='template')->list[Example]:
         return draw_shots(self, k, seed, balanced=balanced, per=per)
     def counts(self, split:str='validation')->dict: return count_rows(self, split)
@@ -117,13 +117,13 @@ class Task:
 # %% ../../nbs/10_data/04_suite.ipynb #6e39b274
 def render(task, split, order=None):
     "Examples in the given order of rows, without the rows that the template skips"
-    rows = task._data.records[split]
+    rows = task.data.records[split]
     named = getattr(rows, 'id_of', str)
     for i in (range(len(rows)) if order is None else order):
-        try: got = task._template.apply(rows[i])
+        try: got = task.wording.apply(rows[i])
         except UserError as e:
-            if task._data.on_error=='skip': continue
-            file = task._data.files.get(split)
+            if task.data.on_error=='skip': continue
+            file = task.data.files.get(split)
             raise UserError((f'{file}, record {i+1}: ' if file else '')+f'{task.dataset}/{split}/{i}: {e}') from None
         if got is not None: yield Example(f'{task.dataset}/{split}/{named(i)}', *got)
 
@@ -186,7 +186,7 @@ def shots_key(
     return key_of([e.id for e in examples])
 
 # %% ../../nbs/10_data/04_suite.ipynb #f7c1052f
-def _spread(items, n):
+def spread(items, n):
     "At most `n` of `items`, the first among them, evenly spread"
     return items if n is None or n>=len(items) else [items[i*len(items)//n] for i in range(n)]
 
@@ -217,7 +217,7 @@ class Suite:
         if role is not None: one_of('role', role, ROLES)
         clusters,names = _wanted(self, 'cluster', cluster), _wanted(self, 'dataset', dataset)
         data = [d for d in self.datasets if role in (None,d.role) and d.cluster in clusters and d.name in names]
-        return [self._tasks[f'{d.name}/{t.name}'] for d in data for t in _spread(d.templates, limit)]
+        return [self._tasks[f'{d.name}/{t.name}'] for d in data for t in spread(d.templates, limit)]
     def task(self, name:str)->Task: return self._tasks[one_of('task', name, self._tasks)]
     def describe(self)->list[dict]: return describe(self)
     def fingerprint(self)->str: return fingerprint(self)

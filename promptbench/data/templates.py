@@ -14,7 +14,7 @@ import yaml
 from ..base.core import UserError, config, key_of, one_of, write_atomic
 from .files import Flaw, halt, read_records, record_files, split_files
 from .sandbox import MAX_CHARS, MAX_STEPS, Answers, Run, compile_text, render_text
-from .suite import ROLES, Dataset, Suite, _spread
+from .suite import ROLES, Dataset, Suite, spread
 
 # %% ../../nbs/10_data/05_templates.ipynb #9399114c
 # fields may hold the separator; characters of the private use area stand for it meanwhile
@@ -254,7 +254,7 @@ def _templates_of(folder, p, name, which, role, bad)->list[Template]:
 
 def _capped(path, most, bad=halt):
     rows = read_records(path, bad)
-    return rows if most is None or most>=len(rows) else _spread(rows, most)
+    return rows if most is None or most>=len(rows) else spread(rows, most)
 
 def folder_layout(
     folder # Holds CLUSTER/DATASET/{train,validation}.jsonl[.gz], .csv or .parquet, perhaps with a suite.yaml or manifest.json

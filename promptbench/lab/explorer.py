@@ -85,8 +85,8 @@ class Texts:
     def template(self, suite:str, dataset:str, template:str)->str|None: # Its Jinja; None if unknown
         s = self._of(suite)
         task = s and s._tasks.get(f'{dataset}/{template}')
-        return task._template.jinja+(
-            f'\n\nchoices: {task._template.answer_choices}' if task._template.answer_choices else '') if task else None
+        return task.wording.jinja+(
+            f'\n\nchoices: {task.wording.answer_choices}' if task.wording.answer_choices else '') if task else None
     def examples(self, suite:str, dataset:str, template:str)->dict: # Instance id -> example; empty if unknown
         key = (suite,dataset,template)
         s = self._of(suite)

@@ -28,7 +28,7 @@ def small_task(
     old = load_suite('microworld').task(name)
     of = lambda split,n: draw(old.dataset, n, seed=seed, split=split, role=old.role)
     records = dict(train=of('train', shots), validation=of('validation', n))
-    return Task('microworld', Dataset(old.dataset, old.cluster, old.role, records, old._data.templates), old._template)
+    return Task('microworld', Dataset(old.dataset, old.cluster, old.role, records, old.data.templates), old.wording)
 
 def reworded(
     task:Task,
@@ -37,7 +37,7 @@ def reworded(
     name:str='mine'
 )->Task:
     "The same records in other words; `UserError` if they do not render"
-    new = Task(task.suite, task._data, Template(name, jinja, choices or task._template.answer_choices))
+    new = Task(task.suite, task.data, Template(name, jinja, choices or task.wording.answer_choices))
     new.examples('validation', 1)
     return new
 

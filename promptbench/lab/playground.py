@@ -32,7 +32,7 @@ class Seen:
 
 def record_of(task, index:int, split:str='validation')->dict:
     "The raw record behind a task's examples"
-    rows = task._data.records[split]
+    rows = task.data.records[split]
     if not 0<=index<len(rows): raise UserError(f'the example must be between 0 and {len(rows)-1}, got {index}')
     return rows[index]
 
@@ -148,7 +148,7 @@ class Playground(Panel):
         self._original()
     def _original(self):
         if self._quiet: return
-        t = self.task._template
+        t = self.task.wording
         self._quiet = True
         try: self.jinja.value,self.choices.value = t.jinja,t.answer_choices or ''
         finally: self._quiet = False

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np, pandas as pd
 from ..base.core import UserError, one_of, seed_of
 from .results import CELL, PREDICTION_KEY
-from .metrics import LINE, _tally, find_cell, group_codes, need, one_each, relative_gain, template_weights
+from .metrics import LINE, tally, find_cell, group_codes, need, one_each, relative_gain, template_weights
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #e2e34540
 @dataclass
@@ -135,7 +135,7 @@ VIEW = CELL+['seed']
 def _lines(predictions:pd.DataFrame, rows, baseline, by, groups):
     "One line per answered list, with its view and its coefficient 100 x weight/base; and every prediction's line"
     code,first = group_codes(predictions, LINE)
-    lines = _tally(predictions, code, first)
+    lines = tally(predictions, code, first)
     if 'run' in predictions.columns: lines = lines.assign(run=predictions.run.iloc[first].astype(str).to_numpy())
     lines = lines.sort_values(VIEW+['dataset','template'])
     rank = np.empty(len(lines), np.int64)
@@ -411,7 +411,7 @@ def bootstrap_arg(
             replicate(predictions, **options), cell_a, cell_b, level=level, seeds=seeds, interval_kind=interval_kind)
     if cell_b is None: raise UserError("procedure 'wu2022' compares two cells; give cell_b")
     r = replicate(predictions, n=1, rows=options.pop('rows', None))
-    rows = _tally(predictions, *group_codes(predictions, LINE))
+    rows = tally(predictions, *group_codes(predictions, LINE))
     sides = []
     for at in (_of(r, cell_a), _of(r, cell_b)):
         if len(at)>1:

@@ -57,12 +57,12 @@ def _tokenizer_key(backbone)->str:
 
 def task_key(task, split:str, tokenizer:str, max_source:int, max_target:int)->str:
     "The name of a task's folder: equal exactly where the ids are"
-    t = task._template
+    t = task.wording
     plain = {k:v
              for k,v in vars(t).items()
              if not k.startswith('_') and isinstance(v, (str,int,float,bool,tuple,list,type(None)))}
     return key_of(_code(), task.dataset, task.template, type(t).__qualname__, t.jinja, t.answer_choices, plain, split,
-                  records_key(task._data, split), tokenizer, max_source, max_target, n=24)
+                  records_key(task.data, split), tokenizer, max_source, max_target, n=24)
 
 # %% ../../nbs/60_train/04_rendered.ipynb #9de1fc85
 def _serve(work, mine, others):

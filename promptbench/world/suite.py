@@ -171,4 +171,4 @@ def about(
     task # A `Task` of the microworld
 )->str:
     "One line that says what a task asks and why it can be answered"
-    return task._template.metadata['about']
+    return task.wording.metadata['about']

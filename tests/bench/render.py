@@ -38,7 +38,7 @@ def theirs(todo, tokenizer):
     "Rendered and tokenised one by one"
     env = environment(); n = 0
     for task,i in todo:
-        parts = apply(env, task._template, task._data.records['train'][i])
+        parts = apply(env, task.wording, task.data.records['train'][i])
         if len(parts)==2 and all(parts): n += 1; [tokenizer(t, truncation=True, max_length=m)['input_ids'] for t,m in zip(parts, (768,192))]
     return n
 

@@ -15,8 +15,8 @@ def timed(f):
 def parts(make, name, role, n):
     "Seconds for the records of a dataset, and for the examples of its first task, each drawn and rendered once"
     t = make().tasks(dataset=name)[0]; split = 'train' if role=='train' else 'validation'
-    drawn,records = timed(lambda: list(t._data.records[split])); text,k = timed(lambda: sum(1 for _ in render(t, split))); assert k==len(records)==n, (name, k)
-    plain = jinja2.Environment().from_string(t._template.jinja); return drawn, drawn+text, timed(lambda: [plain.render(**r) for r in records])[0]
+    drawn,records = timed(lambda: list(t.data.records[split])); text,k = timed(lambda: sum(1 for _ in render(t, split))); assert k==len(records)==n, (name, k)
+    plain = jinja2.Environment().from_string(t.wording.jinja); return drawn, drawn+text, timed(lambda: [plain.render(**r) for r in records])[0]
 
 def main():
     options(); n = 300 if small() else 10_000; world = lambda: build(seed=1, n_eval=n, n_train=n); many = lambda: build(seed=1, n_train=n, family=9 if small() else 45)

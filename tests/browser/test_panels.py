@@ -103,7 +103,7 @@ def world():
 
 def test_playground(page, world):
     from promptbench.lab.playground import answers, record_of, seen
-    suite,backbone = world; box = panel(page, 'Template playground'); task = suite.task('entail/does_it_mean'); t = task._template
+    suite,backbone = world; box = panel(page, 'Template playground'); task = suite.task('entail/does_it_mean'); t = task.wording
     expected = lambda jinja=t.jinja, choices=t.answer_choices, i=0, rule='mean', **how: answers(backbone, seen(backbone, record_of(task, i), jinja, choices, **how), rule=rule, **how)
     said = lambda: [(r[0].lstrip('✓ '), r[1], r[3]) for r in cells(box)]
     as_text = lambda ranked: [(d['choice'], f"{d['probability']:.1%}", f"{d['logp']:.2f}") for d in ranked]
