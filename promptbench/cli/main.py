@@ -24,8 +24,16 @@ app = typer.Typer(
     help='A workbench for promptability: how well a language model can be steered by prompts.', no_args_is_help=True,
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode='markdown')
 
+def _say_version(wanted:bool):
+    if not wanted: return
+    typer.echo(f'promptbench {__version__}')
+    raise typer.Exit
+
 @app.callback()
-def _root(): pass # keeps the names of commands even while there is only one
+def _root(
+        version:Annotated[
+            bool, typer.Option('--version', callback=_say_version, is_eager=True, help='the version, and no more')]=False):
+    pass
 
 for _group in (cli_suites, cli_runs, cli_sweep, cli_results, cli_lab): app.add_typer(_group.app)
 
@@ -209,12 +217,12 @@ def evaluate(
 def health()->list[tuple[str,bool,str]]: # what, fine?, detail
     "What this machine has of what promptbench can use"
     import importlib.metadata as md, platform, shutil, psutil, torch
-    from promptbench.base.core import data_dir, home
+    from promptbench.base.core import cache_dir, data_dir
     from promptbench.model.backbone import bf16_pays
     v = lambda n: md.version(n)
     tiny = data_dir('backbones','tiny','model.safetensors')
     chrome = next(filter(None, map(shutil.which, ('chromium','google-chrome','chrome'))), None)
-    free = shutil.disk_usage(home()).free/2**30
+    free = shutil.disk_usage(Path.cwd()).free/2**30
     gpu = torch.cuda.is_available()
     return [
         ('python', sys.version_info>=(3,11), platform.python_version()), ('torch', True, v('torch')),
@@ -224,7 +232,7 @@ def health()->list[tuple[str,bool,str]]: # what, fine?, detail
         ('cores, memory', True, f'{os.cpu_count()} cores, {psutil.virtual_memory().available/2**30:.1f} GiB free'),
         ('tiny backbone', tiny.exists(), str(tiny.parent)), ('hub', *_hub()),
         ('Chromium', chrome is not None, chrome or 'none: browser tests are skipped'),
-        ('disk', free>2, f'{free:.0f} GiB free')]
+        ('disk', free>2, f'{free:.0f} GiB free where you are'), ('cache', True, str(cache_dir()))]
 
 def _hub()->tuple[bool,str]:
     import urllib.request
