@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from ..base.core import UserError, config, key_of, one_of, write_atomic
 from .files import Flaw, halt, read_records, record_files, split_files
-from .sandbox import MAX_CHARS, MAX_STEPS, Answers, Run, compile_text, render_text
+from .sandbox import MAX_CHARS, MAX_STEPS, Answers, Rendering, compile_text, render_text
 from .suite import ROLES, Dataset, Suite, spread
 
 # %% ../../nbs/10_data/05_templates.ipynb #9399114c
@@ -49,7 +49,7 @@ class Template:
             self.answer_choices, self.name)
     def parts(self, record:dict)->tuple[str,str,tuple|None]:
         "Source, target (empty if there is none) and choices"
-        values,run = _hide(record),Run(self.name, record)
+        values,run = _hide(record),Rendering(self.name, record)
         main,answers = self._compiled
         choices = self.fixed if answers is None else tuple(_cut(render_text(answers, run, values)))
         if choices is not None: values['answer_choices'] = Answers(choices)
