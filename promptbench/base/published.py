@@ -12,34 +12,66 @@ from .core import UserError, data_dir, one_of
 
 # %% ../../nbs/00_base/03_published.ipynb #e381eb53
 _F,_I,_B = 'float64','Int64','boolean'
+
+def _typed(kind:str, names:str)->dict[str,str]:
+    "Columns of one type, their names in a row"
+    return dict.fromkeys(names.split(), kind)
+
 TABLES = { # name: (file in `data/paper`, what it is, columns that are not text)
-    'table1': ('promptability_table1', 'ARG of every method, size, prompt and number of shots', dict(shots=_I, ARG=_F, star=_B)),
-    'per_template': ('promptability_xl_deep_16shot_per_template', 'accuracy of two XL models on 116 templates, deep prompt, 16 shots',
-                     dict(position=_I, n_eval=_I, random_baseline=_F, acc_T0_reproduction=_F, acc_MTL_TfirePfire=_F, chance=_F)),
-    'p3': ('p3_datasets', 'the datasets of P3 as used there: roles, templates, sizes', dict(n_templates=_I, n_choices=_I, random_baseline_accuracy=_F, train_size=_I, validation_size=_I, mixture_examples_after_per_template_500k_cap=_I)),
-    'p3_templates': ('p3_templates', 'every template of P3 used there, by its name on the hub, and its rows (one per answer choice where there are choices)', dict(train_rows=_I, validation_rows=_I, test_rows=_I, choices=_I)),
-    'lester': ('lester_results', 'prompt tuning by size, length and initialisation', dict(prompt_length=_I, value=_F, std=_F, n_runs=_I)),
-    'mpt': ('mpt_results', 'multitask prompt tuning and what it was compared with', dict(params_per_task=_I, value=_F, std=_F)),
-    'gps': ('gps_results', 'search for text prompts on T0', {c:_F for c in ('RTE','CB','ANLI1','ANLI2','ANLI3','COPA','HellaSwag','StoryCloze','WSC','Winogrande','WiC','avg11_reported','avg10_without_StoryCloze')}),
+    'table1': (
+        'promptability_table1',
+        'ARG of every method, size, prompt and number of shots',
+        _typed(_I, 'shots')|_typed(_F, 'ARG')|_typed(_B, 'star')),
+    'per_template': (
+        'promptability_xl_deep_16shot_per_template',
+        'accuracy of two XL models on 116 templates, deep prompt, 16 shots',
+        _typed(_I, 'position n_eval')|_typed(_F, 'random_baseline acc_T0_reproduction acc_MTL_TfirePfire chance')),
+    'p3': (
+        'p3_datasets',
+        'the datasets of P3 as used there: roles, templates, sizes',
+        _typed(_F, 'random_baseline_accuracy')|_typed(_I, 'n_templates n_choices train_size validation_size')
+        |_typed(_I, 'mixture_examples_after_per_template_500k_cap')),
+    'p3_templates': (
+        'p3_templates',
+        'every template of P3 used there, by its name on the hub, and its rows (one per answer choice where there are choices)',
+        _typed(_I, 'train_rows validation_rows test_rows choices')),
+    'lester': (
+        'lester_results',
+        'prompt tuning by size, length and initialisation',
+        _typed(_I, 'prompt_length n_runs')|_typed(_F, 'value std')),
+    'mpt': (
+        'mpt_results',
+        'multitask prompt tuning and what it was compared with',
+        _typed(_I, 'params_per_task')|_typed(_F, 'value std')),
+    'gps': (
+        'gps_results',
+        'search for text prompts on T0',
+        _typed(_F, 'RTE CB ANLI1 ANLI2 ANLI3 COPA HellaSwag StoryCloze WSC Winogrande WiC')
+        |_typed(_F, 'avg11_reported avg10_without_StoryCloze')),
 }
+
+# %% ../../nbs/00_base/03_published.ipynb #e33ad8d5
+def _check_columns(d:pd.DataFrame, types:dict, file:str):
+    "A table has the columns we know of it, and every line names its source"
+    lost = [c for c in (*types,'source') if c not in d.columns]
+    if lost: raise UserError(f'{file} must have the columns {lost}; restore the file')
+    if d.source.isna().any():
+        line = int(d.source.isna().idxmax())+2
+        raise UserError(f'every line of {file} must name its source, line {line} does not; add it')
 
 def load_paper(
     name:str, # One of `TABLES`, or the stem of a file in `data/paper`
-    folder=None # Look there instead of in `data/paper`
+    folder:str|Path|None=None # Look there instead of in `data/paper`
 )->pd.DataFrame: # Typed columns; `attrs['what']` and `attrs['source']` say what it is and where it is from
     "A published table; `UserError` for an unknown name, a value that is not of its column's type, or a line without a source"
-    stems = {s:n for n,(s,_,_) in TABLES.items()}
-    name = stems.get(name, name)
-    stem,what,types = TABLES[one_of('table', name, list(TABLES))]
+    by_stem = {stem:n for n,(stem,_,_) in TABLES.items()}
+    stem,what,types = TABLES[one_of('table', by_stem.get(name, name), list(TABLES))]
     path = Path(folder or data_dir('paper'))/f'{stem}.csv'
     d = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[''])
-    lost = [c for c in (*types,'source') if c not in d.columns]
-    if lost: raise UserError(f'{path.name} must have the columns {lost}; restore the file')
-    if d.source.isna().any():
-        raise UserError(
-            f'every line of {path.name} must name its source, line {int(d.source.isna().idxmax())+2} does not; add it')
+    _check_columns(d, types, path.name)
     for c,kind in types.items():
-        try: d[c] = pd.to_numeric(d[c]).astype('Float64' if kind==_F else _I).astype(kind)
+        nullable = 'Float64' if kind==_F else _I
+        try: d[c] = pd.to_numeric(d[c]).astype(nullable).astype(kind)
         except (ValueError,TypeError) as e:
             raise UserError(f'column {c} of {path.name} must hold numbers: {e}; restore the file') from None
     d.attrs.update(what=what, source='; '.join(d.source.unique()))
