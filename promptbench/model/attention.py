@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'WAYS', 'EXTRA', 'prompted_attention', 'attend', 'is_slot', 'register_attention', 'use_attention',
-           'deep_prompt', 'take', 'spans', 'before_each', 'Segments', 'distances', 'segmented']
+           'deep_prompt', 'take', 'row_places', 'before_each', 'Segments', 'distances', 'segmented']
 
 # %% ../../nbs/40_model/05_attention.ipynb #5f9d20d5
 import contextlib
@@ -152,7 +152,7 @@ def take(
     return _Take.apply(x, there, back, real)
 
 # %% ../../nbs/40_model/05_attention.ipynb #4558cc0e
-def spans(
+def row_places(
     len_B:Tensor, # Tokens of every example
     P:int=0 # Positions of a prompt before each
 )->tuple[Tensor,Tensor]: # Both [sum(len_B)+B*P]
@@ -168,7 +168,7 @@ def before_each(
 )->Tensor: # [T+B*P,X]
     "The row with each example's own prompt directly before it"
     B,P = prompt_BPX.shape[:2]
-    owner,place = spans(len_B, P)
+    owner,place = row_places(len_B, P)
     dev = text_TX.device
     there = torch.where(place<0, owner*P+place+P, B*P+torch.arange(len(owner))-(owner+1)*P)
     return take(torch.cat([prompt_BPX.reshape(B*P, -1), text_TX.reshape(len(text_TX), -1)]), there.to(dev),
@@ -304,7 +304,7 @@ def _with_prompts(cut, x, prompt):
 def _places(cut, P, q_pad, k_pad, dev):
     "Example and place of every query and key; what rounds the row up is an example of its own"
     def padded(owner, place, n): return (F.pad(owner, (0,n), value=len(cut.q_len)).to(dev), F.pad(place, (0,n)).to(dev))
-    return *padded(*spans(cut.q_len), q_pad),*padded(*spans(cut.k_len, P), k_pad)
+    return *padded(*row_places(cut.q_len), q_pad),*padded(*row_places(cut.k_len, P), k_pad)
 
 def _dense_bias(cut, table_HL, dev, P):
     "Everything added to the scores of the whole square"
