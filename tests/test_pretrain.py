@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from promptbench.base.core import UserError
 from promptbench.model.backbone import random_backbone, weight_hashes
-from promptbench.model.batch import encode_examples, make_batch
+from promptbench.model.batch import make_batch
+from promptbench.model.tokens import encode_examples
 from promptbench.train.fit import token_nll
 from promptbench.prompt.inits import new_prompt
 from promptbench.train.pretrain import METHODS, PRESETS, PretrainConfig, flops, mixture, preset, pretrain

@@ -16,7 +16,7 @@ os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '1024') # read once, wh
 import torch
 from torch import nn, Tensor
 from ..base.core import UserError, one_of, seed_of, atomic_folder, to_json, embedded
-from .batch import encode_texts
+from .tokens import encode_texts
 from .linear import faster
 from .attention import is_slot, register_attention, use_attention
 

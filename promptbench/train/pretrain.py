@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from ..base.core import UserError, key_of, one_of, rng, to_json
 from ..data.suite import render
-from ..model.batch import fill, mtl_batches
+from ..model.tokens import fill
+from ..model.batch import mtl_batches
 from ..model.backbone import freeze, unfreeze, weight_hashes
 from ..prompt.bank import PROMPTS, NoPrompt, for_prompt
 from .scales import tiny_settings
