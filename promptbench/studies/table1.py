@@ -110,9 +110,9 @@ def _mark(name, seed, n_eval)->str: return _suite(name, seed, n_eval).fingerprin
 
 @functools.lru_cache(maxsize=2)
 def _source(name, precision):
-    from promptbench.model.backbone import fingerprint, load_backbone
+    from promptbench.model.backbone import load_backbone, weight_hashes
     b = load_backbone(name, precision=precision)
-    return b, key_of(fingerprint(b))
+    return b, key_of(weight_hashes(b))
 
 def pretrain_config(s:Settings, job:Job):
     "How the pretraining run of a job (or the run itself) is trained; None if it has none"
