@@ -97,8 +97,9 @@ def may_be_long(line:str)->bool:
     return bool(re.match(r"""\s*([rbf]*['"]|raise |#|[\])}]*,? ?# )""", line) or re.match(r"\s*\S.*[,(]? {1,2}# ", line))
 
 def too_long(text:str)->list[str]:
-    "Lines over 120 characters, or over 140 where they are a message"
-    return [line for line in text.splitlines() if len(line)>(140 if may_be_long(line) else 120) and not line.startswith('# ')]
+    "Lines over 120 characters, or over 140 where they are a message; what nbdev writes itself does not count"
+    ours = re.sub(r'^__all__ = \[.*?\]$', '', text, flags=re.M|re.S)
+    return [line for line in ours.splitlines() if len(line)>(140 if may_be_long(line) else 120) and not line.startswith('# ')]
 
 def statements(node)->list[ast.stmt]:
     "Every statement inside a node"
