@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from .. import __version__
+from ..base.catalogue import listed
 from ..base.core import UserError, home, key_of, to_json, write_atomic
 from .inside import check_track
 from .folder import begin, lock_of, read_json, run_state, set_card
@@ -62,7 +63,7 @@ def _read_page(path:str, *stamp)->tuple[dict,str]: # parameters, hash of the oth
         raise UserError(f'{path} must have one cell tagged `parameters`, it has {len(tagged)}; papermill would run '
                         'it with its defaults. Add the tag in Lab under Property Inspector, Cell Tags')
     source = tagged[0].source
-    notes = {t.start[0]:t.string.lstrip('# ').strip()
+    notes = {t.start[0]:_named(t.string.lstrip('# ').strip())
              for t in tokenize.generate_tokens(StringIO(source).readline)
              if t.type==tokenize.COMMENT}
     out = {}
@@ -74,6 +75,10 @@ def _read_page(path:str, *stamp)->tuple[dict,str]: # parameters, hash of the oth
         except (AttributeError, ValueError, TypeError):
             raise UserError(f'line {node.lineno} of the parameters of {path} must be `name = literal`') from None
     return out,key_of([c.source for c in cells if c.cell_type=='code' and c is not tagged[0]])
+
+def _named(note:str)->str:
+    "A comment with the names of the catalogue in place of `{methods}`, `{columns}` and the like"
+    return re.sub(r'\{(\w+)\}', lambda found: ', '.join(f'"{name}"' for name in listed(found[1])), note)
 
 def _parameter(name, default, annotation, note:str)->Parameter:
     "Types from the annotation, the comment's beginning, or the default; choices from a comment that begins with `one of`"

@@ -14,7 +14,7 @@ from base64 import b64decode
 import jinja2
 from markupsafe import Markup
 from ..base.core import UserError, one_of, write_atomic
-from .look import NIGHT
+from .look import nights
 
 # %% ../../nbs/30_show/01_frame.ipynb #3d3276b5
 CSS = r'''
@@ -180,7 +180,7 @@ SCRIPT = r'''
   addEventListener('afterprint', () => { printing = false; redraw(); while (closed.length) closed.pop().open = false; });
   label(); root.dataset.ready = '1';
 })();
-'''.replace('NIGHT_COLOURS', json.dumps(NIGHT))
+'''.replace('NIGHT_COLOURS', json.dumps(nights()))
 THEME = (
     "try{var t=localStorage.getItem('promptbench-theme');if(t==='dark'||t==='light')document.documentElement.dataset.theme=t}catch(e){}")
 

@@ -11,9 +11,10 @@ import importlib.metadata, platform, re
 from pathlib import Path
 import jinja2, pandas as pd
 from markupsafe import Markup, escape
+from ..base.catalogue import METHODS, PROMPT_KINDS, backbone_source
 from ..base.core import UserError, write_atomic
 from ..stats.claims import VERDICTS, paper_table1
-from .look import SIGN, layout, mark, plural, settings_of, signed
+from .look import SIGN, layout, mark, plural, prompt_text, settings_of, signed
 from .frame import figure_html, figure_json, page, save_figures
 from .findings import accuracy_table, brief, budgets, caveats, corrected, findings, headline, seed_table, table_cells
 from . import plots
@@ -36,7 +37,7 @@ RESULT = r'''<p class="answer" data-verdict="{{ verdict }}">{{ whole(answer[0]) 
 <nav aria-label="Sections">{% for id, name in sections %}<a href="#{{ id }}">{{ name }}</a>{% endfor %}</nav>
 
 <h2 id="table">Table 1, beside the paper’s</h2>
-<p>Brackets are the intervals. The paper’s models {% if (settings.backbone or '').startswith('tiny') %}are hundreds of times larger and its tasks are others{% else %}and tasks are others{% endif %}:
+<p>Brackets are the intervals. The paper’s models {% if small %}are hundreds of times larger and its tasks are others{% else %}and tasks are others{% endif %}:
 compare the pattern, not the numbers.</p>
 {% call frame('ARG in points (' ~ size ~ '). Small print: the paper’s T5-Large and T5-XL.', 'table1') %}
 <thead><tr class="over"><td></td>{% for p, n in spans %}<th scope="colgroup" colspan="{{ n }}"><span>{{ p }} prompt</span></th>{% endfor %}</tr>
@@ -44,8 +45,7 @@ compare the pattern, not the numbers.</p>
 <tbody>{% for m, line in lines %}<tr><th scope="row">{{ mark(m) }}{{ m }}</th>{% for c in line %}{{ ours(c) }}{% endfor %}</tr>
 {% endfor %}</tbody>{% endcall %}
 <p class="note"><sup>*</sup> A method that trains no prompt has one 0-shot number; it stands in both columns. Bold: highest of its column, which need not
-mean better than the next. Methods: <em>none</em>, no continued pretraining; <em class="nb">P-only</em>, only the prompt is pretrained;
-<em class="nb">T-only</em>, only the transformer; <em>T+P</em>, both.</p>
+mean better than the next. Methods: {% for m, note in notes %}<em class="nb">{{ m }}</em>, {{ note }}{{ '.' if loop.last else '; ' }}{% endfor %}</p>
 {{ figure('table1', 'Filled: this study with ' ~ level ~ ' intervals. Hollow: the paper’s single runs. Click a name to hide it.', 'Dot plot of the numbers of Table 1.') }}
 <details><summary>Seed by seed, and against the commonest answer</summary>
 {% call frame('ARG in points of each seed alone; and the mean gain over always giving the commonest answer instead of over guessing') %}
@@ -98,7 +98,7 @@ DETAILS = r'''<h2 id="datasets">Datasets and templates</h2>
 <h2 id="cost">What it cost</h2>
 {% if budget %}{% call frame('Mean per run' ~ (', on ' ~ settings.device if settings.device else '')) %}
 <thead>{{ heads(['stage', 'method, prompt', 'runs', 'updates', 'examples', 'tokens', 'TFLOP', 'seconds'], 2) }}</thead>
-<tbody>{% for b in budget %}<tr><th scope="row">{{ b.stage }}</th><td class="text">{{ mark(b.method) }}{{ b.method }}, {{ 'no prompt' if b.prompt=='none' else b.prompt }}</td><td>{{ b.runs }}</td>
+<tbody>{% for b in budget %}<tr><th scope="row">{{ b.stage }}</th><td class="text">{{ mark(b.method) }}{{ b.method }}, {{ prompt_text(b.prompt) }}</td><td>{{ b.runs }}</td>
 {% for v in (b.updates, b.examples, b.tokens, b.flops/1e12, b.seconds) %}<td>{{ count(v) }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>{% endcall %}{% else %}<p>No run left a card with its budget.</p>{% endif %}
 
@@ -163,7 +163,7 @@ def in_order(
     methods:list[str] # Order of the table
 )->pd.DataFrame: # The same lines, methods in this order, shallow before deep, few shots before many
     "Lines in the order a reader expects, whatever order the files were read in"
-    rank = dict(method={m:i for i,m in enumerate(methods)}, prompt=dict(none=0, shallow=1, deep=2))
+    rank = dict(method={m:i for i,m in enumerate(methods)}, prompt={p:i for i,p in enumerate(PROMPT_KINDS)})
     by = [c for c in ('method','prompt','shots') if c in df.columns]
     return df.sort_values(
         by, kind='stable', key=lambda c: c.map(lambda v: rank[c.name].get(v, 99)) if c.name in rank else c)
@@ -223,6 +223,10 @@ def _curve_words(figs:dict, curves)->dict:
     return dict(curve_names=names, thin={k:'prompt' if prompts(k) else 'seed' for k in names},
                 against=[k for k in names if 'data' not in figs[k]])
 
+def _notes(methods:list[str])->list[tuple[str,str]]:
+    "What each method of the table is, for the note under it"
+    return [(m, METHODS[m].note or METHODS[m].what) for m in METHODS if m in methods]
+
 def _caption(figure)->str:
     "The caption a figure starts with; the page's script writes those of nests"
     return figure['caption'] if 'caption' in figure else ''
@@ -243,6 +247,7 @@ def render(
     names,acc = accuracy_table(rows)
     seeds,by_seed = seed_table(rows, settings)
     listed,drawn = _claim_lists(claims, level),_curve_words(figs, curves)
+    backbone = backbone_source(settings.get('backbone'))
     env = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True)
     body = env.from_string(TABLES+RESULT+CLAIMS+DETAILS).render(
         **listed, **drawn, settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, seeds=seeds,
@@ -256,7 +261,8 @@ def render(
         size=_size(rows), caveats=caveats(settings|dict(holm=listed['holm']), rows),
         facts=facts(settings|dict(predictions_kept=f'{len(predictions):,}')),
         figure=lambda id, note, alt: figure_html(id, _caption(figs[id]), note, alt), count=_count, signed=signed,
-        whole=_whole, plural=plural, mark=mark, sign=SIGN)
+        whole=_whole, plural=plural, mark=mark, sign=SIGN, prompt_text=prompt_text, notes=_notes(order),
+        small=bool(backbone and backbone.read))
     label = ' · '.join(
         ['promptbench', 'table 1', f'{settings.get("suite","suite")}, {settings.get("backbone","backbone")}'])
     return page(QUESTION, body, figures=figs, label=label, footer=FOOTER, description=answer[0])

@@ -11,6 +11,7 @@ __all__ = ['VIEW', 'RESAMPLE', 'INTERVALS', 'PROCEDURES', 'Block', 'Replicates',
 from dataclasses import dataclass
 from statistics import NormalDist
 import numpy as np, pandas as pd
+from ..base.catalogue import columns
 from ..base.core import UserError, one_of, seed_of
 from .results import CELL, PREDICTION_KEY
 from .metrics import LINE, tally, find_cell, group_codes, need, one_each, relative_gain, template_weights
@@ -425,7 +426,7 @@ def table1(
     rows:pd.DataFrame, # Rows of one suite and backbone
     predictions:pd.DataFrame, # Their predictions
     *, methods=None, # Method ids in the order wanted; None: as they come in `rows`
-    prompts=('shallow','deep'), shots=None, # Columns of the table; None: all shots there are
+    prompts=None, shots=None, # Columns of the table; None: the kinds of prompt that have columns, all shots there are
     level:float=.95, seeds:str|None=None, interval_kind:str|None=None, # As in `estimate`
     replicates:Replicates|None=None, # Use these instead of resampling again
     **options # n, seed, baseline, by, groups: as in `replicate`
@@ -434,7 +435,7 @@ def table1(
     r = replicates or replicate(predictions, rows=rows, **options)
     out = []
     for m in methods or list(dict.fromkeys(rows.method)):
-        for p in prompts:
+        for p in prompts or columns():
             for k in shots if shots is not None else sorted(set(rows.shots)):
                 at = find_cell(r.views, m, p, k)
                 if at is None: continue
