@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from .. import __version__
-from ..base.core import UserError, checkout, home, key_of, to_json, write_atomic
+from ..base.catalogue import listed
+from ..base.core import UserError, home, key_of, to_json, write_atomic
 from .inside import check_track
 from .folder import begin, lock_of, read_json, run_state, set_card
 
@@ -62,7 +63,7 @@ def _read_page(path:str, *stamp)->tuple[dict,str]: # parameters, hash of the oth
         raise UserError(f'{path} must have one cell tagged `parameters`, it has {len(tagged)}; papermill would run '
                         'it with its defaults. Add the tag in Lab under Property Inspector, Cell Tags')
     source = tagged[0].source
-    notes = {t.start[0]:t.string.lstrip('# ').strip()
+    notes = {t.start[0]:_named(t.string.lstrip('# ').strip())
              for t in tokenize.generate_tokens(StringIO(source).readline)
              if t.type==tokenize.COMMENT}
     out = {}
@@ -74,6 +75,10 @@ def _read_page(path:str, *stamp)->tuple[dict,str]: # parameters, hash of the oth
         except (AttributeError, ValueError, TypeError):
             raise UserError(f'line {node.lineno} of the parameters of {path} must be `name = literal`') from None
     return out,key_of([c.source for c in cells if c.cell_type=='code' and c is not tagged[0]])
+
+def _named(note:str)->str:
+    "A comment with the names of the catalogue in place of `{methods}`, `{columns}` and the like"
+    return re.sub(r'\{(\w+)\}', lambda found: ', '.join(f'"{name}"' for name in listed(found[1])), note)
 
 def _parameter(name, default, annotation, note:str)->Parameter:
     "Types from the annotation, the comment's beginning, or the default; choices from a comment that begins with `one of`"
@@ -255,20 +260,16 @@ def _needs(values:dict, root:Path)->tuple[dict,list[str]]: # values with places 
         return v
     return {k:place(k, v) for k,v in values.items()},sorted(set(keys))
 
-def _commit()->str|None:
-    "The commit of the checkout; an installed package has none, whatever repository its folder lies in"
-    place = checkout()
-    if place is None: return None
-    ask = ['git','describe','--always','--dirty','--abbrev=40','--exclude=*']
-    try: return subprocess.run(ask, cwd=place, capture_output=True, text=True, timeout=5).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired): return None
-
 def _circumstances()->dict:
     "Versions, commit and machine, without loading any of it"
     import platform, psutil
     version = lambda n: next(iter([importlib.metadata.version(n)] if importlib.util.find_spec(n) else []), None)
+    try:
+        git = subprocess.run(['git','describe','--always','--dirty','--abbrev=40','--exclude=*'], cwd=home(),
+                             capture_output=True, text=True, timeout=5).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired): git = None
     return dict(
-        version=__version__, commit=_commit(),
+        version=__version__, commit=git,
         versions=dict(python=platform.python_version(),
                       **{n:version(n) for n in ('torch','transformers','numpy','pandas','papermill')}),
         hardware=dict(

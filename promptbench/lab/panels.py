@@ -14,7 +14,7 @@ except ImportError as e:
         f'panels need ipywidgets and anywidget ({e.name} is missing): pip install "promptbench[lab]"') from None
 from ..base.core import UserError
 from ..show.frame import figure_json
-from ..show.look import NIGHT
+from ..show.look import nights
 
 # %% ../../nbs/90_lab/00_panels.ipynb #4049676f
 _DRAW = '''
@@ -52,7 +52,7 @@ function render({model, el}) {
   return () => { gone.yes = true; seen.disconnect(); wide.disconnect(); model.off("msg:custom", arrived); model.off("change:figure", redraw); SHARED.lib?.purge(plot); };
 }
 export default { render };
-'''.replace('__NIGHT__', json.dumps(NIGHT))
+'''.replace('__NIGHT__', json.dumps(nights()))
 
 class Plot(anywidget.AnyWidget):
     "A plotly figure as a widget; its whole state is one JSON value, so that every view and every reload of the page shows the same"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from ..base.core import UserError, one_of, progress
 from ..model.batch import Batch
 from ..model.memory import TokenBudget
+from ..prompt.bank import source_positions
 from ..prompt.decoder_only import continue_from, head_input, offsets
 from ..prompt.forward import encode, decode
 
@@ -207,7 +208,7 @@ def rank(
     on_cpu = backbone.device.type=='cpu'
     budget = TokenBudget(token_budget or (4096 if on_cpu else 65536), floor=1)
     costs = _costs(backbone, work, budget.tokens, 2**26 if on_cpu else 2**28)+np.array(
-        [prompt.length if getattr(prompt, 'kind', 'none')=='shallow' else 0, 0])
+        [source_positions(prompt), 0])
     bar = progress(None, total=len(items), desc=show or '', quiet=None if show else True)
     try:
         for units in plan_batches(costs, budget.tokens):

@@ -9,9 +9,10 @@ __all__ = ['TABLE', 'ROWS', 'CLAIMS', 'STAGES', 'table1_title', 'plot_table1', '
 
 # %% ../../nbs/30_show/03_plots.ipynb #23e167c2
 import pandas as pd, plotly.graph_objects as go
+from ..base.catalogue import PROMPT_KINDS
 from ..base.core import UserError, one_of
 from ..stats.metrics import arg_table, find_cell, relative_gain
-from .look import BAND, GLYPH, METHODS, PAPER, SHADE, TEXT, VERDICT, bars, box, dots, layout, look, plural, prompt_text, rows_axis, settings_of, shots_text, signed
+from .look import BAND, PAPER, SHADE, TEXT, VERDICT, bars, box, dots, glyph, layout, look, plural, prompt_text, rows_axis, settings_of, shots_text, signed
 from .findings import corrected
 
 # %% ../../nbs/30_show/03_plots.ipynb #b5308de8
@@ -121,7 +122,7 @@ def _slope_panel(d:pd.DataFrame, n:str, ks:list[int], methods:list[str], gap:flo
                  line=dict(color=colour, width=2), legendgroup=m, text=map(_cell_text, g.itertuples()),
                  error_y=bars(g['arg'],g.lo,g.hi,colour,thickness=1), xaxis=f'x{n}', yaxis=f'y{n}'))
     return traces,[
-        dict(text=f'<span style="color:{look(m)[0]}">{GLYPH.get(look(m)[1], "★")}</span> {m}', x=len(ks)-.9, y=at,
+        dict(text=f'<span style="color:{look(m)[0]}">{glyph(m)}</span> {m}', x=len(ks)-.9, y=at,
              xref=f'x{n}', yref=f'y{n}', xanchor='left', showarrow=False, font=dict(size=13))
         for (m,_),at in zip(tags, _spread([v for _,v in tags], gap))]
 
@@ -362,6 +363,13 @@ def claims_title(
         f'{n.get("holds",0)} of {run} judged claims hold, {n.get("fails",0)} fail, {n.get("undecided",0)} undecided{kept}'
         +(f' ({n["not run"]} not run)' if 'not run' in n else ''))
 
+def _narrow(cell:str)->str:
+    "The name of a cell, as short as a row's label must be"
+    text = cell.replace(' shots', '').replace(', ', ' ')
+    for kind in PROMPT_KINDS.values():
+        if kind.short: text = text.replace(kind.label, kind.short)
+    return text
+
 def _claim_text(c, strict:str|None)->str:
     "What a claim says when pointed at"
     more = '' if strict is None else f', Holm {c.p_holm:.3f}<br>after correction: {strict}'
@@ -379,7 +387,6 @@ def plot_claims(
     traces = []
     if not len(d): return go.Figure([], layout(title, 160))
     reach = 1.08*max(abs(d.lo).max(), abs(d.hi).max(), 6)
-    short = lambda c: c.replace(' shots','').replace(', ',' ').replace('shallow','sh').replace('deep','dp')
     sides = [dict(greater=(0,reach), less=(-reach,0), equal=(-(c.margin or 0),c.margin or 0))[c.relation]
              for c in d.itertuples()]
     strict = corrected(d, level)
@@ -393,7 +400,7 @@ def plot_claims(
                               edge=dict(width=2, color=colour), error_x=bars(e.estimate,e.lo,e.hi,colour)))
     labels = (
         [
-            f'{short(a)} − {short(b)}  <b>{c}{"†" if lost and lost[i] else ""}</b>'
+            f'{_narrow(a)} − {_narrow(b)}  <b>{c}{"†" if lost and lost[i] else ""}</b>'
             for i,(a,b,c) in enumerate(zip(d.left,d.right,d.claim))])
     return go.Figure(
         traces,
@@ -454,7 +461,7 @@ def plot_curves(
     for (m,p),g in d.groupby(['method','prompt'], sort=False):
         name = f'{m}, {prompt_text(p)}'
         common = dict(type='scatter', mode='lines', name=name, legendgroup=name)
-        pen = dict(color=look(m)[0], dash=dict(shallow='dash', deep='solid').get(p,'dot'))
+        pen = dict(color=look(m)[0], dash=PROMPT_KINDS[p].dash if p in PROMPT_KINDS else 'dot')
         each = g.groupby([one,'step'], sort=True)[['loss','tokens']].mean().reset_index()
         xs,ys = [],[]
         for _,e in each.groupby(one):

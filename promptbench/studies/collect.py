@@ -9,6 +9,7 @@ __all__ = ['harvest', 'sweep_report']
 import json
 from pathlib import Path
 from .. import __version__
+from ..base.catalogue import METHODS, columns
 from ..base.core import UserError, key_of, to_json, write_atomic
 from ..engine.folder import read_json
 from ..engine.grid import Run, is_done
@@ -74,17 +75,15 @@ def sweep_report(
 
 def _write(path:Path, rows, predictions, cards:list, settings:dict, n:int):
     "One report, and its table as CSV beside it"
-    from promptbench.base.published import P3_GROUPS
     from promptbench.stats.bootstrap import replicate, table1
     from promptbench.stats.claims import judge
     from promptbench.show.report import write_report
-    from promptbench.studies.table1 import METHOD_ORDER, environment
-    rank = {m:i for i,m in enumerate(METHOD_ORDER)}
-    methods = sorted(rows.method.unique(), key=lambda m:(rank.get(m, 99), m))
-    groups = {d:P3_GROUPS.get(d, d) for d in sorted(set(rows.dataset))}
+    from promptbench.studies.table1 import POOLED, environment
+    methods = sorted(rows.method.unique(), key=lambda m: (METHODS.place(m), m))
+    groups = {d:POOLED.get(d, d) for d in sorted(set(rows.dataset))}
     r = replicate(predictions, rows=rows, n=n, groups=groups)
     shots = sorted(int(k) for k in rows.shots.unique())
-    prompts = [p for p in ('shallow','deep') if p in set(rows.prompt)] or ['shallow']
+    prompts = [p for p in columns() if p in set(rows.prompt)] or columns()[:1]
     table = table1(rows, predictions, methods=methods, prompts=prompts, shots=shots, replicates=r)
     claims = judge(rows, predictions, replicates=r)
     write_atomic(
