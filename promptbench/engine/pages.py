@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import Path
 from .. import __version__
 from ..base.catalogue import listed
-from ..base.core import UserError, home, key_of, to_json, write_atomic
+from ..base.core import UserError, checkout, home, key_of, to_json, write_atomic
 from .inside import check_track
 from .folder import begin, lock_of, read_json, run_state, set_card
 
@@ -260,16 +260,20 @@ def _needs(values:dict, root:Path)->tuple[dict,list[str]]: # values with places 
         return v
     return {k:place(k, v) for k,v in values.items()},sorted(set(keys))
 
+def _commit()->str|None:
+    "The commit of the checkout; an installed package has none, whatever repository its folder lies in"
+    place = checkout()
+    if place is None: return None
+    ask = ['git','describe','--always','--dirty','--abbrev=40','--exclude=*']
+    try: return subprocess.run(ask, cwd=place, capture_output=True, text=True, timeout=5).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired): return None
+
 def _circumstances()->dict:
     "Versions, commit and machine, without loading any of it"
     import platform, psutil
     version = lambda n: next(iter([importlib.metadata.version(n)] if importlib.util.find_spec(n) else []), None)
-    try:
-        git = subprocess.run(['git','describe','--always','--dirty','--abbrev=40','--exclude=*'], cwd=home(),
-                             capture_output=True, text=True, timeout=5).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired): git = None
     return dict(
-        version=__version__, commit=git,
+        version=__version__, commit=_commit(),
         versions=dict(python=platform.python_version(),
                       **{n:version(n) for n in ('torch','transformers','numpy','pandas','papermill')}),
         hardware=dict(
