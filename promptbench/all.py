@@ -18,7 +18,8 @@ from .base.core import UserError, progress
 from .data.suite import Dataset, Example, Suite, Task, describe, load_suite, show
 from .data.templates import Template, read_templates, write_templates
 from .data.checks import check_suite
-from .model.batch import Batch, Packed, encode_examples, make_batch, mtl_batches, pack
+from .model.tokens import encode_examples
+from .model.batch import Batch, Packed, make_batch, mtl_batches, pack
 from .model.backbone import Backbone, freeze, load_backbone, random_backbone, save_backbone, unfreeze
 from .prompt.bank import DeepPrompt, NoPrompt, ShallowPrompt
 from .prompt.forward import check_prompt, decode, encode, forward, sequence_nll

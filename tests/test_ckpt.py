@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import cycle, islice
 from promptbench import __version__
 from promptbench.base.core import UserError
-from promptbench.model.backbone import fingerprint, random_backbone
+from promptbench.model.backbone import random_backbone, weight_hashes
 from promptbench.prompt.forward import forward
 from promptbench.model.batch import make_batch
 from promptbench.prompt.checkpoint import last_step, load_checkpoint, load_state, read_card, restore, save_checkpoint, save_step
@@ -25,7 +25,7 @@ def test_round_trip(backbone, tmp_path, kind):
     prompt = new_prompt(kind, backbone, length=4, n=1 if kind=='none' else 3, seed=2)
     save_checkpoint(tmp_path/'a', backbone=backbone, prompt=prompt, card=dict(method='T+P', config=dict(lr=1e-3), parent='tiny', backbone='tiny', prompt=kind))
     b,p,card = load_checkpoint(tmp_path/'a')
-    assert fingerprint(b)==fingerprint(backbone) and p.kind==kind and len(p)==len(prompt)
+    assert weight_hashes(b)==weight_hashes(backbone) and p.kind==kind and len(p)==len(prompt)
     assert torch.equal(forward(b, BATCHES[0], p), forward(backbone, BATCHES[0], prompt))
     assert (card['method'], card['config'], card['parent'], card['version'], card['backbone'])==('T+P', dict(lr=1e-3), 'tiny', __version__, 'tiny')
 
@@ -38,7 +38,7 @@ def test_reference_moves_with_its_parent(backbone, tmp_path):
     save_checkpoint(tmp_path/'x'/'full', backbone=backbone)
     save_checkpoint(tmp_path/'x'/'light', backbone=backbone, reference=tmp_path/'x'/'full', prompt=new_prompt('shallow', backbone, length=2))
     assert not list((tmp_path/'x'/'light').rglob('model.safetensors'))
-    (tmp_path/'x').rename(tmp_path/'y'); b,p,_ = load_checkpoint(tmp_path/'y'/'light'); assert fingerprint(b)==fingerprint(backbone)
+    (tmp_path/'x').rename(tmp_path/'y'); b,p,_ = load_checkpoint(tmp_path/'y'/'light'); assert weight_hashes(b)==weight_hashes(backbone)
     save_checkpoint(tmp_path/'y'/'full', backbone=random_backbone(seed=9))
     with pytest.raises(UserError, match='made for another backbone'): load_checkpoint(tmp_path/'y'/'light')
     shutil.rmtree(tmp_path/'y'/'full')
@@ -97,7 +97,7 @@ def test_five_save_load_five_is_ten(tmp_path, train, kind):
     second = make(train, kind); state = restore(tmp_path/'a', backbone=second[0], prompt=second[1], optimizer=second[2])
     assert state['losses']==got
     assert got+run(second, BATCHES[5:], state['step'])==want
-    assert fingerprint(second[0])==fingerprint(straight[0]) and all(torch.equal(x,y) for x,y in zip(second[1].parameters(), straight[1].parameters()))
+    assert weight_hashes(second[0])==weight_hashes(straight[0]) and all(torch.equal(x,y) for x,y in zip(second[1].parameters(), straight[1].parameters()))
 
 def test_restore_refuses_what_does_not_fit(backbone, tmp_path):
     full(backbone, tmp_path/'a')
@@ -179,7 +179,7 @@ def test_the_language_model_goes_on_with_the_same_numbers(tmp_path):
 
 def test_all_processes_agree_to_stop(monkeypatch):
     import promptbench.prompt.checkpoint as C
-    from promptbench.model.ranks import World
-    monkeypatch.setattr(C, 'world', lambda: World(rank=1, size=2)); monkeypatch.setattr(C, 'stop_asked', lambda: False)
+    from promptbench.model.ranks import Ranks
+    monkeypatch.setattr(C, 'ranks', lambda: Ranks(rank=1, size=2)); monkeypatch.setattr(C, 'stop_asked', lambda: False)
     monkeypatch.setattr(C, 'sum_over', lambda ts: [t.add_(1) for t in ts]); assert C.stopping() is True # somebody else was asked
     monkeypatch.setattr(C, 'sum_over', lambda ts: None); assert C.stopping() is False

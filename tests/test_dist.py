@@ -3,7 +3,7 @@ import json, os, socket, subprocess, sys, pytest, torch
 from pathlib import Path
 from promptbench.model.backbone import random_backbone, unfreeze
 from promptbench.model.batch import make_batch, pack
-from promptbench.model.ranks import share, sum_over, world
+from promptbench.model.ranks import ranks, share, sum_over
 from promptbench.train.fit import Adafactor, fit, micro_batches, token_nll, training
 from promptbench.prompt.inits import new_prompt
 
@@ -45,7 +45,7 @@ def everything(folder):
     return {k:f() for k,f in jobs.items()}
 
 def child(out):
-    w = world(); assert w.size==2 and w.main==(w.rank==0)
+    w = ranks(); assert w.size==2 and w.main==(w.rank==0)
     t = [torch.full((3,), float(w.rank+1)), torch.tensor(10.*w.rank), torch.ones(2, dtype=torch.float64)]; sum_over(t, bucket=2); assert [x.flatten()[0].item() for x in t]==[3.,10.,2.]
     import promptbench.train.pretrain
     def never(*_, **__): raise AssertionError('a process that is not the main one wrote a checkpoint')
@@ -88,6 +88,6 @@ def test_shares():
     for size in (1,2,3,5):
         parts = [share('abcd', r, size) for r in range(size)]; assert sorted(x for p in parts for x in p)==list(enumerate('abcd'))
         assert max(map(len, parts))-min(map(len, parts))<=1
-    assert world().size==1 and world().main
+    assert ranks().size==1 and ranks().main
 
 if __name__=='__main__': child(sys.argv[1])

@@ -147,9 +147,9 @@ def test_round_trip(tmp_path, causal, tied):
     kind = {'Llama':'llama','Qwen3':'qwen','Mistral':'mistral','GPTNeoX':'neox','GPT2':'gpt2'}[type(causal.model).__name__.replace('ForCausalLM','').replace('LMHeadModel','')]
     first = make(kind, tie_word_embeddings=tied); b = make_batch(PAIRS); again = load_backbone(save_backbone(first, tmp_path/'m'))
     head = again.model.get_output_embeddings().weight; assert (head is again.model.get_input_embeddings().weight)==tied
-    assert fingerprint(again)==fingerprint(first) and torch.equal(forward(again, b), forward(first, b)) and again.causal
+    assert weight_hashes(again)==weight_hashes(first) and torch.equal(forward(again, b), forward(first, b)) and again.causal
     assert json.loads((tmp_path/'m'/'config.json').read_text())['tie_word_embeddings'] is tied
-    assert not set(fingerprint(make(kind, tie_word_embeddings=tied, )).items())^set(fingerprint(first).items())
+    assert not set(weight_hashes(make(kind, tie_word_embeddings=tied, )).items())^set(weight_hashes(first).items())
 
 def test_an_own_head_that_equals_the_table_stays_its_own(tmp_path, llama):
     same = llama.clone(); same.model.lm_head.weight = torch.nn.Parameter(same.model.get_input_embeddings().weight.detach().clone())
@@ -173,10 +173,10 @@ def toy_tasks(n=6):
 @pytest.mark.parametrize('family', ['llama','qwen'])
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_two_tasks_at_once_or_alone(family, kind):
-    t = make(family); tasks = toy_tasks(); config = TuneConfig(steps=5, lr=.05, length=3); before = fingerprint(t)
+    t = make(family); tasks = toy_tasks(); config = TuneConfig(steps=5, lr=.05, length=3); before = weight_hashes(t)
     def tuned(tasks, **kw): run = tune(t, kind, tasks, TuneConfig(**{**vars(config), **kw})); rows = list(run); return run.bank.table.detach(),rows
     both,rows = tuned(tasks); alone = torch.cat([tuned([x])[0] for x in tasks]); pieces,_ = tuned(tasks, chunk_tokens=30)
-    close(alone, both); close(pieces, both); assert fingerprint(t)==before and all(a>b for a,b in zip(rows[0]['losses'], rows[-1]['losses']))
+    close(alone, both); close(pieces, both); assert weight_hashes(t)==before and all(a>b for a,b in zip(rows[0]['losses'], rows[-1]['losses']))
 
 def one_pass(backbone, source, choice, prompt):
     "Log-probability of a choice by one pass over everything, as an evaluation harness computes it"
@@ -205,9 +205,9 @@ def test_evaluate_and_pretrain_run_unchanged():
     suite = load_suite('microworld', seed=1, n_eval=6); tasks = suite.tasks(dataset=['commit','ending'], limit=2); words = sorted({w for t in tasks for e in t.examples('validation') for x in (e.source,*e.choices) for w in x.split()})
     t = random_backbone(words, dim=16, kind='llama'); rows,predictions = evaluate(t, tasks, suite=suite, seed=1); assert len(rows)==len(tasks) and predictions.scores_sum.map(lambda s: np.isfinite(s).all()).all()
     from promptbench.train.pretrain import PretrainConfig, pretrain
-    start = fingerprint(t); losses = []
+    start = weight_hashes(t); losses = []
     for row in pretrain(t, new_prompt('shallow', t, length=2), [tasks[0]], PretrainConfig(length=2, examples=12, batch_size=4, dropout=0.)): losses.append(row['loss'])
-    assert len(losses)==3 and np.isfinite(losses).all() and fingerprint(t)!=start
+    assert len(losses)==3 and np.isfinite(losses).all() and weight_hashes(t)!=start
 
 # ---- T5 v1.0, v1.1 and mT5
 

@@ -3,7 +3,7 @@ import copy, itertools, pytest, torch
 from dataclasses import replace
 from functools import partial
 from promptbench.base.core import UserError, rng
-from promptbench.model.backbone import fingerprint
+from promptbench.model.backbone import weight_hashes
 from promptbench.model.batch import make_batch
 from promptbench.train.fit import token_nll
 from promptbench.prompt.forward import forward, sequence_nll
@@ -57,9 +57,9 @@ def batch_of(backbone, config, n):
 
 def both(config, backbone, prompt, n=0, state=(None,None), tokens=60):
     draws,pairs = batch_of(backbone, config, n); waves = _waves(backbone, draws, config, n, tokens)[0]
-    before = fingerprint(backbone),prompt.table.clone()
+    before = weight_hashes(backbone),prompt.table.clone()
     (T,P),row,mine = direction(partial(token_nll, backbone), backbone.model.parameters(), prompt, waves, config, state=state[0])
-    assert fingerprint(backbone)==before[0] and torch.equal(prompt.table, before[1]) and all(p.grad is None for p in backbone.model.parameters())
+    assert weight_hashes(backbone)==before[0] and torch.equal(prompt.table, before[1]) and all(p.grad is None for p in backbone.model.parameters())
     want,theirs = naive(backbone, prompt, pairs, config, state[1])
     return T+P, want, (mine,theirs), row
 

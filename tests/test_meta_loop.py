@@ -5,7 +5,7 @@ import itertools, pytest, torch
 from dataclasses import replace
 from pathlib import Path
 from promptbench.base.core import UserError
-from promptbench.model.backbone import fingerprint
+from promptbench.model.backbone import weight_hashes
 from promptbench.prompt.inits import new_prompt
 from promptbench.train.meta import META_PRESETS, METAS, MetaConfig, _meta_batches, meta_preset, meta_train, task_batches
 from promptbench.train.pretrain import flops
@@ -23,7 +23,7 @@ def test_losses_have_not_moved(method, prompt):
 
 @pytest.mark.parametrize('method,prompt', CELLS)
 def test_everything_learns(method, prompt):
-    b0,p0,_ = cell(method, prompt); before = fingerprint(b0); rows,b,p = run(method, prompt, updates=10, lr=.01); after = fingerprint(b)
+    b0,p0,_ = cell(method, prompt); before = weight_hashes(b0); rows,b,p = run(method, prompt, updates=10, lr=.01); after = weight_hashes(b)
     assert all(before[n]!=after[n] for n in before) and ((p.table-p0.table)!=0).all()
     assert rows[-1]['loss']<rows[0]['loss']-.5 and not b.model.training and not any(x.requires_grad for x in b.model.parameters())
     assert [r['step'] for r in rows]==list(range(10)) and rows[-1]['drift']>rows[0]['drift']>0 and all(r['moved']>0 and len(r['inner'])==3 for r in rows)

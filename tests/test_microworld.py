@@ -98,7 +98,8 @@ def test_the_shipped_backbones_are_what_their_cards_say(seed, name):
     import torch
     from promptbench.model.backbone import load_backbone
     from promptbench.prompt.forward import decode, encode
-    from promptbench.model.batch import encode_texts, make_batch
+    from promptbench.model.batch import make_batch
+    from promptbench.model.tokens import encode_texts
     folder = data_dir('backbones', name); b = load_backbone(name); card = json.loads((folder/'card.json').read_text()); assert b.name==name and card['config']['seed']==seed
     assert sum(f.stat().st_size for f in folder.parent.rglob('*') if f.is_file())<12e6, 'all backbones together'
     assert 1e6<sum(p.numel() for p in b.model.parameters())<4e6 and card['parameters']==sum(p.numel() for p in {id(p):p for p in b.model.parameters()}.values())

@@ -3,7 +3,8 @@ import itertools, json, os, socket, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from promptbench.base.core import UserError
-from promptbench.model.batch import fill, mtl_batches
+from promptbench.model.batch import mtl_batches
+from promptbench.model.tokens import fill
 from promptbench.train.pretrain import PretrainConfig, mixed_pairs, pretrain
 from promptbench.train.rendered import MixedPairs, Pairs
 from test_pretrain import cell, suite

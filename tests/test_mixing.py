@@ -4,8 +4,9 @@ import collections, gzip, itertools, json, os, random, signal, subprocess, sys, 
 import numpy as np, pytest, torch
 from pathlib import Path
 from promptbench.base.core import UserError, data_dir, rng
-from promptbench.model import batch as batches
-from promptbench.model.batch import encode_texts, make_batch, mtl_batches, mtl_order, prefetch
+from promptbench.model import tokens
+from promptbench.model.batch import make_batch, mtl_batches, prefetch
+from promptbench.model.tokens import encode_texts, mtl_order
 from promptbench.train.mixing import LISTED, ROUNDS, RULES, Mixing, Order, mix, permuted, quotas, shuffled
 
 HERE = Path(__file__).parent
@@ -133,27 +134,27 @@ T5ISH = lambda n: n.Sequence([n.NFKC(), n.Replace('\n',' '), n.Strip(left=False,
 @pytest.mark.parametrize('name,make,alone', [('tiny', tiny, True), ('split', lambda: trained(BOTH), True), ('lower', lambda: trained(BOTH, lambda n: n.Sequence([n.NFKC(), n.Lowercase()])), True),
     ('metaspace keeps double spaces', lambda: trained(META), False), ('bytes', lambda: trained(lambda p: p.ByteLevel()), False), ('no split', lambda: trained(lambda p: p.Metaspace(split=False)), False), ('never', lambda: trained(lambda p: p.Metaspace(prepend_scheme='never')), False)])
 def test_words_give_the_tokenizers_own_ids(name, make, alone):
-    t = make(); assert bool(batches._word_table(t))==alone
+    t = make(); assert bool(tokens._word_table(t))==alone
     for limit in (10**6, 5):
-        want = [list(x[:limit])+[t.eos_token_id] for x in batches._tokenize(t, ODD)]
+        want = [list(x[:limit])+[t.eos_token_id] for x in tokens._tokenize(t, ODD)]
         assert encode_texts(t, ODD, limit)==want and encode_texts(t, ODD[::-1], limit)==want[::-1]
 
 def test_words_on_real_paragraphs(shared):
     t = tiny()
     with gzip.open(shared/'corpus'/'corpus.txt.gz','rt', encoding='utf8') as f: lines = [l.rstrip('\n') for l in itertools.islice(f, 0, 60_000, 60)]
-    assert [x[:-1] for x in encode_texts(t, lines, 10**6)]==[list(x) for x in batches._tokenize(t, lines)]
+    assert [x[:-1] for x in encode_texts(t, lines, 10**6)]==[list(x) for x in tokens._tokenize(t, lines)]
 
 def test_tokens_added_later_are_seen():
-    t = tiny(); encode_texts(t, ['magic word'], 9); t.add_tokens(['magic word']); assert encode_texts(t, ['a magic word'], 9)[0][:-1]==list(batches._tokenize(t, ['a magic word'])[0])
+    t = tiny(); encode_texts(t, ['magic word'], 9); t.add_tokens(['magic word']); assert encode_texts(t, ['a magic word'], 9)[0][:-1]==list(tokens._tokenize(t, ['a magic word'])[0])
 
 def test_a_wrong_table_is_found_out():
-    t = tiny(); encode_texts(t, ['red blue'], 9); table = batches._word_table(t); table.known['red'] = bytes([5,0,0,0]*2); table.seen = 999
+    t = tiny(); encode_texts(t, ['red blue'], 9); table = tokens._word_table(t); table.known['red'] = bytes([5,0,0,0]*2); table.seen = 999
     with pytest.raises(UserError, match='PROMPTBENCH_WORDS=0'): encode_texts(t, ['red green'], 9)
 
 def test_words_can_be_turned_off(monkeypatch):
-    monkeypatch.setenv('PROMPTBENCH_WORDS', '0'); assert batches._word_table(tiny()) is None
+    monkeypatch.setenv('PROMPTBENCH_WORDS', '0'); assert tokens._word_table(tiny()) is None
 
 def test_the_table_stays_small(monkeypatch):
-    monkeypatch.setattr(batches, 'MOST_WORDS', 50); t = tiny()
+    monkeypatch.setattr(tokens, 'MOST_WORDS', 50); t = tiny()
     for i in range(20): encode_texts(t, [f'w{i}x{j}' for j in range(20)], 9)
-    assert len(batches._word_table(t).known)<=70
+    assert len(tokens._word_table(t).known)<=70

@@ -5,8 +5,9 @@ import collections, itertools, os, signal, subprocess, sys, pytest, torch
 from dataclasses import replace
 from pathlib import Path
 from promptbench.base.core import UserError
-from promptbench.model.backbone import fingerprint, random_backbone
-from promptbench.model.batch import encode_examples, make_batch
+from promptbench.model.backbone import random_backbone, weight_hashes
+from promptbench.model.batch import make_batch
+from promptbench.model.tokens import encode_examples
 from promptbench.train.fit import token_nll
 from promptbench.prompt.inits import new_prompt
 from promptbench.train.pretrain import METHODS, PRESETS, PretrainConfig, flops, mixture, preset, pretrain
@@ -68,11 +69,11 @@ def test_packed_equals_padded(method, prompt):
 
 @pytest.mark.parametrize('method,prompt', CELLS)
 def test_only_what_is_meant_is_trained(method, prompt):
-    b,p,config = cell(method, prompt, dropout=0.); before,start,tasks = fingerprint(b),[x.detach().clone() for x in p.parameters()],suite().tasks('train')
+    b,p,config = cell(method, prompt, dropout=0.); before,start,tasks = weight_hashes(b),[x.detach().clone() for x in p.parameters()],suite().tasks('train')
     all_examples = make_batch(encode_examples(b.tokenizer, mixture(tasks, 80, seed=0)))
     def loss():
         with torch.no_grad(): return token_nll(b, p)(all_examples).mean().item()
-    first = loss(); list(pretrain(b, p, tasks, config)); after = fingerprint(b)
+    first = loss(); list(pretrain(b, p, tasks, config)); after = weight_hashes(b)
     if METHODS[method][0]: assert all(before[n]!=after[n] for n in before)
     else: assert before==after
     assert all(((x-y)!=0).all() for x,y in zip(p.parameters(), start)) and len(list(p.parameters()))==METHODS[method][1]
@@ -80,8 +81,8 @@ def test_only_what_is_meant_is_trained(method, prompt):
     assert loss()<first
 
 def test_none_does_nothing():
-    b,p,config = cell('none','none'); before = fingerprint(b)
-    assert list(pretrain(b, p, suite().tasks('train'), config))==[] and fingerprint(b)==before
+    b,p,config = cell('none','none'); before = weight_hashes(b)
+    assert list(pretrain(b, p, suite().tasks('train'), config))==[] and weight_hashes(b)==before
 
 def test_seed_decides_and_dropout_counts():
     a = losses('T+P','shallow'); assert a==losses('T+P','shallow') and a!=losses('T+P','shallow', seed=1) and a!=losses('T+P','shallow', dropout=0.)
@@ -162,7 +163,7 @@ def test_stopped_run_goes_on(tmp_path, method, prompt, packed):
     for stop in (2, 7, None):
         b2,p2,_ = cell(method, prompt, **changes); got = [r['loss'] for r in itertools.islice(pretrain(b2, p2, tasks, config, folder=tmp_path, every=3), stop)]
         assert got==want[:stop]
-    assert fingerprint(b2)==fingerprint(b) and all(torch.equal(x, y) for x,y in zip(p2.parameters(), p.parameters()))
+    assert weight_hashes(b2)==weight_hashes(b) and all(torch.equal(x, y) for x,y in zip(p2.parameters(), p.parameters()))
 
 def test_checkpoints_of_another_run_are_refused(tmp_path):
     b,p,config = cell('T+P','shallow'); tasks = suite().tasks('train'); list(itertools.islice(pretrain(b, p, tasks, config, folder=tmp_path, every=3), 4))

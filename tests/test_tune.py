@@ -2,8 +2,9 @@
 import itertools, warnings, pytest, torch
 from dataclasses import replace
 from promptbench.base.core import UserError
-from promptbench.model.backbone import fingerprint, random_backbone
-from promptbench.model.batch import encode_examples, make_batch
+from promptbench.model.backbone import random_backbone, weight_hashes
+from promptbench.model.batch import make_batch
+from promptbench.model.tokens import encode_examples
 from promptbench.train.fit import token_nll
 from promptbench.prompt.inits import new_prompt
 from promptbench.data.suite import Dataset, Example, Suite
@@ -61,9 +62,9 @@ def test_pieces_change_nothing(backbone, tokens):
 
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_frozen_means_frozen(backbone, kind):
-    before = fingerprint(backbone); start = new_prompt(kind, backbone, length=5, seed=0); kept = start.table.detach().clone()
+    before = weight_hashes(backbone); start = new_prompt(kind, backbone, length=5, seed=0); kept = start.table.detach().clone()
     bank,_ = bank_of(backbone, TASKS[:3], start)
-    assert fingerprint(backbone)==before and torch.equal(start.table, kept)
+    assert weight_hashes(backbone)==before and torch.equal(start.table, kept)
     assert ((bank-kept)!=0).all(), 'a part of the prompt did not move'
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters()) and not backbone.model.training
 

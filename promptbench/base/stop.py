@@ -7,6 +7,7 @@ __all__ = ['Stopped', 'stop_asked', 'stop_note', 'stoppable']
 
 # %% ../../nbs/00_base/01_stop.ipynb #5895bb98
 import contextlib, os, signal, threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # %% ../../nbs/00_base/01_stop.ipynb #1884ee21
@@ -20,17 +21,19 @@ def stop_asked()->bool:
     place = os.environ.get('PROMPTBENCH_STOP')
     return _flag.is_set() or bool(place and os.path.exists(place))
 
-def stop_note(kept:bool)->str:
+# %% ../../nbs/00_base/01_stop.ipynb #4a720627
+def stop_note(
+    kept:bool # Whether there is a checkpoint to go on from
+)->str:
     "What a loop says when it stops"
-    return (
-        'stopped as asked, after a checkpoint; the same call goes on from here' if kept
-        else 'stopped as asked; no folder for checkpoints was given, so the same call begins anew')
+    if kept: return 'stopped as asked, after a checkpoint; the same call goes on from here'
+    return 'stopped as asked; no folder for checkpoints was given, so the same call begins anew'
 
 # %% ../../nbs/00_base/01_stop.ipynb #82af3dfe
 @contextlib.contextmanager
 def stoppable(
-    signals=(signal.SIGTERM, signal.SIGINT) # Whose first arrival asks to stop; the second does what it always did
-):
+    signals:Sequence[int]=(signal.SIGTERM, signal.SIGINT) # Whose first arrival asks to stop; the second does what it always did
+)->Iterator[None]:
     "Within the block these signals ask loops to stop at their next step, instead of ending the process"
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -43,4 +46,4 @@ def stoppable(
     try: yield
     finally:
         _flag.clear()
-        for s,f in before.items(): signal.signal(s, f)
+        for s,handler in before.items(): signal.signal(s, handler)

@@ -11,6 +11,7 @@ import csv, functools, os, random, re, warnings
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..base.core import UserError, atomic_folder, key_of, one_of
+from ..base.published import P3_GROUPS
 from .p3 import capped, dataset_name, p3_index
 from .tables import Table, converted, hub_splits, hub_table, load_rows, local_tables
 from .tfrecord import TFRecords
@@ -294,7 +295,7 @@ def p3_suite(
                  source=f'{REPO}@{revision or "main"}' if root is None
                  else f'{root.name} {key_of({p.name:_size(p) for p in root.iterdir() if p.is_dir()})}')
     return P3Suite(
-        made, groups={d:'ANLI' for d in ('anli_r1','anli_r2','anli_r3') if d in have}, facts=facts, missing=lost)
+        made, groups={d:g for d,g in P3_GROUPS.items() if d in have}, facts=facts, missing=lost)
 
 def _assembled(index, found:dict, partial:bool, cloze)->list[Dataset]:
     "The datasets, each with its templates and the rows of the fullest one"

@@ -7,16 +7,19 @@ __all__ = ['crc32c', 'read_example', 'example', 'frame', 'TFRecords']
 
 # %% ../../nbs/10_data/01_tfrecord.ipynb #0e4c5689
 import copy, functools, hashlib, mmap, struct
+from collections.abc import Collection, Iterable
 from pathlib import Path
 import numpy as np
 from ..base.core import UserError
 
 # %% ../../nbs/10_data/01_tfrecord.ipynb #f0cd93a8
+_POLYNOMIAL = 0x82F63B78 # Castagnoli's, bits reversed
+
 @functools.cache
 def _steps()->list[int]:
     "What 16 bits do to the checksum, for each of their 65,536 values"
     c = np.arange(1<<16, dtype=np.uint32)
-    for _ in range(16): c = (c>>1)^np.where(c&1, np.uint32(0x82F63B78), np.uint32(0))
+    for _ in range(16): c = (c>>1)^np.where(c&1, np.uint32(_POLYNOMIAL), np.uint32(0))
     return c.tolist()
 
 def crc32c(
@@ -28,49 +31,59 @@ def crc32c(
     for w in np.frombuffer(data, '<u2', even//2).tolist(): c = steps[(c^w)&0xFFFF]^(c>>16)
     for b in bytes(data[even:]):
         c ^= b
-        for _ in range(8): c = (c>>1)^(0x82F63B78 if c&1 else 0)
+        for _ in range(8): c = (c>>1)^(_POLYNOMIAL if c&1 else 0)
     return c^0xFFFFFFFF
 
-def _masked(data)->int:
+def _masked(data:bytes)->int:
+    "The sum as the files store it"
     c = crc32c(data)
     return ((c>>15|c<<17)+0xA282EAD8)&0xFFFFFFFF
 
 # %% ../../nbs/10_data/01_tfrecord.ipynb #aa8b5b74
+_MESSAGES = { # message -> its fields, numbered from 1
+    'BytesList': ['repeated bytes value'],
+    'FloatList': ['repeated float value'],
+    'Int64List': ['repeated int64 value'],
+    'Feature': ['BytesList bytes', 'FloatList floats', 'Int64List ints'],
+    'Entry': ['string key', 'Feature value'],
+    'Features': ['repeated Entry feature'],
+    'Example': ['Features features']}
+
+def _describe(message, number:int, text:str):
+    "Add a field to the description of a message"
+    *repeated,kind,name = text.split()
+    f = message.field.add(name=name, number=number)
+    f.label = f.LABEL_REPEATED if repeated else f.LABEL_OPTIONAL
+    if kind in _MESSAGES: f.type,f.type_name = f.TYPE_MESSAGE,f'.promptbench.{kind}'
+    else: f.type = getattr(f, f'TYPE_{kind.upper()}')
+
 @functools.cache
 def _example():
     "The class of `tf.train.Example`, made from its field numbers"
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-    P = descriptor_pb2.FieldDescriptorProto
-    f = descriptor_pb2.FileDescriptorProto(name='promptbench_example.proto', package='promptbench', syntax='proto3')
-    def message(name, *fields): # (name, number, type, repeated, message it holds)
-        m = f.message_type.add(name=name)
-        for n,number,kind,many,of in fields:
-            m.field.add(name=n, number=number, type=kind, label=P.LABEL_REPEATED if many else P.LABEL_OPTIONAL,
-                        type_name=f'.promptbench.{of}' if of else None)
-    for name,kind in (('BytesList',P.TYPE_BYTES), ('FloatList',P.TYPE_FLOAT), ('Int64List',P.TYPE_INT64)):
-        message(name, ('value',1,kind,True,None))
-    message('Feature', ('bytes',1,P.TYPE_MESSAGE,False,'BytesList'), ('floats',2,P.TYPE_MESSAGE,False,'FloatList'),
-            ('ints',3,P.TYPE_MESSAGE,False,'Int64List'))
-    message('Entry', ('key',1,P.TYPE_STRING,False,None), ('value',2,P.TYPE_MESSAGE,False,'Feature'))
-    message('Features', ('feature',1,P.TYPE_MESSAGE,True,'Entry'))
-    message('Example', ('features',1,P.TYPE_MESSAGE,False,'Features'))
+    file = descriptor_pb2.FileDescriptorProto(name='promptbench_example.proto', package='promptbench', syntax='proto3')
+    for name,fields in _MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for number,text in enumerate(fields, 1): _describe(message, number, text)
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(f)
+    pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName('promptbench.Example'))
 
+# %% ../../nbs/10_data/01_tfrecord.ipynb #aecd0dfc
 def _values(feature)->list:
+    "What a field holds, whichever of its three lists that is in"
     return [b.decode() for b in feature.bytes.value] or list(feature.ints.value) or list(feature.floats.value)
 
 def read_example(
     data:bytes, # One record
-    keep=None # Only these fields; None: all
-)->dict: # Field -> list of text, whole numbers or floats
+    keep:Collection[str]|None=None # Only these fields; None: all
+)->dict[str,list]: # Field -> list of text, whole numbers or floats
     "The fields of a `tf.train.Example`"
-    return {
-        e.key:_values(e.value) for e in _example().FromString(data).features.feature if keep is None or e.key in keep}
+    entries = _example().FromString(data).features.feature
+    return {e.key:_values(e.value) for e in entries if keep is None or e.key in keep}
 
 def example(
-    fields:dict # Field -> list of text, whole numbers or floats
+    fields:dict[str,list] # Field -> list of text, whole numbers or floats
 )->bytes:
     "A `tf.train.Example` as bytes"
     out = _example()()
@@ -89,64 +102,77 @@ def frame(
     head = struct.pack('<Q', len(data))
     return head+struct.pack('<I', _masked(head))+data+struct.pack('<I', _masked(data))
 
-def _places(data, path)->np.ndarray: # [records,2]: offset and length
+# %% ../../nbs/10_data/01_tfrecord.ipynb #fd1b3d01
+def _places(data:bytes, path:Path)->np.ndarray: # [records,2]: offset and length
     "Where the records of a file lie; `UserError` if it is cut short or no TFRecord file"
-    at,out,size = 0,[],len(data)
+    at,found,size = 0,[],len(data)
     while at<size:
-        n,crc = struct.unpack_from('<QI', data, at) if at+12<=size else (0,0)
-        if at+12<=size and crc!=_masked(data[at:at+8]):
-            raise UserError(f'{path} must be a TFRecord file, but the length of record {len(out)} has a wrong '
+        has_head = at+12<=size
+        n,crc = struct.unpack_from('<QI', data, at) if has_head else (0,0)
+        if has_head and crc!=_masked(data[at:at+8]):
+            raise UserError(f'{path} must be a TFRecord file, but the length of record {len(found)} has a wrong '
                             'checksum; fetch the file again (it must not be compressed)')
-        if at+12>size or at+16+n>size:
-            raise UserError(
-                f'{path} must end with a whole record, but it is cut short in record {len(out)}; fetch the file again')
-        out.append((at+12, n))
+        if not has_head or at+16+n>size:
+            raise UserError(f'{path} must end with a whole record, but it is cut short in record {len(found)}; '
+                            'fetch the file again')
+        found.append((at+12, n))
         at += 16+n
-    return np.array(out, np.int64).reshape(-1, 2)
+    return np.array(found, np.int64).reshape(-1, 2)
 
-def _mapped(path):
+# %% ../../nbs/10_data/01_tfrecord.ipynb #80120bb6
+def _mapped(path:Path)->mmap.mmap|bytes:
+    "A file as memory that is read when it is looked at"
     try:
         with open(path, 'rb') as f:
-            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if Path(path).stat().st_size else b''
+            if not path.stat().st_size: return b''
+            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as e:
         raise UserError(f'cannot read {path} ({e.strerror}); check the place and its permissions') from None
 
 class TFRecords:
     "The records of one or more files as a list of dicts, decoded when asked for"
-    def __init__(self, paths, # The shards of one split, in order
-        *, keep=None, # Only these fields; None: all
-        single=() # Fields that hold one value, not a list
+    def __init__(self,
+        paths:Iterable[str|Path], # The shards of one split, in order
+        *, keep:Collection[str]|None=None, # Only these fields; None: all
+        single:Iterable[str]=() # Fields that hold one value, not a list
     ):
         self.paths,self._keep,self._single = [Path(p) for p in paths],keep,set(single)
         self._data = [_mapped(p) for p in self.paths]
         places = [_places(d, p) for d,p in zip(self._data, self.paths)]
-        self._file,self._place = np.repeat(np.arange(len(places)), [len(p) for p in places]),np.concatenate(places)
+        self._place = np.concatenate(places)
+        self._file = np.repeat(np.arange(len(places)), [len(p) for p in places])
         self._good = np.zeros(len(self._place), bool) # records whose checksum was found right
     def __len__(self)->int: return len(self._place)
     def __getitem__(self, i):
         if isinstance(i, slice): return [self[j] for j in range(*i.indices(len(self)))]
         if not -len(self)<=i<len(self): raise IndexError(f'record {i} of {len(self)}')
         row = read_example(self._bytes(i), self._keep)
-        return {k:(v[0] if v else None) if k in self._single else v for k,v in row.items()}
-    def _bytes(self, i)->bytes:
+        return {k: self._one(v) if k in self._single else v for k,v in row.items()}
+    @staticmethod
+    def _one(values:list): return values[0] if values else None
+    def _bytes(self, i:int)->bytes:
+        "A record, whose checksum is looked at the first time"
         f = self._file[i]
         at,n = self._place[i].tolist()
         data = self._data[f][at:at+n]
-        if self._good[i]: return data
-        if struct.unpack_from('<I', self._data[f], at+n)[0]==_masked(data):
+        if not self._good[i]:
+            if struct.unpack_from('<I', self._data[f], at+n)[0]!=_masked(data):
+                raise UserError(f'{self.paths[f]}: record {i} has a wrong checksum; fetch the file again')
             self._good[i] = True
-            return data
-        raise UserError(f'{self.paths[f]}: record {i} has a wrong checksum; fetch the file again')
+        return data
     @property
     def columns(self)->list[str]: return sorted(self[0]) if len(self) else []
     @property
-    def fingerprint(self)->str: # from the lengths and checksums in the files
+    def fingerprint(self)->str:
+        "Of the lengths and checksums in the files"
         h = hashlib.sha256(self._place.tobytes())
         for f,(at,n) in zip(self._file, self._place.tolist()): h.update(self._data[f][at+n:at+n+4])
         return h.hexdigest()[:24]
-    def keep(self, names)->'TFRecords':
+    def keep(self, names:Iterable[str])->'TFRecords':
         "The same files with only these fields"
         out = copy.copy(self)
         out._keep = list(names)
         return out
-    def column(self, name:str)->np.ndarray: return np.array([r[name] for r in self.keep([name])])
+    def column(self, name:str)->np.ndarray:
+        "One field of all records"
+        return np.array([r[name] for r in self.keep([name])])

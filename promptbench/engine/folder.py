@@ -8,6 +8,7 @@ __all__ = ['STATES', 'State', 'read_json', 'lock_of', 'run_state', 'begin', 'set
 
 # %% ../../nbs/70_engine/00_folder.ipynb #0659f708
 import contextlib, json, os, shutil, time
+from collections.abc import Callable
 from pathlib import Path
 from ..base.core import UserError, atomic_folder, to_json, write_atomic
 
@@ -22,6 +23,7 @@ class State(str):
         s.__dict__.update(more)
         return s
 
+# %% ../../nbs/70_engine/00_folder.ipynb #705f20d9
 def read_json(
     path # A file that may be missing, or cut short by a full disk
 )->dict|None:
@@ -30,22 +32,31 @@ def read_json(
     except (OSError, ValueError): return None
     return d if isinstance(d, dict) else None
 
+# %% ../../nbs/70_engine/00_folder.ipynb #373e59c5
+def _lock_file(folder:Path)->Path: return folder.parent/'.locks'/f'{folder.name}.lock'
+
 def lock_of(
     folder # A run's folder
-): # A `FileLock`, not yet held
+)->'FileLock': # Not yet held
     "The lock that whoever works on a run holds; the system frees it when its holder dies"
     from filelock import FileLock
-    folder = Path(folder)
-    place = folder.parent/'.locks'
-    place.mkdir(parents=True, exist_ok=True)
-    return FileLock(place/f'{folder.name}.lock')
+    file = _lock_file(Path(folder))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(file)
 
-def _busy(folder)->bool:
+def _busy(folder:Path)->bool:
+    "Whether somebody holds the lock of a run"
     from filelock import Timeout
-    if not (Path(folder).parent/'.locks'/f'{Path(folder).name}.lock').exists(): return False
+    if not _lock_file(folder).exists(): return False
     try:
         with lock_of(folder).acquire(timeout=0): return False
     except Timeout: return True
+
+# %% ../../nbs/70_engine/00_folder.ipynb #20569f9d
+def _seconds_left(progress:dict)->float|None:
+    "What the steps still to come will take at the present pace"
+    if not progress.get('total') or progress.get('pace') is None: return None
+    return max(0., (progress['total']-progress['step'])*progress['pace'])
 
 def run_state(
     folder # Where a run is or will be
@@ -54,12 +65,12 @@ def run_state(
     folder = Path(folder)
     card = read_json(folder/'card.json')
     if card is None or card.get('state') not in STATES: return State('absent')
-    p = read_json(folder/'progress.json') or {}
-    more = dict(step=p.get('step'), total=p.get('total'), what=p.get('what',''))
-    if card['state'] in ('done','failed'): return State(card['state'], **more|dict(what=card.get('message','')))
-    if not _busy(folder): return State('resumable', **more)
-    left = None if not p.get('total') or p.get('pace') is None else max(0., (p['total']-p['step'])*p['pace'])
-    return State('running', eta=left, **more)
+    progress = read_json(folder/'progress.json') or {}
+    at = dict(step=progress.get('step'), total=progress.get('total'))
+    if card['state'] in ('done','failed'): return State(card['state'], what=card.get('message',''), **at)
+    at['what'] = progress.get('what','')
+    if not _busy(folder): return State('resumable', **at)
+    return State('running', eta=_seconds_left(progress), **at)
 
 # %% ../../nbs/70_engine/00_folder.ipynb #8140bc94
 def begin(
@@ -68,8 +79,9 @@ def begin(
     "Make the folder of a run, or take up an unfinished one: its card says `running` from here on"
     folder = Path(folder)
     old = read_json(folder/'card.json') or {}
-    card = {**card, 'state':'running', 'started':time.strftime('%Y-%m-%dT%H:%M:%S%z'),
-            'attempts':old.get('attempts', 0)+1, 'spent':old.get('spent', 0.)}
+    started = time.strftime('%Y-%m-%dT%H:%M:%S%z')
+    card = {**card, 'state':'running', 'started':started}
+    card |= dict(attempts=old.get('attempts', 0)+1, spent=old.get('spent', 0.))
     if folder.is_dir():
         for name in ('stop','progress.json','kernel.json'): (folder/name).unlink(missing_ok=True)
         write_atomic(folder/'card.json', to_json(card))
@@ -77,6 +89,7 @@ def begin(
     with atomic_folder(folder) as f: write_atomic(f/'card.json', to_json(card))
     return card
 
+# %% ../../nbs/70_engine/00_folder.ipynb #87d96f58
 def set_card(
     folder, **changes # Fields of the card
 )->dict:
@@ -97,6 +110,7 @@ def size_of(
             with contextlib.suppress(OSError): total += os.lstat(os.path.join(place, n)).st_size
     return total
 
+# %% ../../nbs/70_engine/00_folder.ipynb #65cbb8f1
 def list_runs(
     root='runs', *, sizes:bool=True # False: do not measure, which is quicker
 )->list[dict]: # key, page, state, step, total, eta, size, started, spent, needs, folder; newest first
@@ -105,15 +119,16 @@ def list_runs(
     for file in sorted(Path(root).glob('*/card.json')):
         card = read_json(file)
         if card is None or 'page' not in card or card.get('state') not in STATES: continue
-        s = run_state(file.parent)
-        out.append(
-            dict(key=file.parent.name, page=card['page'], state=str(s), step=s.step, total=s.total, eta=s.eta,
-                 size=size_of(file.parent) if sizes else None, started=card.get('started',''),
-                 spent=card.get('spent', 0.), needs=card.get('needs', []), folder=file.parent))
+        folder,s = file.parent,run_state(file.parent)
+        size = size_of(folder) if sizes else None
+        run = dict(key=folder.name, page=card['page'], state=str(s), step=s.step, total=s.total, eta=s.eta, size=size)
+        run |= dict(started=card.get('started',''), spent=card.get('spent', 0.), needs=card.get('needs', []))
+        out.append(run|dict(folder=folder))
     return sorted(out, key=lambda r: r['started'], reverse=True)
 
+# %% ../../nbs/70_engine/00_folder.ipynb #268cfc42
 def needed_by(
-    runs # From `list_runs`
+    runs:list[dict] # From `list_runs`
 )->dict[str,list[str]]: # Key -> keys of the runs that were made from it
     "Who would miss a run"
     out = {}
@@ -121,6 +136,7 @@ def needed_by(
         for k in r['needs']: out.setdefault(k, []).append(r['key'])
     return out
 
+# %% ../../nbs/70_engine/00_folder.ipynb #32682abc
 def find_run(
     key:str, root='runs' # A key, or the beginning of one
 )->dict:
@@ -128,18 +144,17 @@ def find_run(
     there = list_runs(root, sizes=False)
     found = [r for r in there if r['key']==key] or [r for r in there if r['key'].startswith(key)]
     if len(found)!=1:
-        raise UserError(
-            f'{key!r} must be the beginning of one key in {root}, it fits {len(found)}: {[r["key"] for r in found or there][:8]}')
+        keys = [r['key'] for r in found or there]
+        raise UserError(f'{key!r} must be the beginning of one key in {root}, it fits {len(found)}: {keys[:8]}')
     return found[0]
 
 # %% ../../nbs/70_engine/00_folder.ipynb #b30076bd
 def _drop(folder:Path)->bool:
     "Hide a folder in one step, then delete it; False if somebody works on it"
     from filelock import Timeout
+    gone = folder.with_name(f'.gone-{folder.name}-{os.getpid()}')
     try:
-        with lock_of(folder).acquire(timeout=0):
-            gone = folder.with_name(f'.gone-{folder.name}-{os.getpid()}')
-            os.rename(folder, gone)
+        with lock_of(folder).acquire(timeout=0): os.rename(folder, gone)
     except Timeout: return False
     shutil.rmtree(gone, ignore_errors=True)
     return True
@@ -155,36 +170,51 @@ def remove(
     if not _drop(r['folder']): raise UserError(f'run {r["key"]} is running; stop it first')
     return r
 
+# %% ../../nbs/70_engine/00_folder.ipynb #81dfaaf8
+def _days(started:str)->float|None:
+    "How long ago a card's `started` was; None if it does not say"
+    try: began = time.mktime(time.strptime(started[:19], '%Y-%m-%dT%H:%M:%S'))
+    except ValueError: return None
+    return (time.time()-began)/86400
+
+def _wipe(folder:Path)->bool:
+    "Delete a folder that nobody works on"
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+def _left_behind(folder:Path)->bool:
+    "Whether a hidden folder was left by a process that was killed: half deleted, or half made an hour ago"
+    if not folder.is_dir() or folder.name=='.locks': return False
+    return folder.name.startswith('.gone-') or time.time()-folder.stat().st_mtime>3600
+
+def _reason(run:dict, older:float|None)->str|None:
+    "Why a run as a whole may go; None if it stays"
+    if run['state']=='failed': return 'failed'
+    age = _days(run['started'])
+    return f'{age:.0f} days old' if older is not None and age is not None and age>=older else None
+
+def _leftovers(root, runs:list[dict], older:float|None)->list[tuple[str,Path,str,Callable]]: # what, folder, why, how
+    "All that `gc` would remove, if nobody needed it"
+    out = [(f.name, f, 'left by a killed process', _wipe) for f in sorted(Path(root).glob('.*')) if _left_behind(f)]
+    for r in runs:
+        if r['state']=='running': continue
+        if why := _reason(r, older): out.append((r['key'], r['folder'], why, _drop))
+        elif r['state']=='done':
+            steps = sorted((r['folder']/'checkpoints').glob('step-*'))
+            out += [(f'{r["key"]}/checkpoints/{f.name}', f, 'step of a finished run', _wipe) for f in steps]
+    return out
+
 def gc(
     root='runs', *, older:float|None=None, # Days: also finished and unfinished runs that began so long ago
     dry_run:bool=False # Only say what would go
 )->list[dict]: # what, size, why, gone (False: kept, and why says for whom)
     "Remove leftovers of killed processes, step checkpoints of finished runs and failed runs; what a later run needs stays and is named"
-    runs,out = list_runs(root),[]
-    users = needed_by(runs)
-    def one(what, folder, why, drop):
-        size = size_of(folder)
-        gone = True if dry_run else drop(folder)
-        out.append(dict(what=what, size=size, why=why if gone else 'kept: running', gone=bool(gone)))
-    wipe = lambda f: (shutil.rmtree(f, ignore_errors=True), True)[1]
-    for f in sorted(Path(root).glob('.*')):
-        if f.is_dir() and f.name!='.locks' and (f.name.startswith('.gone-') or time.time()-f.stat().st_mtime>3600):
-            one(f.name, f, 'left by a killed process', wipe)
-    for r in runs:
-        if r['state']=='running': continue
-        age = _days(r['started'])
-        why = (
-            'failed' if r['state']=='failed' else f'{age:.0f} days old' if older is not None and age is not None and age>=older else None)
-        if why and users.get(r['key']):
-            out.append(dict(
-                           what=r['key'], size=r['size'],
-                           why=f'kept: {why}, but needed by {", ".join(users[r["key"]])}', gone=False))
-        elif why: one(r['key'], r['folder'], why, _drop)
-        elif r['state']=='done':
-            for f in sorted((r['folder']/'checkpoints').glob('step-*')):
-                one(f'{r["key"]}/checkpoints/{f.name}', f, 'step of a finished run', wipe)
+    runs = list_runs(root, sizes=False)
+    users,out = needed_by(runs),[]
+    for what,folder,why,drop in _leftovers(root, runs, older):
+        size,needed = size_of(folder),users.get(what)
+        gone = not needed and (dry_run or drop(folder))
+        if needed: why = f'kept: {why}, but needed by {", ".join(needed)}'
+        elif not gone: why = 'kept: running'
+        out.append(dict(what=what, size=size, why=why, gone=gone))
     return out
-
-def _days(started:str)->float|None:
-    try: return (time.time()-time.mktime(time.strptime(started[:19], '%Y-%m-%dT%H:%M:%S')))/86400
-    except ValueError: return None

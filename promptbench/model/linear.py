@@ -16,6 +16,18 @@ from ..base.core import UserError
 # %% ../../nbs/40_model/03_linear.ipynb #0a844721
 def _product(x:Tensor, w:Tensor, b=None)->Tensor: return torch.ops.mkldnn._linear_pointwise(x, w, b, 'none', [], '')
 
+@torch.no_grad()
+def _best_times(ways, rounds:int=12)->list[float]:
+    "The shortest time of each way to multiply, in seconds; they take turns, so that a busy moment hits all of them"
+    x,w = torch.ones(512,256),torch.ones(256,256)
+    times = {f:[] for f in ways}
+    for _ in range(rounds):
+        for f,seen in times.items():
+            began = time.perf_counter()
+            f(x, w)
+            seen.append(time.perf_counter()-began)
+    return [min(seen) for seen in times.values()]
+
 # %% ../../nbs/40_model/03_linear.ipynb #5187d70c
 @lru_cache
 def onednn_pays()->bool:
@@ -23,20 +35,12 @@ def onednn_pays()->bool:
     wish = os.environ.get('PROMPTBENCH_LINEAR', 'auto')
     if wish not in ('auto','mkl','onednn'):
         raise UserError(f"PROMPTBENCH_LINEAR must be 'auto', 'mkl' or 'onednn', got {wish!r}")
-    if wish=='mkl' or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, '_linear_pointwise'):
-        return False
+    here = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+    if wish=='mkl' or not here: return False
     if wish=='onednn': return True
-    times = {F.linear:[], _product:[]}
-    with torch.no_grad():
-        x,w = torch.ones(512,256),torch.ones(256,256)
-        try:
-            for _ in range(12):
-                for f,seen in times.items():
-                    t = time.perf_counter()
-                    f(x, w)
-                    seen.append(time.perf_counter()-t)
-        except RuntimeError: return False
-    return min(times[F.linear])>1.4*min(times[_product])
+    try: mkl,onednn = _best_times([F.linear,_product])
+    except RuntimeError: return False
+    return mkl>1.4*onednn
 
 # %% ../../nbs/40_model/03_linear.ipynb #deccaa30
 class _Product(torch.autograd.Function):
@@ -48,25 +52,31 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         x,w = ctx.saved_tensors
-        gx,gw = ctx.needs_input_grad
-        if not gw: return _Product.apply(g, w.t()),None
-        # the longer side last: up to three times as fast
-        gw = _Product.apply(g.t(), x.t()) if g.shape[1]<=x.shape[1] else _Product.apply(x.t(), g.t()).t()
-        return (_Product.apply(g, w.t()) if gx else None),gw
+        for_x,for_w = ctx.needs_input_grad
+        return (_Product.apply(g, w.t()) if for_x else None),(_weight_gradient(g, x) if for_w else None)
 
+def _weight_gradient(g, x):
+    "g transposed times x, the longer side last: up to three times as fast"
+    if g.shape[1]<=x.shape[1]: return _Product.apply(g.t(), x.t())
+    return _Product.apply(x.t(), g.t()).t()
+
+# %% ../../nbs/40_model/03_linear.ipynb #ec66a963
 class _Linear(nn.Linear):
     def forward(self, x):
         w = self.weight
-        if x.is_cuda or x.dtype!=torch.float32 or w.dtype!=torch.float32 or not x.numel() or torch.is_autocast_enabled(
-                x.device.type) or torch.compiler.is_compiling() or x.device.type!='cpu' or not onednn_pays():
-            return F.linear(x, w, self.bias)
+        if not _for_onednn(x, w): return F.linear(x, w, self.bias)
         out = _Product.apply(x.reshape(-1, x.shape[-1]), w).view(*x.shape[:-1], w.shape[0])
         return out if self.bias is None else out+self.bias
 
+def _for_onednn(x, w)->bool:
+    if not x.is_cpu or x.dtype!=torch.float32 or w.dtype!=torch.float32 or not x.numel(): return False
+    if torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling(): return False
+    return onednn_pays()
+
 # %% ../../nbs/40_model/03_linear.ipynb #bb1f86bc
 def faster(
-    model # Any module; its linear layers are changed in place
-): # The model
+    model:nn.Module # Its linear layers are changed in place
+)->nn.Module: # The same one
     "Let the linear layers of `model` use the faster library; weights, names and results stay as they are"
     for m in model.modules():
         if type(m) is nn.Linear: m.__class__ = _Linear

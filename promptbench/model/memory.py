@@ -7,19 +7,20 @@ __all__ = ['SIGNS', 'out_of_memory', 'TokenBudget', 'shrinking']
 
 # %% ../../nbs/40_model/02_memory.ipynb #2873bdc7
 import gc, sys, warnings
+from collections.abc import Callable
 from ..base.core import UserError
 
 # %% ../../nbs/40_model/02_memory.ipynb #88004132
 # As torch words it on a GPU, a CPU and in the libraries below
-SIGNS = (
-    'out of memory', "can't allocate memory", 'not enough memory', 'CUBLAS_STATUS_ALLOC_FAILED', 'CUDNN_STATUS_ALLOC_FAILED')
+SIGNS = ('out of memory', "can't allocate memory", 'not enough memory',
+         'CUBLAS_STATUS_ALLOC_FAILED', 'CUDNN_STATUS_ALLOC_FAILED')
 
 def out_of_memory(
     error:BaseException # Anything that was raised
 )->bool:
     "Whether `error` says that memory ran out, so that less at a time may work"
-    return isinstance(error, MemoryError) or type(error).__name__=='OutOfMemoryError' or (
-        isinstance(error, RuntimeError) and any(s in str(error) for s in SIGNS))
+    if isinstance(error, MemoryError) or type(error).__name__=='OutOfMemoryError': return True
+    return isinstance(error, RuntimeError) and any(s in str(error) for s in SIGNS)
 
 # %% ../../nbs/40_model/02_memory.ipynb #8dd4e00d
 def _free():
@@ -37,12 +38,12 @@ class TokenBudget:
     ):
         if tokens is not None and tokens<1: raise UserError(f'a token budget must be at least 1, got {tokens}')
         self.tokens,self.floor,self.said = tokens,floor,False
-    def __repr__(self): return f'TokenBudget({self.tokens})'
+    def __repr__(self)->str: return f'TokenBudget({self.tokens})'
 
     def run(self,
-        work, # Called with the budget; starts from scratch each time it is called
+        work:Callable, # Called with the budget; starts from scratch each time it is called
         need:int|None=None # Tokens of the whole, where known: no budget above it is tried twice
-    ): # What `work` returns
+    )->object: # What `work` returns
         "`work(tokens)`, again with half the tokens for as long as memory runs out"
         first = self.tokens
         while True:
@@ -53,26 +54,28 @@ class TokenBudget:
                 if not out_of_memory(e): raise
                 self._halve(need, e)
             _free() # not inside `except`: there the traceback still holds every tensor
-        if self.tokens!=first and not self.said:
-            self.said = True
-            warnings.warn(
-                f'memory ran out with {f"{first:,}" if first else "all"} tokens at a time; going on with {self.tokens:,}, which changes the speed and nothing else',
-                stacklevel=2)
+        if self.tokens!=first and not self.said: self._say(first)
         return out
+
+    def _say(self, first):
+        self.said = True
+        had = f'{first:,}' if first else 'all'
+        warnings.warn(f'memory ran out with {had} tokens at a time; going on with {self.tokens:,}, '
+                      'which changes the speed and nothing else', stacklevel=3)
 
     def _halve(self, need, error):
         now = min(x for x in (self.tokens, need, 1<<20) if x is not None)
         if now<=self.floor:
-            raise UserError(f'memory must hold at least {now:,} tokens at a time, but it ran out there '
-                            f'({str(error).splitlines()[0][:120] if str(error) else "no more memory"}); '
+            why = str(error).splitlines()[0][:120] if str(error) else 'no more memory'
+            raise UserError(f'memory must hold at least {now:,} tokens at a time, but it ran out there ({why}); '
                             'use a smaller backbone, shorter texts or a larger machine') from error
         self.tokens = max(self.floor, now//2)
 
 # %% ../../nbs/40_model/02_memory.ipynb #f1867dd1
 def shrinking(
-    run, # Called with a number of tokens; starts from scratch each time
+    run:Callable, # Called with a number of tokens; starts from scratch each time
     tokens:int|None, # To begin with; None: everything at once
     *, floor:int=64, need:int|None=None # As for `TokenBudget`
-): # What `run` returns
+)->object: # What `run` returns
     "`run(tokens)` with as many tokens as memory allows"
     return TokenBudget(tokens, floor=floor).run(run, need)

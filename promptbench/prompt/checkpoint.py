@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from .. import __version__
 from ..base.core import UserError, atomic_folder, embedded, key_of, to_json
-from ..model.backbone import Backbone, fingerprint, load_backbone, save_backbone
+from ..model.backbone import Backbone, load_backbone, save_backbone, weight_hashes
 from .bank import prompt_from
-from ..model.ranks import sum_over, world
+from ..model.ranks import ranks, sum_over
 from ..base.stop import stop_asked
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #4a653ea3
@@ -92,7 +92,7 @@ def _save(path, tensors:dict):
     save_file({k:v.detach().cpu().contiguous() for k,v in tensors.items()}, path)
     os.chmod(path, 0o644)
 
-def _digest(backbone)->str: return key_of(fingerprint(backbone), n=64)
+def _digest(backbone)->str: return key_of(weight_hashes(backbone), n=64)
 
 def _save_backbone(tmp:Path, folder:Path, backbone, reference)->dict:
     "The backbone itself, or where it is: a folder is remembered relative to the checkpoint, so both can move together"
@@ -201,7 +201,7 @@ def _steps(folder:Path)->list[Path]: return sorted(folder.glob('step-*'), key=la
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #ec07e8dd
 def stopping()->bool:
     "Whether any process of this run was asked to stop; all of them get the same answer, so that none waits for a checkpoint alone"
-    if world().size==1: return stop_asked()
-    asked = torch.tensor(float(stop_asked()), device=world().device)
+    if ranks().size==1: return stop_asked()
+    asked = torch.tensor(float(stop_asked()), device=ranks().device)
     sum_over([asked])
     return bool(asked)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..base.core import UserError, one_of
 from ..model.batch import Batch, Packed
-from ..model.attention import Segments, before_each, deep_prompt, is_slot, segmented, spans
+from ..model.attention import Segments, before_each, deep_prompt, is_slot, row_places, segmented
 from ..model.backbone import autocast
 from .decoder_only import _longest, head_input
 from .forward import decode, encode, forward, sequence_nll, shift_right
@@ -52,7 +52,7 @@ def _two_stacks(backbone, batch, prompt, way):
         return backbone.model(
             encoder_outputs=(states,), attention_mask=open_.to(x.dtype), decoder_attention_mask=open_.to(x.dtype),
             use_cache=False,
-            decoder_input_ids=shift_right(backbone, batch.tgt_U[None], spans(u_B)[0][None].to(batch.tgt_U.device)))
+            decoder_input_ids=shift_right(backbone, batch.tgt_U[None], row_places(u_B)[0][None].to(batch.tgt_U.device)))
 
 # %% ../../nbs/50_prompt/03_packed.ipynb #c2ce3dec
 def _one_stack(backbone, batch, prompt, way):
@@ -60,11 +60,11 @@ def _one_stack(backbone, batch, prompt, way):
     soft_BPD,deep_BPX = _parts(backbone, batch, prompt)
     s_B,u_B = batch.src_len_B,batch.tgt_len_B
     dev = batch.src_T.device
-    owner,place = spans(s_B+u_B-1)
+    owner,place = row_places(s_B+u_B-1)
     first_B = lambda n_B: n_B.cumsum(0)-n_B
     at = torch.where(place<s_B[owner], first_B(s_B)[owner]+place, len(batch.src_T)+first_B(u_B)[owner]+place-s_B[owner])
     x,n_B = _embedded(backbone, torch.cat([batch.src_T, batch.tgt_U])[at.to(dev)], soft_BPD, s_B+u_B-1)
-    position = spans(n_B)[1]+(0 if deep_BPX is None else deep_BPX.shape[1])
+    position = row_places(n_B)[1]+(0 if deep_BPX is None else deep_BPX.shape[1])
     if int(position.max())>=_longest(backbone):
         raise UserError(f'{backbone.name} looks back {_longest(backbone)} positions, and a text of '
                         f'{int(position.max())+1} came (prompt included); cut it with max_source or max_target')
@@ -76,7 +76,7 @@ def _one_stack(backbone, batch, prompt, way):
 def _said_at(batch, P:int)->Tensor: # [N]
     "The position of a decoder-only row that says each target token: the one before it"
     s_B,u_B = batch.src_len_B+P,batch.tgt_len_B
-    owner,place = spans(u_B)
+    owner,place = row_places(u_B)
     n_B = s_B+u_B-1
     return (n_B.cumsum(0)-n_B+s_B-1)[owner]+place
 

@@ -12,7 +12,7 @@ import numpy as np, torch
 from torch import Tensor
 from .. import __version__
 from ..base.core import UserError, atomic_folder, embedded, key_of, to_json
-from ..model.backbone import fingerprint
+from ..model.backbone import weight_hashes
 from .bank import DeepPrompt, ShallowPrompt, prompt_size
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #0e532b53
@@ -101,7 +101,7 @@ def export_peft(
     base = _base_name(backbone, base)
     config = _adapter_config(backbone, prompt.kind, len(table_PD), base)
     meta = dict(card or {})|dict(kind=prompt.kind, index=index, prompts=len(prompt), promptbench=__version__,
-                                 backbone=key_of(fingerprint(backbone), n=64))
+                                 backbone=key_of(weight_hashes(backbone), n=64))
     with atomic_folder(folder) as tmp:
         save_file(dict(prompt_embeddings=table_PD.contiguous()), tmp/'adapter_model.safetensors',
                   metadata=dict(format='pt'))
@@ -198,7 +198,7 @@ def _same_weights(backbone, place):
     if not file.is_file(): return
     try: want = json.loads(file.read_text(encoding='utf8')).get('backbone')
     except (ValueError, AttributeError): return
-    if want and want!=key_of(fingerprint(backbone), n=64):
+    if want and want!=key_of(weight_hashes(backbone), n=64):
         warnings.warn(
             f'the prompt in {place} was tuned on other weights than those of {backbone.name}; scores will differ')
 

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['VIEW', 'RESAMPLE', 'INTERVALS', 'PROCEDURES', 'Block', 'Replicates', 'replicate', 'interval', 'p_value',
-           'acceleration', 'find_views', 'contrast', 'estimate', 'holm', 'wu_draws', 'wu2022', 'bootstrap_arg',
-           'table1']
+           'acceleration', 'as_columns', 'find_views', 'contrast', 'estimate', 'holm', 'wu_draws', 'wu2022',
+           'bootstrap_arg', 'table1']
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #2091faaa
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from statistics import NormalDist
 import numpy as np, pandas as pd
 from ..base.core import UserError, one_of, seed_of
 from .results import CELL, PREDICTION_KEY
-from .metrics import LINE, tally, find_cell, group_codes, need, one_each, relative_gain, template_weights
+from .metrics import (LINE, codes_of, find_cell, group_codes, need, one_each, relative_gain, tally,
+                                       template_weights)
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #e2e34540
 @dataclass
@@ -21,11 +24,12 @@ class Block:
     "Outcomes that share one resample: R answered lists (view and template) by N instances"
     suite:str
     dataset:str
-    ids:np.ndarray
-    correct_RN:np.ndarray
-    present_RN:np.ndarray
-    line_R:np.ndarray
+    ids:np.ndarray # Of the instances, in the order of their names [N]
+    correct_RN:np.ndarray # 1 where the answer was right
+    present_RN:np.ndarray # Whether the template asks about the instance
+    line_R:np.ndarray # Which answered list of the whole table a row is
 
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #7da0eda0
 def _separate(present_SN:np.ndarray)->list[np.ndarray]:
     "Rows of `present_SN` grouped so that groups share no column"
     left,out = list(range(len(present_SN))),[]
@@ -42,198 +46,269 @@ def _separate(present_SN:np.ndarray)->list[np.ndarray]:
         out.append(np.array(part))
     return out
 
-def _compact(codes:np.ndarray, size:int):
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #99862db9
+def _compact(codes:np.ndarray, size:int)->tuple[np.ndarray,np.ndarray]:
     "The codes that occur, in order, and every entry's place among them"
     there = np.zeros(size, bool)
     there[codes] = True
-    return np.flatnonzero(there),(np.cumsum(there)-1)[codes]
+    place = np.cumsum(there)-1
+    return np.flatnonzero(there),place[codes]
 
-def _ranked(s:pd.Series):
+def _ranked(column:pd.Series)->tuple[np.ndarray,np.ndarray]:
     "Every entry's rank among the distinct values as text, and those values"
-    codes,values = (
-        s.cat.codes.to_numpy(), s.cat.categories) if isinstance(s.dtype, pd.CategoricalDtype) else pd.factorize(s)
-    values = pd.Index(values).astype(str).to_numpy(object)
+    codes,values = codes_of(column)
+    values = values.astype(str).to_numpy(object)
     order = np.argsort(values)
     rank = np.empty(len(values), np.int64)
     rank[order] = np.arange(len(values))
     return rank[codes],values[order]
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #dd9f5cc0
-def _blocks(p:pd.DataFrame, line:np.ndarray):
-    "`Block`s of the predictions, one or more per dataset, in the order of their names; `line` says which answered list an entry belongs to"
-    inst,ids = _ranked(p.instance)
-    data,first = group_codes(p, ['suite','dataset'])
-    names = list(zip(p.suite.iloc[first], p.dataset.iloc[first]))
-    order = np.argsort(data, kind='stable')
-    ends = np.cumsum(np.bincount(data, minlength=len(names)))
-    seeds = group_codes(p, ['seed'])[0]
-    for k in sorted(range(len(names)), key=lambda k: tuple(map(str, names[k]))):
-        at = order[ends[k-1] if k else 0:ends[k]]
-        kept,col = _compact(inst[at], len(ids))
-        lines,row = _compact(line[at], line.max()+1)
-        codes,s = _compact(seeds[at], seeds.max()+1)
-        correct,present,seen = np.zeros((len(lines),len(kept))),np.zeros((len(lines),len(kept)), bool),np.zeros(
-            (len(codes),len(kept)), bool)
-        correct[row,col] = p.correct.to_numpy()[at]
-        present[row,col] = True
-        seen[s,col] = True
-        if present.sum()<len(at): one_each(p.iloc[at], PREDICTION_KEY, 'predictions')
-        of_line = np.zeros(len(lines), int)
-        of_line[row] = s
-        for part in _separate(seen):
-            r,c = np.isin(of_line, part),seen[part].any(0)
-            yield Block(*map(str, names[k]), ids[kept[c]], correct[np.ix_(r,c)], present[np.ix_(r,c)], lines[r])
+def _by_dataset(p:pd.DataFrame)->Iterator[tuple[str,str,np.ndarray]]:
+    "Suite, dataset and the positions of its predictions, in the order of the names"
+    code,first = group_codes(p, ['suite','dataset'])
+    names = [(str(s), str(d)) for s,d in zip(p.suite.iloc[first], p.dataset.iloc[first])]
+    order = np.argsort(code, kind='stable')
+    ends = np.cumsum(np.bincount(code, minlength=len(names)))
+    at = np.split(order, ends[:-1])
+    for k in sorted(range(len(names)), key=lambda k: names[k]): yield *names[k],at[k]
+
+def _marked(shape:tuple, row:np.ndarray, col:np.ndarray)->np.ndarray:
+    "True at the given places"
+    out = np.zeros(shape, bool)
+    out[row,col] = True
+    return out
+
+def _blocks(
+    p:pd.DataFrame, # Predictions
+    line:np.ndarray # Which answered list each belongs to
+)->Iterator[Block]: # One or more per dataset, in the order of their names
+    "The predictions cut into what is resampled together"
+    instance,ids = _ranked(p.instance)
+    seed = group_codes(p, ['seed'])[0]
+    correct = p.correct.to_numpy()
+    for suite,dataset,at in _by_dataset(p):
+        kept_N,col = _compact(instance[at], len(ids))
+        line_R,row = _compact(line[at], line.max()+1)
+        seeds,own = _compact(seed[at], seed.max()+1)
+        present_RN = _marked((len(line_R),len(kept_N)), row, col)
+        if present_RN.sum()<len(at): one_each(p.iloc[at], PREDICTION_KEY, 'predictions')
+        correct_RN = np.zeros(present_RN.shape)
+        correct_RN[row,col] = correct[at]
+        seen_SN = _marked((len(seeds),len(kept_N)), own, col)
+        seed_R = np.zeros(len(line_R), int)
+        seed_R[row] = own
+        for part in _separate(seen_SN):
+            r,c = np.isin(seed_R, part),seen_SN[part].any(0)
+            here = np.ix_(r, c)
+            yield Block(suite, dataset, ids[kept_N[c]], correct_RN[here], present_RN[here], line_R[r])
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #962f5e8e
-def _counts(gen, n:int, size:int, entries:int=250_000):
-    "Chunks [k, size] of multinomial counts, `n` rows in all: how often each instance is drawn"
+def _counts(gen, n:int, size:int, entries:int=250_000)->Iterator[tuple[int,np.ndarray]]:
+    "Chunks [k, size] of multinomial counts, `n` rows in all, each with its first row: how often each instance is drawn"
     step = max(1, entries//size)
     for start in range(0, n, step):
         k = min(step, n-start)
         at = gen.integers(0, size, (k,size))
         at += (np.arange(k)*size)[:,None]
-        yield start,np.bincount(at.ravel(), minlength=k*size).reshape(k,size).astype(np.float64)
+        count = np.bincount(at.ravel(), minlength=k*size)
+        yield start,count.reshape(k, size).astype(np.float64)
 
-def _block_draws(b:Block, coef_RV:np.ndarray, n:int, gen, twice_nR=None)->np.ndarray: # [n, V]
-    "Each view's share of ARG from this block, `n` times resampled; `gen` None: the instances as they are; `twice_nR`: how often each line's template was drawn"
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #76b9ffcc
+def _drawn_accuracy(count_kN, right_NR, asked_NR, usual_R)->np.ndarray: # [k, R]
+    "Accuracy among the drawn instances that a list asks about; the usual one where none of them was drawn"
+    drawn_kR = count_kN @ asked_NR
+    there = drawn_kR>0
+    acc_kR = np.divide(count_kN @ right_NR, drawn_kR, where=there, out=np.zeros_like(drawn_kR))
+    return np.where(there, acc_kR, usual_R)
+
+def _block_draws(
+    b:Block, coef_RV:np.ndarray, # What one unit of accuracy of each list adds to each view
+    n:int, gen, # Resamples and generator; None: the instances as they are
+    twice_nR:np.ndarray|None=None # How often each list's template was drawn; None: once
+)->np.ndarray: # [n, V]
+    "Each view's share of ARG from this block, `n` times resampled"
     usual_R = b.correct_RN.sum(1)/b.present_RN.sum(1)
-    N = len(b.ids)
-    wide = np.sqrt(N/(N-1)) if N>1 else 1.
-    if gen is None: return (twice_nR*usual_R) @ coef_RV
-    whole = b.present_RN.all(1) if twice_nR is None else np.zeros(len(usual_R), bool)
-    rest = ~whole
-    out = np.empty((n, coef_RV.shape[1]))
+    R,N = b.correct_RN.shape
+    if gen is None:
+        if twice_nR is None: twice_nR = np.ones((1,R))
+        return (twice_nR*usual_R) @ coef_RV
+    stretch = np.sqrt(N/(N-1)) if N>1 else 1.
+    whole = b.present_RN.all(1) if twice_nR is None else np.zeros(R, bool)
     dev_NV = (b.correct_RN[whole]-usual_R[whole,None]).T @ coef_RV[whole] / N
-    some,here = b.correct_RN[rest].T,b.present_RN[rest].T.astype(np.float64)
-    for start,count in _counts(gen, n, N):
-        to = slice(start, start+len(count))
-        out[to] = usual_R[whole] @ coef_RV[whole] + wide*(count @ dev_NV)
-        if rest.any():
-            drawn = count @ here
-            acc = np.where(
-                drawn>0, np.divide(count @ some, drawn, where=drawn>0, out=np.zeros_like(drawn)), usual_R[rest])
-            acc = usual_R[rest]+wide*(acc-usual_R[rest])
-            out[to] += (acc if twice_nR is None else acc*twice_nR[to]) @ coef_RV[rest]
+    rest = ~whole
+    right_NR,asked_NR = b.correct_RN[rest].T,b.present_RN[rest].T.astype(np.float64)
+    out = np.empty((n, coef_RV.shape[1]))
+    for start,count_kN in _counts(gen, n, N):
+        to = slice(start, start+len(count_kN))
+        out[to] = usual_R[whole] @ coef_RV[whole] + stretch*(count_kN @ dev_NV)
+        if not rest.any(): continue
+        acc_kR = _drawn_accuracy(count_kN, right_NR, asked_NR, usual_R[rest])
+        acc_kR = usual_R[rest]+stretch*(acc_kR-usual_R[rest])
+        if twice_nR is not None: acc_kR = acc_kR*twice_nR[to]
+        out[to] += acc_kR @ coef_RV[rest]
     return out
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #9111fa4b
+VIEW = CELL+['seed'] # A view is a cell under one seed
+_ANSWERED = VIEW+['dataset','template'] # What names an answered list
+
 @dataclass
 class Replicates:
-    "ARG of every view (cell and seed) as measured and under `n` resamples shared by all; `share` holds what each instance adds to it"
-    views:pd.DataFrame
-    estimate_V:np.ndarray
-    draws_Vn:np.ndarray
-    share:list
-    seen:list
-    templates_V:np.ndarray
-    instances_V:np.ndarray
-    seed:int
-    resample:tuple
+    "ARG of every view (cell and seed) as measured and under `n` resamples shared by all"
+    views:pd.DataFrame # What each view is
+    estimate_V:np.ndarray # ARG as measured, points
+    draws_Vn:np.ndarray # ARG under each resample, points
+    share:list # Per block: its views, and what each instance adds to each [N, views]
+    seen:list # Per block: its views, and which instances each answered [views, N]
+    templates_V:np.ndarray # Hash of the templates a view has
+    instances_V:np.ndarray # Hash of the templates and instances it answered
+    seed:int # Of the resampling
+    resample:tuple # What was resampled, some of `RESAMPLE`
 
-VIEW = CELL+['seed']
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #03ff18da
+def _with_rows(lines:pd.DataFrame, rows:pd.DataFrame)->pd.DataFrame:
+    "`lines` with chance and majority from `rows`; `UserError` where these lack one or say another accuracy"
+    known = rows[rows.metric=='accuracy'] if 'metric' in rows.columns else rows
+    one_each(known, _ANSWERED, 'rows')
+    bases = [c for c in ('chance','majority') if c in known.columns]
+    both = lines[_ANSWERED+['value']].merge(
+        known[_ANSWERED+['value']+bases], on=_ANSWERED, how='left', suffixes=('','_row'))
+    lost = both.value_row.isna()
+    if lost.any():
+        first = both[lost][_ANSWERED].iloc[0].to_dict()
+        raise UserError(f'predictions without a row: {first}; give the rows of the same runs')
+    if (abs(both.value-both.value_row)>1e-6).any():
+        raise UserError('rows and predictions must come from the same runs, but their accuracies differ; read both again')
+    return lines.assign(**{c:both[c].to_numpy() for c in bases})
 
-def _lines(predictions:pd.DataFrame, rows, baseline, by, groups):
+def _lines(
+    predictions:pd.DataFrame, rows:pd.DataFrame|None, baseline, by:str, groups:dict|None # As in `replicate`
+)->tuple[pd.DataFrame,np.ndarray]:
     "One line per answered list, with its view and its coefficient 100 x weight/base; and every prediction's line"
     code,first = group_codes(predictions, LINE)
     lines = tally(predictions, code, first)
     if 'run' in predictions.columns: lines = lines.assign(run=predictions.run.iloc[first].astype(str).to_numpy())
-    lines = lines.sort_values(VIEW+['dataset','template'])
+    lines = lines.sort_values(_ANSWERED)
     rank = np.empty(len(lines), np.int64)
     rank[lines.index] = np.arange(len(lines))
     lines = lines.reset_index(drop=True)
-    one_each(lines, VIEW+['dataset','template'], 'predictions')
-    if rows is not None:
-        known = rows[rows.metric=='accuracy'] if 'metric' in rows.columns else rows
-        key = VIEW+['dataset','template']
-        one_each(known, key, 'rows')
-        both = lines[key+['value']].merge(
-            known[key+['value']+[c for c in ('chance','majority') if c in known.columns]], on=key, how='left',
-            suffixes=('','_row'))
-        if both.value_row.isna().any():
-            raise UserError(
-                f'predictions without a row: {both[both.value_row.isna()][key].iloc[0].to_dict()}; give the rows of the same runs')
-        if (abs(both.value-both.value_row)>1e-6).any():
-            raise UserError(
-                'rows and predictions must come from the same runs, but their accuracies differ; read both again')
-        lines = lines.assign(**{c:both[c].to_numpy() for c in ('chance','majority') if c in both.columns})
+    one_each(lines, _ANSWERED, 'predictions')
+    if rows is not None: lines = _with_rows(lines, rows)
     lines = relative_gain(lines, baseline)
     lines['view'] = lines.groupby(VIEW, sort=True).ngroup()
-    w = pd.concat([template_weights(g, by, groups) for _,g in lines.groupby('view')]).reindex(lines.index)
-    return lines.assign(weight=w, coef=100*w/lines.base),rank[code]
+    weights = [template_weights(g, by, groups) for _,g in lines.groupby('view')]
+    weight = pd.concat(weights).reindex(lines.index)
+    return lines.assign(weight=weight, coef=100*weight/lines.base),rank[code]
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #92154105
 RESAMPLE = ('instances','templates','seeds') # What may vary
 
-def _times(lines:pd.DataFrame, suite:str, dataset:str, n:int, seed:int):
-    "How often each template of a dataset is drawn, [n, T], and the templates' names"
-    d = lines[(lines.suite==suite)&(lines.dataset==dataset)]
-    names = sorted(d.template.unique())
-    if (d.groupby('view').template.nunique()!=len(names)).any():
+def _varying(resample:str|tuple[str,...])->tuple[str,...]:
+    "What is resampled, checked"
+    resample = (resample,) if isinstance(resample, str) else tuple(resample)
+    if not resample: raise UserError(f'resample must name some of {list(RESAMPLE)}, got nothing')
+    for w in resample: one_of('resample', w, RESAMPLE)
+    return resample
+
+def _view_weights(b:Block, view_L:np.ndarray, coef_L:np.ndarray)->tuple[np.ndarray,np.ndarray,np.ndarray]:
+    "Views a block feeds [V], each list's place among them [R], and its weight there [R, V]"
+    views,place_R = np.unique(view_L[b.line_R], return_inverse=True)
+    coef_RV = np.zeros((len(place_R), len(views)))
+    coef_RV[np.arange(len(place_R)),place_R] = coef_L[b.line_R]
+    return views,place_R,coef_RV
+
+def _instance_gen(b:Block, seed:int)->np.random.Generator:
+    "The random numbers of a block: they depend on what it holds, not on what else is resampled"
+    return np.random.default_rng(seed_of('bootstrap', seed, b.suite, b.dataset, b.ids[0], len(b.ids)))
+
+def _template_draws(b:Block, lines:pd.DataFrame, n:int, seed:int)->np.ndarray:
+    "How often the template of each list is drawn within the dataset, [n, R]; the same for every view"
+    mine = lines[(lines.suite==b.suite)&(lines.dataset==b.dataset)]
+    names = sorted(mine.template.unique())
+    T = len(names)
+    if (mine.groupby('view').template.nunique()!=T).any():
         raise UserError('resampling templates needs the same templates in every cell, but the cells differ in '
-                        f'those of {dataset}; resample instances only, or complete the cells')
-    return np.random.default_rng(seed_of('templates', seed, suite, dataset)).multinomial(
-        len(names), np.full(len(names), 1/len(names)), n),names
+                        f'those of {b.dataset}; resample instances only, or complete the cells')
+    gen = np.random.default_rng(seed_of('templates', seed, b.suite, b.dataset))
+    times_nT = gen.multinomial(T, np.full(T, 1/T), n)
+    return times_nT[:, [names.index(t) for t in lines.template[b.line_R]]]
+
+def _deviations(b:Block)->np.ndarray:
+    "What each instance adds to the accuracy of each list, [N, R]; the mean of a list is 0"
+    asked_R = b.present_RN.sum(1)
+    mean_R = b.correct_RN.sum(1)/asked_R
+    return ((b.correct_RN-b.present_RN*mean_R[:,None])/asked_R[:,None]).T
+
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #df3a1acc
+def _named_views(lines:pd.DataFrame)->pd.DataFrame:
+    "What each view is, and the runs it is from"
+    view = lines.groupby('view')
+    named = view[VIEW].first().reset_index(drop=True)
+    if 'run' in lines.columns: named['run'] = view.run.agg(lambda r: ' + '.join(sorted(set(r))))
+    return named
 
 def replicate(
     predictions:pd.DataFrame, # Predictions of any cells and seeds
     *, n:int=2000, # Resamples
     seed:int=0, # Seed of the resampling
-    baseline='chance', by:str='macro9', groups:dict|None=None, # As in `metrics.arg_table`; the baseline is held fixed
+    baseline:str|pd.DataFrame='chance', # As in `metrics.arg_table`; held fixed
+    by:str='macro9', groups:dict|None=None, # As in `metrics.arg_table`
     rows:pd.DataFrame|None=None, # Take chance and majority from these, and check that they agree with the predictions
-    resample=('instances',) # Some of `RESAMPLE`
+    resample:str|tuple[str,...]=('instances',) # Some of `RESAMPLE`
 )->Replicates: # What `estimate` reads intervals from
     "Resample `n` times and compute every view's ARG each time"
-    resample = (resample,) if isinstance(resample, str) else tuple(resample)
-    if not resample: raise UserError(f'resample must name some of {list(RESAMPLE)}, got nothing')
-    for w in resample: one_of('resample', w, RESAMPLE)
+    resample = _varying(resample)
     need(predictions, LINE+['instance','correct'], 'predictions')
     lines,line = _lines(predictions, rows, baseline, by, groups)
-    at,coef = lines.view.to_numpy(),lines.coef.to_numpy()
-    views = lines.groupby('view')[VIEW].first().reset_index(drop=True)
+    views = _named_views(lines)
     V = len(views)
-    if 'run' in lines: views['run'] = lines.groupby('view').run.agg(lambda r: ' + '.join(sorted(set(r))))
-    const = np.bincount(at, 100*lines.weight.to_numpy(), V)
-    est = np.bincount(at, coef*lines.value.to_numpy(), V)-const
-    named = pd.util.hash_pandas_object(lines[['dataset','template']].astype(str), index=False).to_numpy()
-    draws,share,seen,inst = np.zeros((V,n)),[],[],np.zeros(V, np.uint64)
+    view_L,coef_L = lines.view.to_numpy(),lines.coef.to_numpy()
+    base_V = np.bincount(view_L, 100*lines.weight.to_numpy(), V) # what a view at its baseline has: taken off everywhere
+    estimate_V = np.bincount(view_L, coef_L*lines.value.to_numpy(), V)-base_V
+    hash_L = pd.util.hash_pandas_object(lines[['dataset','template']].astype(str), index=False).to_numpy()
+    templates_V,instances_V = np.zeros(V, np.uint64),np.zeros(V, np.uint64)
+    np.add.at(templates_V, view_L, hash_L)
+    draws_Vn,share,seen = np.zeros((V,n)),[],[]
     for b in _blocks(predictions, line):
-        inside,v = np.unique(at[b.line_R], return_inverse=True)
-        c = np.zeros((len(b.line_R), len(inside)))
-        c[np.arange(len(v)),v] = coef[b.line_R]
-        twice = None
-        if 'templates' in resample:
-            times,names = _times(lines, b.suite, b.dataset, n, seed)
-            twice = times[:, [names.index(t) for t in lines.template[b.line_R]]]
-        gen = np.random.default_rng(
-            seed_of('bootstrap', seed, b.suite, b.dataset, b.ids[0], len(b.ids))) if 'instances' in resample else None
-        draws[inside] += _block_draws(
-            b, c, n, gen, np.ones((1,len(b.line_R))) if gen is None and twice is None else twice).T
-        here = b.present_RN.sum(1)
-        share.append((inside, ((b.correct_RN-b.present_RN*(b.correct_RN.sum(1)/here)[:,None])/here[:,None]).T @ c))
-        seen.append((inside, np.stack([b.present_RN[v==k].any(0) for k in range(len(inside))])))
-        np.add.at(inst, at[b.line_R], named[b.line_R]*(b.present_RN @ pd.util.hash_array(b.ids)))
-    tasks = np.zeros(V, np.uint64)
-    np.add.at(tasks, at, named)
-    return Replicates(views, est, draws-const[:,None], share, seen, tasks, inst, seed, resample)
+        at,place_R,coef_RV = _view_weights(b, view_L, coef_L)
+        twice_nR = _template_draws(b, lines, n, seed) if 'templates' in resample else None
+        gen = _instance_gen(b, seed) if 'instances' in resample else None
+        draws_Vn[at] += _block_draws(b, coef_RV, n, gen, twice_nR).T
+        share.append((at, _deviations(b) @ coef_RV))
+        seen.append((at, np.stack([b.present_RN[place_R==v].any(0) for v in range(len(at))])))
+        hash_R = hash_L[b.line_R]*(b.present_RN @ pd.util.hash_array(b.ids))
+        np.add.at(instances_V, view_L[b.line_R], hash_R)
+    return Replicates(views, estimate_V, draws_Vn-base_V[:,None], share, seen, templates_V, instances_V, seed, resample)
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #bff183e6
 INTERVALS = ('bca','percentile')
-_N = NormalDist()
-_cdf,_inv = np.vectorize(_N.cdf, otypes=[float]),np.vectorize(_N.inv_cdf, otypes=[float])
+_NORMAL = NormalDist()
+_cdf = np.vectorize(_NORMAL.cdf, otypes=[float])
+_inv = np.vectorize(_NORMAL.inv_cdf, otypes=[float])
 
 def _shift(draws:np.ndarray, est)->np.ndarray:
     "BCa's z0: where the estimate lies among the resamples, as a normal quantile"
     n = draws.shape[-1]
     off = draws-np.asarray(est)[...,None]
-    return _inv(np.clip(((off<-1e-9).sum(-1)+.5*(abs(off)<=1e-9).sum(-1))/n, .5/(n+1), 1-.5/(n+1)))
+    below,level = (off<-1e-9).sum(-1),(abs(off)<=1e-9).sum(-1)
+    return _inv(np.clip((below+.5*level)/n, .5/(n+1), 1-.5/(n+1)))
+
+def _quantiles(draws:np.ndarray, place:np.ndarray)->np.ndarray:
+    "Values at fractional places of the sorted draws"
+    low = np.floor(place).astype(int)
+    high = np.minimum(low+1, draws.shape[-1]-1)
+    s = np.sort(draws, -1)
+    at_low,at_high = np.take_along_axis(s, low, -1),np.take_along_axis(s, high, -1)
+    return at_low+(place-low)*(at_high-at_low)
 
 def interval(
     draws:np.ndarray, # A number under each resample, [..., n]
-    est, # The number as measured, [...]
+    est:float|np.ndarray, # The number as measured, [...]
     *, level:float=.95, # Of the interval
     kind:str='bca', # One of `INTERVALS`
-    acceleration=0. # For 'bca', [...]: from `acceleration`
-)->tuple: # lo, hi, each [...]
+    acceleration:float|np.ndarray=0. # For 'bca', [...]: from `acceleration`
+)->tuple[np.ndarray,np.ndarray]: # lo, hi, each [...]
     "Bootstrap interval; quantiles are taken at (n+1) x probability, so it excludes 0 when `p_value` is at most 1 - `level`, to within one resample"
     one_of('interval', kind, INTERVALS)
     n = draws.shape[-1]
@@ -242,16 +317,14 @@ def interval(
         z0,a = _shift(draws, est)[...,None],np.asarray(acceleration)[...,None]
         z = z0+_inv(tails)
         tails = _cdf(z0+z/(1-a*z))
-    place = np.clip(tails*(n+1)-1, 0, n-1)
-    low = np.floor(place).astype(int)
-    s = np.sort(draws, -1)
-    lo_hi = np.take_along_axis(s, low, -1)
-    lo_hi = lo_hi+(place-low)*(np.take_along_axis(s, np.minimum(low+1, n-1), -1)-lo_hi)
+    lo_hi = _quantiles(draws, np.clip(tails*(n+1)-1, 0, n-1))
     return lo_hi[...,0],lo_hi[...,1]
 
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #803b06cf
 def p_value(
     draws:np.ndarray, # A difference under each resample, [..., n]
-    est=0., *, kind:str='percentile', acceleration=0. # As in `interval`
+    est:float|np.ndarray=0., # The difference as measured, [...]
+    *, kind:str='percentile', acceleration:float|np.ndarray=0. # As in `interval`
 )->np.ndarray: # [...], between 2/(n+1) and 1
     "Twice the smaller tail beyond 0, one added to its count so that p is never 0; for 'bca' the level at which the interval touches 0"
     n = draws.shape[-1]
@@ -264,34 +337,47 @@ def p_value(
         tail = _cdf(w/(1+a*w)-z0)
     return np.clip(2*tail, 2/(n+1), 1)
 
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #2879abf8
 def acceleration(
-    share # Arrays of what each instance adds to the number, one per dataset, each with mean 0
+    share:list[np.ndarray] # What each instance adds to the number, one array per dataset, each with mean 0
 )->float: # BCa's a
     "Skewness of a sum of means, over 6: third moments over second moments to the power 3/2"
-    two,three = sum((s**2).sum() for s in share),sum((s**3).sum() for s in share)
-    return float(three/(6*two**1.5)) if two>1e-18 else 0.
+    second,third = sum((s**2).sum() for s in share),sum((s**3).sum() for s in share)
+    return float(third/(6*second**1.5)) if second>1e-18 else 0.
+
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #e724ccf0
+def as_columns(
+    cell:tuple|dict # (method, prompt, shots), or a dict of columns
+)->dict: # Column -> value
+    "A cell by its columns"
+    return dict(cell) if isinstance(cell, dict) else dict(zip(('method','prompt','shots'), cell))
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #87c37eac
+def _stored_prompt(views:pd.DataFrame, want:dict)->str:
+    "The prompt a cell stands under among views of its method: one trained without a prompt has one 0-shot result for all"
+    starred = want.get('shots')==0 and not (views.prompt==want['prompt']).any()
+    return 'none' if starred else want['prompt']
+
 def find_views(
     views:pd.DataFrame, # `Replicates.views`
-    cell # (method, prompt, shots), or a dict of any columns of the views
+    cell:tuple|dict # (method, prompt, shots), or a dict of any columns of the views
 )->np.ndarray: # Positions; empty if the cell was not run
     "Where the seeds of a cell are; `UserError` if several cells fit"
-    want = dict(cell) if isinstance(cell, dict) else dict(zip(('method','prompt','shots'), cell))
-    v = views
-    odd = [c for c in want if c not in v.columns]
-    if odd: raise UserError(f'a cell is named by columns of the predictions, {list(v.columns)}; got {odd}')
-    there = v[
-        np.logical_and.reduce([np.ones(len(v), bool)]+[(v[c]==x).to_numpy() for c,x in want.items() if c!='prompt'])]
-    if 'prompt' in want:
-        there = there[there.prompt
-                      ==(want['prompt'] if (there.prompt==want['prompt']).any() or want.get('shots')!=0 else 'none')]
+    want = as_columns(cell)
+    odd = [c for c in want if c not in views.columns]
+    if odd: raise UserError(f'a cell is named by columns of the predictions, {list(views.columns)}; got {odd}')
+    fits = np.ones(len(views), bool)
+    for c,x in want.items():
+        if c!='prompt': fits &= (views[c]==x).to_numpy()
+    there = views[fits]
+    if 'prompt' in want: there = there[there.prompt==_stored_prompt(there, want)]
     many = [c for c in CELL if there[c].nunique()>1]
     if many:
-        raise UserError(
-            f'compare within one {many[0]}: {cell} fits {there[many].drop_duplicates().values.tolist()} ({", ".join(many)}); name which')
+        each = there[many].drop_duplicates().values.tolist()
+        raise UserError(f'compare within one {many[0]}: {cell} fits {each} ({", ".join(many)}); name which')
     return there.index.to_numpy()
 
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #f1c6a353
 def _of(r:Replicates, cell)->np.ndarray:
     "Positions of the views of a cell that must be there"
     at = find_views(r.views, cell)
@@ -299,27 +385,44 @@ def _of(r:Replicates, cell)->np.ndarray:
         raise UserError(f'no predictions of {cell}; there are {r.views[CELL].drop_duplicates().values.tolist()}')
     return at
 
-def _comparable(r:Replicates, at:list, cells:list):
-    "Refuse cells of one suite that saw other templates, or other instances under the same seed"
+def _check_pair(r:Replicates, p:np.ndarray, q:np.ndarray, names:str)->None:
+    "Refuse two cells of one suite that saw other templates, or other instances under the same seed"
     v = r.views
-    for i,(p,x) in enumerate(zip(at, cells)):
-        for q,y in zip(at[:i], cells):
-            if v.suite[p[0]]!=v.suite[q[0]]: continue
-            if len(set(r.templates_V[np.r_[p,q]]))>1:
-                raise UserError(f'compared cells must have the same templates; {y} and {x} do not')
-            if any(r.instances_V[i]!=r.instances_V[j] for i in p for j in q if v.seed[i]==v.seed[j]):
-                raise UserError(f'compared cells must answer the same instances; {y} and {x} do not')
+    if v.suite[p[0]]!=v.suite[q[0]]: return
+    if len(set(r.templates_V[np.r_[p,q]]))>1:
+        raise UserError(f'compared cells must have the same templates; {names} do not')
+    same_seed = [(i,j) for i,j in product(p, q) if v.seed[i]==v.seed[j]]
+    if any(r.instances_V[i]!=r.instances_V[j] for i,j in same_seed):
+        raise UserError(f'compared cells must answer the same instances; {names} do not')
 
-def _weights(r:Replicates, at:np.ndarray, seeds:str):
-    "How much each view of a cell counts, [len(at)] or, with seeds resampled, [len(at), n]"
+def _check_comparable(r:Replicates, at:list[np.ndarray], cells:list)->None:
+    "`_check_pair` for all pairs"
+    for i,x in enumerate(cells):
+        for j,y in enumerate(cells[:i]): _check_pair(r, at[i], at[j], f'{y} and {x}')
+
+def _cell_draws(r:Replicates, at:np.ndarray, seeds:str)->np.ndarray:
+    "ARG of a cell under each resample, the mean of its seeds, which are drawn again if they are to be 'resampled' [n]"
     S,n = len(at),r.draws_Vn.shape[1]
-    if seeds=='fixed' or S==1: return np.full(S, 1/S)
-    return np.random.default_rng(seed_of('seeds', r.seed, *r.views.seed[at])).multinomial(S, np.full(S, 1/S), n).T/S
+    if seeds=='fixed' or S==1: return np.full(S, 1/S) @ r.draws_Vn[at]
+    gen = np.random.default_rng(seed_of('seeds', r.seed, *r.views.seed[at]))
+    times_Sn = gen.multinomial(S, np.full(S, 1/S), n).T
+    return (times_Sn/S*r.draws_Vn[at]).sum(0)
 
-# %% ../../nbs/20_stats/04_bootstrap.ipynb #b986635e
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #33ae73a4
+def _interval_kind(asked:str|None, only_instances:bool)->str:
+    "The kind of interval: 'bca' only where nothing but instances varies"
+    kind = one_of('interval_kind', asked or ('bca' if only_instances else 'percentile'), INTERVALS)
+    if kind=='bca' and not only_instances:
+        raise UserError("bca intervals need resample=('instances',) and fixed seeds; use interval_kind='percentile'")
+    return kind
+
+def _answered(r:Replicates, at:np.ndarray)->int:
+    "How many distinct instances some views answered"
+    return sum(int(seen_VN[np.isin(views, at)].any(0).sum()) for views,seen_VN in r.seen)
+
 def contrast(
     r:Replicates, # From `replicate`
-    terms, # List of (factor, cell), a cell being (method, prompt, shots) or a dict of columns
+    terms:list[tuple], # (factor, cell) of each, a cell being (method, prompt, shots) or a dict of columns
     *, level:float=.95, # Of the interval
     seeds:str|None=None, # 'fixed': seeds as they are; 'resampled': the interval covers them too; None: as `r` was made
     interval_kind:str|None=None, # One of `INTERVALS`; None: 'bca' where only instances vary, otherwise 'percentile'
@@ -327,44 +430,45 @@ def contrast(
 )->dict: # estimate, lo, hi (points), p (two-sided), n_instances (distinct, of the first cell), seeds (count of the first cell)
     "A sum of ARGs with factors, under shared resamples: a cell, a difference, a difference of differences"
     seeds = one_of('seeds', seeds or ('resampled' if 'seeds' in r.resample else 'fixed'), ('fixed','resampled'))
-    at = [_of(r, c) for _,c in terms]
-    _comparable(r, at, [c for _,c in terms])
-    fixed = r.resample==('instances',) and all(seeds=='fixed' or len(a)==1 for a in at)
-    kind = one_of('interval_kind', interval_kind or ('bca' if fixed else 'percentile'), INTERVALS)
-    if kind=='bca' and not fixed:
-        raise UserError("bca intervals need resample=('instances',) and fixed seeds; use interval_kind='percentile'")
-    est,draws,w = 0.,0.,np.zeros(len(r.views))
-    for (f,_),a in zip(terms, at):
-        each = _weights(r, a, seeds)
-        est += f*r.estimate_V[a].mean()
-        np.add.at(w, a, f/len(a))
-        draws = draws+f*(each @ r.draws_Vn[a] if each.ndim==1 else (each*r.draws_Vn[a]).sum(0))
-    how = dict(kind=kind, acceleration=acceleration([s @ w[inside] for inside,s in r.share]) if kind=='bca' else 0.)
-    lo,hi = interval(draws, est, level=level, **how)
-    n = sum(int(p[np.isin(i, at[0])].any(0).sum()) for i,p in r.seen if np.isin(i, at[0]).any())
-    return dict(estimate=float(est), lo=float(lo), hi=float(hi), p=float(p_value(draws-null, est-null, **how)),
-                n_instances=n, seeds=len(at[0]))
+    factors,cells = zip(*terms)
+    at = [_of(r, c) for c in cells]
+    _check_comparable(r, at, cells)
+    fixed = seeds=='fixed' or all(len(a)==1 for a in at)
+    kind = _interval_kind(interval_kind, fixed and r.resample==('instances',))
+    estimate,draws,factor_V = 0.,0.,np.zeros(len(r.views))
+    for f,a in zip(factors, at):
+        estimate += f*r.estimate_V[a].mean()
+        draws = draws+f*_cell_draws(r, a, seeds)
+        np.add.at(factor_V, a, f/len(a))
+    how = dict(kind=kind)
+    if kind=='bca': how['acceleration'] = acceleration([share @ factor_V[views] for views,share in r.share])
+    lo,hi = interval(draws, estimate, level=level, **how)
+    p = p_value(draws-null, estimate-null, **how)
+    return dict(estimate=float(estimate), lo=float(lo), hi=float(hi), p=float(p), n_instances=_answered(r, at[0]),
+                seeds=len(at[0]))
 
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #b986635e
 def estimate(
     r:Replicates, # From `replicate`
-    cell_a, # (method, prompt, shots), or a dict of columns
-    cell_b=None, # The same; the result is then ARG(a) - ARG(b). None: against the baseline itself, ARG 0
+    cell_a:tuple|dict, # (method, prompt, shots), or a dict of columns
+    cell_b:tuple|dict|None=None, # The same: ARG(a) - ARG(b). None: against the baseline itself, ARG 0
     *, level:float=.95, seeds:str|None=None, interval_kind:str|None=None # As in `contrast`
 )->dict: # As in `contrast`
     "ARG of a cell, or a paired difference, with interval and two-sided p; `UserError` if the cells are not comparable"
-    return contrast(r, [(1,cell_a)]+([] if cell_b is None else [(-1,cell_b)]), level=level, seeds=seeds,
-                    interval_kind=interval_kind)
+    terms = [(1,cell_a)] if cell_b is None else [(1,cell_a),(-1,cell_b)]
+    return contrast(r, terms, level=level, seeds=seeds, interval_kind=interval_kind)
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #82eb5dd1
 def holm(
-    p # p-values of one family; NaN where a comparison was not made
+    p:list[float]|np.ndarray # p-values of one family; NaN where a comparison was not made
 )->np.ndarray: # Adjusted p-values in the same order
     "Holm's step-down correction: at most one false finding in 20 families at 0.05, whatever the dependence"
     p = np.asarray(p, float)
     out = np.full(len(p), np.nan)
-    at = np.flatnonzero(~np.isnan(p))
-    order = at[np.argsort(p[at], kind='stable')]
-    out[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)))
+    made = np.flatnonzero(~np.isnan(p))
+    order = made[np.argsort(p[made], kind='stable')]
+    asked = p[order]*np.arange(len(order), 0, -1)
+    out[order] = np.minimum(1, np.maximum.accumulate(asked))
     return out
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #5c58ae34
@@ -372,25 +476,35 @@ def wu_draws(
     more:np.ndarray, # By how many right answers a leads b, per template
     size:np.ndarray, # Instances per template
     coef:np.ndarray, # What one unit of accuracy adds to ARG, per template
-    n:int, gen # Iterations and generator
+    n:int, gen:np.random.Generator # Iterations and generator
 )->np.ndarray: # The difference in ARG under each iteration, points
     "Answers rebuilt as `k` right ones, then wrong ones, zipped and resampled template by template: only the lead remains, so a resample is a binomial draw"
-    return (gen.binomial(size, abs(more)/size, (n,len(size)))*np.sign(more)/size) @ coef
+    lead = gen.binomial(size, abs(more)/size, (n,len(size)))*np.sign(more)
+    return (lead/size) @ coef
+
+# %% ../../nbs/20_stats/04_bootstrap.ipynb #1552caf7
+def _side(rows:pd.DataFrame, baseline)->pd.DataFrame:
+    "Rows of one cell and seed with their gains, in the order of their templates"
+    need(rows, ['dataset','template','value','n'], 'rows')
+    one_each(rows, ['dataset','template'], 'rows')
+    return relative_gain(rows, baseline).sort_values(['dataset','template'], ignore_index=True)
+
+def _right(rows:pd.DataFrame)->np.ndarray:
+    "Right answers behind each accuracy"
+    return np.rint(rows.value*rows.n.to_numpy()).astype(int).to_numpy()
 
 def wu2022(
     rows_a:pd.DataFrame, rows_b:pd.DataFrame, # Rows of two cells, one seed each: dataset, template, value, n
-    *, baseline='chance', by:str='macro9', groups:dict|None=None, # As in `metrics.arg_table`
+    *, baseline:str|pd.DataFrame='chance', by:str='macro9', groups:dict|None=None, # As in `metrics.arg_table`
     n:int=1000, seed:int=100 # Iterations and seed, as in the released script
 )->dict: # estimate (points, a - b), p (one-sided: how often a fell below b), sd (of the difference)
     "The significance test that Wu et al. (2022) ran, for comparison only"
-    for r in (rows_a, rows_b):
-        need(r, ['dataset','template','value','n'], 'rows')
-        one_each(r, ['dataset','template'], 'rows')
-    a,b = (relative_gain(r, baseline).sort_values(['dataset','template'], ignore_index=True) for r in (rows_a, rows_b))
-    if a[['dataset','template']].values.tolist()!=b[['dataset','template']].values.tolist() or (a.n!=b.n).any():
+    a,b = _side(rows_a, baseline),_side(rows_b, baseline)
+    task = ['dataset','template']
+    if a[task].values.tolist()!=b[task].values.tolist() or (a.n!=b.n).any():
         raise UserError('compared cells must have the same templates, with as many instances; complete them')
     size = a.n.to_numpy()
-    more = np.rint(a.value*size).astype(int).to_numpy()-np.rint(b.value*size).astype(int).to_numpy()
+    more = _right(a)-_right(b)
     coef = (100*template_weights(a, by, groups)/a.base).to_numpy()
     draws = wu_draws(more, size, coef, n, np.random.default_rng(seed_of('wu2022', seed)))
     return dict(estimate=float((coef*more/size).sum()), p=float((draws<0).mean()), sd=float(draws.std()))
@@ -398,49 +512,51 @@ def wu2022(
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #8a7ff5b4
 PROCEDURES = ('paired','wu2022')
 
+def _single_run(r:Replicates, cell)->pd.DataFrame:
+    "The view of a cell that has one seed"
+    at = _of(r, cell)
+    if len(at)>1:
+        raise UserError(f'procedure wu2022 compares single runs, but {len(at)} seeds fit; pick one seed of the predictions')
+    return r.views[VIEW].iloc[at]
+
 def bootstrap_arg(
     predictions:pd.DataFrame, # Predictions
-    cell_a, cell_b=None, # As in `estimate`
+    cell_a:tuple|dict, cell_b:tuple|dict|None=None, # As in `estimate`
     *, procedure:str='paired', # 'wu2022': the paper's one-sided test, a being the better one; gives estimate, p and sd
     level:float=.95, seeds:str|None=None, interval_kind:str|None=None, # As in `contrast`
     **options # n, seed, baseline, by, groups, rows, resample: as in `replicate`
 )->dict: # As in `estimate`
     "Bootstrap of one cell or one comparison"
     if one_of('procedure', procedure, PROCEDURES)=='paired':
-        return estimate(
-            replicate(predictions, **options), cell_a, cell_b, level=level, seeds=seeds, interval_kind=interval_kind)
+        r = replicate(predictions, **options)
+        return estimate(r, cell_a, cell_b, level=level, seeds=seeds, interval_kind=interval_kind)
     if cell_b is None: raise UserError("procedure 'wu2022' compares two cells; give cell_b")
     r = replicate(predictions, n=1, rows=options.pop('rows', None))
     rows = tally(predictions, *group_codes(predictions, LINE))
-    sides = []
-    for at in (_of(r, cell_a), _of(r, cell_b)):
-        if len(at)>1:
-            raise UserError(
-                f'procedure wu2022 compares single runs, but {len(at)} seeds fit; pick one seed of the predictions')
-        sides.append(rows.merge(r.views[VIEW].iloc[at], on=VIEW))
-    return wu2022(*sides, **options)
+    a,b = (rows.merge(_single_run(r, c), on=VIEW) for c in (cell_a, cell_b))
+    return wu2022(a, b, **options)
 
 # %% ../../nbs/20_stats/04_bootstrap.ipynb #9431d055
 def table1(
     rows:pd.DataFrame, # Rows of one suite and backbone
     predictions:pd.DataFrame, # Their predictions
-    *, methods=None, # Method ids in the order wanted; None: as they come in `rows`
-    prompts=('shallow','deep'), shots=None, # Columns of the table; None: all shots there are
+    *, methods:list[str]|None=None, # Method ids in the order wanted; None: as they come in `rows`
+    prompts:tuple[str,...]=('shallow','deep'), # Columns of the table
+    shots:list[int]|None=None, # Columns of the table; None: all there are
     level:float=.95, seeds:str|None=None, interval_kind:str|None=None, # As in `estimate`
     replicates:Replicates|None=None, # Use these instead of resampling again
     **options # n, seed, baseline, by, groups: as in `replicate`
 )->pd.DataFrame: # method, prompt, shots, arg, lo, hi, seeds, star; cells that were not run are absent
     "The paper's table: ARG of every method x prompt x shots cell with its interval"
     r = replicates or replicate(predictions, rows=rows, **options)
+    methods = methods or list(dict.fromkeys(rows.method))
+    shots = sorted(set(rows.shots)) if shots is None else shots
     out = []
-    for m in methods or list(dict.fromkeys(rows.method)):
-        for p in prompts:
-            for k in shots if shots is not None else sorted(set(rows.shots)):
-                at = find_cell(r.views, m, p, k)
-                if at is None: continue
-                e = estimate(r, (m,at[0],k), level=level, seeds=seeds, interval_kind=interval_kind)
-                out.append(
-                    dict(
-                        method=m, prompt=p, shots=int(k), arg=e['estimate'], lo=e['lo'], hi=e['hi'], seeds=e['seeds'],
-                        star=at[1]))
+    for m,p,k in product(methods, prompts, shots):
+        found = find_cell(r.views, m, p, k)
+        if found is None: continue
+        stored,star = found
+        e = estimate(r, (m,stored,k), level=level, seeds=seeds, interval_kind=interval_kind)
+        out.append(dict(method=m, prompt=p, shots=int(k), arg=e['estimate'], lo=e['lo'], hi=e['hi'], seeds=e['seeds'],
+                        star=star))
     return pd.DataFrame(out, columns=['method','prompt','shots','arg','lo','hi','seeds','star'])

@@ -74,13 +74,14 @@ def sweep_report(
 
 def _write(path:Path, rows, predictions, cards:list, settings:dict, n:int):
     "One report, and its table as CSV beside it"
+    from promptbench.base.published import P3_GROUPS
     from promptbench.stats.bootstrap import replicate, table1
     from promptbench.stats.claims import judge
     from promptbench.show.report import write_report
-    from promptbench.studies.table1 import METHOD_ORDER, POOLED, environment
+    from promptbench.studies.table1 import METHOD_ORDER, environment
     rank = {m:i for i,m in enumerate(METHOD_ORDER)}
     methods = sorted(rows.method.unique(), key=lambda m:(rank.get(m, 99), m))
-    groups = {d:POOLED.get(d, d) for d in sorted(set(rows.dataset))}
+    groups = {d:P3_GROUPS.get(d, d) for d in sorted(set(rows.dataset))}
     r = replicate(predictions, rows=rows, n=n, groups=groups)
     shots = sorted(int(k) for k in rows.shots.unique())
     prompts = [p for p in ('shallow','deep') if p in set(rows.prompt)] or ['shallow']

@@ -14,7 +14,7 @@ from ..base.core import UserError, seed_of
 from ..model.batch import Batch, Packed
 from ..model.memory import TokenBudget
 from ..prompt.packed import target_nll
-from ..model.ranks import share, sum_over, world
+from ..model.ranks import ranks, share, sum_over
 
 # %% ../../nbs/60_train/02_fit.ipynb #88efb815
 class Adafactor:
@@ -179,7 +179,7 @@ def fit(
             opt.zero_grad()
             parts = given if tokens==micro_tokens else [c for b in given for c in _smaller(b, tokens)]
             return parts,backward(parts, nll, n, (seed, step))
-        parts,loss_N = budget.run(work, max(b.positions for b in given)) if world().size==1 else work(micro_tokens)
+        parts,loss_N = budget.run(work, max(b.positions for b in given)) if ranks().size==1 else work(micro_tokens)
         _sum_gradients(opt.params, loss_N)
         losses = loss_N.tolist()
         if not all(map(math.isfinite, losses)):
@@ -208,7 +208,7 @@ def _smaller(piece, tokens:int)->list:
 
 def _sum_gradients(params, loss_N):
     "Over all processes; a process that had no piece adds zeros"
-    if world().size==1: return
+    if ranks().size==1: return
     train = [p for p in params if p.requires_grad]
     for p in train:
         if p.grad is None: p.grad = torch.zeros_like(p)

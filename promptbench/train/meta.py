@@ -15,11 +15,11 @@ from torch import Tensor
 from ..base.core import UserError, key_of, one_of, rng, to_json
 from ..data.suite import render
 from ..model.batch import make_batch
-from ..model.backbone import fingerprint, freeze
+from ..model.backbone import freeze, weight_hashes
 from ..prompt.bank import PROMPTS, for_prompt
 from .scales import tiny_settings
 from .draws import task_batches, task_passes
-from ..model.ranks import share, sum_over, world
+from ..model.ranks import ranks, share, sum_over
 from .fit import Adafactor, backward, micro_batches, seeded, token_nll, training
 from ..prompt.checkpoint import last_step, load_state, read_card, restore, save_step, stopping
 from ..base.stop import Stopped, stop_note
@@ -379,7 +379,7 @@ def meta_train(
     card = dict(
         config=json.loads(to_json(config)),
         data=key_of([(t.name, t.size('train'), [str(e) for e in islice(render(t, 'train'), 2)]) for t in tasks]),
-        start=key_of(fingerprint(backbone))) if folder else {}
+        start=key_of(weight_hashes(backbone))) if folder else {}
     first = [p.detach().clone() for p in own]
     saved = _resume(folder, card, backbone=backbone, prompt=prompt, optimizer=opt)
     rows,state,nll_of = saved['rows'],_unflat(saved, backbone.device),partial(token_nll, backbone)
@@ -407,7 +407,7 @@ def meta_train(
                     dict(
                         step=step, **row, **more, drift=drift, grad_norm=norm, examples=len(batch)*config.draw,
                         tokens=inner+outer, budget=spent, seconds=time.perf_counter()-began))
-                if ((stop := stopping()) or len(rows)%every==0) and folder and world().main:
+                if ((stop := stopping()) or len(rows)%every==0) and folder and ranks().main:
                     save_step(
                         folder, len(rows), backbone=backbone, prompt=prompt, optimizer=opt,
                         state=dict(rows=rows, **_flat(state)), card=card)

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from ..base.core import UserError, key_of, one_of, rng, to_json
 from ..data.suite import render
-from ..model.batch import fill, mtl_batches
-from ..model.backbone import fingerprint, freeze, unfreeze
+from ..model.tokens import fill
+from ..model.batch import mtl_batches
+from ..model.backbone import freeze, unfreeze, weight_hashes
 from ..prompt.bank import PROMPTS, NoPrompt, for_prompt
 from .scales import tiny_settings
 from .mixing import LISTED, mix, shuffled
 from .rendered import MixedPairs, Pairs, rendered
-from ..model.ranks import barrier, world
+from ..model.ranks import barrier, ranks
 from .fit import Adafactor, fit, token_nll, training
 from ..prompt.checkpoint import last_step, read_card, restore, save_step, stopping
 from ..base.stop import Stopped, stop_note
@@ -233,7 +234,7 @@ def _updates(backbone, prompt, pairs, config, micro_tokens, start=0, workers=0):
 
 def _save(folder, rows, **parts):
     "A checkpoint, written by the main process while the others wait"
-    if world().main: save_step(folder, len(rows), state=dict(rows=rows, position=len(rows)), **parts)
+    if ranks().main: save_step(folder, len(rows), state=dict(rows=rows, position=len(rows)), **parts)
     barrier()
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #bf4c04ef
@@ -256,7 +257,7 @@ def pretrain(
         return
     pairs = mixed_pairs(backbone, tasks, config, cache=cache)
     card = dict(config=json.loads(to_json(config)), data=pairs.key if hasattr(pairs, 'key') else key_of(str(pairs)),
-                start=key_of(fingerprint(backbone))) if folder else {}
+                start=key_of(weight_hashes(backbone))) if folder else {}
     opt = _ready(backbone, prompt, config, -(-len(pairs)//config.batch_size))
     rows = _resume(folder, card, backbone, prompt, opt)
     yield from rows

@@ -20,7 +20,7 @@ from .mixing import Mixing, Order
 def _code()->str:
     "The version of everything that turns a record into ids"
     files = [Path(importlib.util.find_spec(f'promptbench.{m}').origin).read_bytes() for m in
-             ('data.suite','data.sandbox','data.templates','model.batch','model.backbone','train.rendered')]
+             ('data.suite','data.sandbox','data.templates','model.tokens','model.backbone','train.rendered')]
     return hashlib.sha256(b'\0'.join(files)).hexdigest()+' '.join(
         importlib.metadata.version(n) for n in ('jinja2','tokenizers','transformers'))
 
@@ -136,7 +136,7 @@ def _flat(texts, dtype):
 
 def _ids(backbone, texts, limit:int, make)->list[bytes]:
     "Ids as the backbone wants them; `make` is its `sources` or `targets`, where the plain way will not do"
-    from promptbench.model.batch import encode_bytes
+    from promptbench.model.tokens import encode_bytes
     if not backbone.causal and backbone.eos_source and backbone.eos_target:
         return encode_bytes(backbone.tokenizer, texts, limit)
     return [np.array(x, dtype=np.int32).tobytes() for x in make(texts, limit)]

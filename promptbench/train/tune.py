@@ -14,7 +14,7 @@ from torch import Tensor
 from ..base.core import UserError, key_of, to_json
 from ..model.batch import Batch, make_batch
 from ..model.memory import TokenBudget, out_of_memory
-from ..model.backbone import fingerprint, freeze
+from ..model.backbone import freeze, weight_hashes
 from ..prompt.decoder_only import head_input
 from ..prompt.forward import decode, encode, forward, sequence_nll
 from ..prompt.inits import new_prompt
@@ -280,7 +280,7 @@ def _rows(backbone, bank, pairs, config, steps, folder, every, compiled):
     card = dict(
         config=json.loads(to_json(replace(config, chunk_tokens=None))), data=key_of(str(pairs)),
         start=key_of(
-            fingerprint(backbone), [key_of(t.tolist()) for t in bank.state_dict().values()])) if folder else {}
+            weight_hashes(backbone), [key_of(t.tolist()) for t in bank.state_dict().values()])) if folder else {}
     rows = _resume(folder, card, run)
     yield from rows
     rows = list(rows)

@@ -47,13 +47,13 @@ def cpu():
     return sum(sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 def main():
-    from promptbench.model import batch as batches
+    from promptbench.model import tokens
     from promptbench.model.backbone import load_backbone
     from promptbench.train.rendered import rendered
     per = 4 if common.small() else 300; suite,ts = tasks(per); b = load_backbone('tiny'); cells = [(t,i) for t in ts for i in range(t.size('train'))]
     sample = cells[::10] if common.small() else cells[::120]; done = dict(ours=0, theirs=0); spent = dict(ours=[], one=[], plain=[], theirs=[])
     def ours(workers=WORKERS, kind='ours'):
-        folder = tempfile.mkdtemp(); batches._tables.clear(); c = cpu()
+        folder = tempfile.mkdtemp(); tokens._tables.clear(); c = cpu()
         try: done['ours'] = len(rendered(ts, b, folder=folder, workers=workers))
         finally: shutil.rmtree(folder)
         spent[kind].append((cpu()-c)/done['ours'])
