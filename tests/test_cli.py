@@ -2,6 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest
+import promptbench
 
 def call(*args, cwd=None, **env):
     return subprocess.run([sys.executable,'-m','promptbench.cli.main',*map(str,args)], capture_output=True, text=True, cwd=cwd, env=dict(os.environ, HF_HUB_OFFLINE='1', **env))
@@ -10,6 +11,9 @@ def refused(r, *words):
     assert r.returncode==2, (r.returncode, r.stdout, r.stderr)
     assert 'Traceback' not in r.stderr and r.stderr.count('promptbench:')==1, r.stderr
     for w in words: assert w in r.stderr, r.stderr
+
+def test_version():
+    r = call('--version'); assert (r.returncode, r.stdout, r.stderr)==(0, f'promptbench {promptbench.__version__}\n', '')
 
 def test_help_has_examples():
     out = call('--help').stdout

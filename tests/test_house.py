@@ -1,5 +1,5 @@
 "The rules of the house: direction of imports, light notebooks, one version, pinned dependencies, nothing of one machine"
-import ast, configparser, importlib.metadata, re, subprocess, sys, tomllib
+import ast, configparser, importlib.metadata, inspect, re, subprocess, sys, tomllib
 from pathlib import Path
 import nbformat, pytest
 from packaging.requirements import Requirement
@@ -148,6 +148,21 @@ def test_what_is_public_says_what_it_does(path):
     defs = [n for n in ast.parse(path.read_text(encoding='utf8')).body if isinstance(n, (ast.FunctionDef,ast.ClassDef)) and not n.name.startswith('_')]
     assert not [n.name for n in defs if not ast.get_docstring(n)]
 
+def unannotated(f)->list[str]:
+    "Parameters that do not say what they take"
+    try: given = inspect.signature(f).parameters.values()
+    except ValueError: return []   # an exception says nothing of its own
+    return [p.name for p in given if p.annotation is p.empty and p.name!='self' and p.kind not in (p.VAR_POSITIONAL,p.VAR_KEYWORD)]
+
+def test_whatever_is_public_says_what_it_takes():
+    from promptbench import all as everything
+    things = {n: getattr(everything, n) for n in everything.__all__}
+    found = {f'{f.__module__}.{n}': names for n,f in things.items() if callable(f) and (names := unannotated(f))}
+    assert not found, '\n'.join(f'{n}: {", ".join(names)}' for n,names in sorted(found.items()))
+
+def test_a_parameter_without_an_annotation_is_found():
+    assert unannotated(lambda a, *b, **c: 0)==['a'] and unannotated(UserWarning)==[]
+
 # --- packaging -------------------------------------------------------------------------------------------------------
 SETTINGS = configparser.ConfigParser(interpolation=None); SETTINGS.read(ROOT/'settings.ini', encoding='utf8')
 PINS = {canonicalize_name(l.split('==')[0]): l.split('==')[1] for l in (ROOT/'constraints.txt').read_text().splitlines() if l and not l.startswith('#')}
@@ -156,7 +171,7 @@ def test_one_version():
     s,project = SETTINGS['DEFAULT'],PYPROJECT['project']
     assert s['version']==promptbench.__version__
     assert s['description']==project['description'] and s['lib_name']==project['name']
-    assert project['requires-python']=='>='+s['min_python']
+    assert project['requires-python']=='>='+s['min_python'] and f"Programming Language :: Python :: {s['min_python']}" in project['classifiers']
     assert f"## {s['version']}" in (ROOT/'CHANGELOG.md').read_text()
 
 def test_settings_keep_the_parameters_tag(): assert SETTINGS['DEFAULT']['allowed_cell_metadata_keys']=='tags' and 'clear_all' not in SETTINGS['DEFAULT']

@@ -62,6 +62,34 @@ def test_the_command_prints_address_and_tunnel_and_ends_cleanly(places, tmp_path
     family = psutil.Process(p.pid).children(recursive=True); p.send_signal(signal.SIGTERM); p.wait(30); psutil.wait_procs(family, timeout=20)
     assert p.returncode==0 and not any(q.is_running() for q in family) and L.answer(port) is None
 
+def installed(monkeypatch):
+    "As in a package without a checkout"
+    monkeypatch.setattr(L, 'checkout', lambda: None)
+
+def test_without_a_checkout_the_lab_shows_this_folder_and_a_copy_of_the_lessons(monkeypatch, tmp_path, capsys):
+    installed(monkeypatch); monkeypatch.chdir(tmp_path); seen = []
+    monkeypatch.setattr(L, 'start', lambda plan, log: seen.append(plan) or (_ for _ in ()).throw(UserError('not here')))
+    folder = tmp_path/'promptbench-lessons'; folder.mkdir(); (folder/'2_one_vector.ipynb').symlink_to('nowhere'); (folder/'7_statistics.ipynb').write_text('mine')
+    for page,opens in ((None,'promptbench-lessons/00_start_here.ipynb'), ('3','promptbench-lessons/3_deep.ipynb'), ('panels','promptbench-lessons/panels_gallery.ipynb')):
+        with pytest.raises(UserError, match='not here'): L.lab(page, None, False, None, False)
+        assert seen[-1].opens==opens and seen[-1].root==tmp_path.resolve()
+    assert capsys.readouterr().out.count('copied 8 lessons')==1
+    assert {p.name for p in folder.iterdir()}=={p.name for p in (home()/'nbs'/'lessons').glob('*.ipynb')}
+    assert (folder/'2_one_vector.ipynb').is_symlink() and (folder/'7_statistics.ipynb').read_text()=='mine'
+    (tmp_path/'other').mkdir()
+    with pytest.raises(UserError, match='not here'): L.lab('1', None, False, tmp_path/'other', False)
+    assert (tmp_path/'other'/'promptbench-lessons'/'1_words.ipynb').is_file()
+
+def test_a_notebook_of_ones_own_brings_no_lessons(monkeypatch, tmp_path):
+    installed(monkeypatch); monkeypatch.chdir(tmp_path); (tmp_path/'mine.ipynb').write_text('{}')
+    monkeypatch.setattr(L, 'start', lambda plan, log: (_ for _ in ()).throw(UserError(plan.opens)))
+    with pytest.raises(UserError, match='^mine.ipynb$'): L.lab('mine.ipynb', None, False, None, False)
+    assert [p.name for p in tmp_path.iterdir()]==['mine.ipynb']
+
+def test_a_folder_that_takes_no_lessons_is_said(monkeypatch, tmp_path):
+    installed(monkeypatch); (tmp_path/'promptbench-lessons').write_text('')
+    with pytest.raises(UserError, match='a file is in the way'): L.lab(None, None, False, tmp_path, False)
+
 def test_a_lesson_by_number_name_or_path():
     root = home(); five = L.first_page('5', root); assert five.startswith('nbs/lessons/5_') and L.first_page(str(root/five), root)==five and L.first_page(Path(five).stem, root)==five
     with pytest.raises(UserError, match='must be one of'): L.first_page('99', root)

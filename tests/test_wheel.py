@@ -51,8 +51,8 @@ def test_the_wheel_brings_code_data_pages_and_lessons_and_is_small(wheel):
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/'promptbench').rglob('*.py')}
     assert {n for n in names if n.endswith('.py')}==modules and 'promptbench/py.typed' in names and 'promptbench/__main__.py' in names
     for folder in ('data','nbs/runs','nbs/lessons'):
-        ours = {p.relative_to(ROOT).as_posix() for p in (ROOT/folder).rglob('*') if p.is_file() and not any(x.startswith(('.','__')) for x in p.parts[len(ROOT.parts):])}
-        ours = {f for f in ours if not f.startswith('data/pictures/')}
+        files = [p.relative_to(ROOT) for p in (ROOT/folder).rglob('*') if p.is_file()]
+        ours = {p.as_posix() for p in files if not any(x.startswith(('.','__')) for x in p.parts) and p.parts[:2]!=('data','pictures')}
         assert ours and {n.removeprefix('promptbench/_files/') for n in names if n.startswith(f'promptbench/_files/{folder}/')}==ours
     assert not [n for n in names if not n.startswith('promptbench/')]
 
@@ -161,8 +161,7 @@ def test_table1_quick_and_arg(place):
 def test_a_run_page(place):
     place.promptbench('run','tune','-p','steps','2')
     card = json.loads(next(place.cwd.glob('runs/*/card.json')).read_text())
-    assert card['state'] if 'state' in card else card['page']
-    assert card['commit'] is None
+    assert card['state']=='done' and card['commit'] is None   # no commit, whatever repository the environment lies in
 
 def test_the_lab_opens_a_copy_of_the_lessons(place):
     pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
