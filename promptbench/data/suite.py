@@ -335,7 +335,7 @@ def show(
 
 # %% ../../nbs/10_data/04_suite.ipynb #fb935f85
 # name -> module:function that makes the suite; PREFIX:REST calls it with REST
-SUITES = {'microworld': 'promptbench.world.suite:build', 'p3': 'promptbench.data.hub:p3_suite',
+SUITES = {'microworld': 'promptbench.world.suite:build', 'p3': 'promptbench.data.p3:p3_suite',
           'hub': 'promptbench.data.hub:hub_suite', 'ni': 'promptbench.data.natural:natural_suite'}
 FOLDER = 'promptbench.data.templates:folder_suite'             # the function that reads a folder
 
