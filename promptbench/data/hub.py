@@ -27,8 +27,8 @@ def _hub_name(path:Path)->tuple[str,str]:
     return said['dataset'].strip('\'"'),config.strip('\'"')
 
 # %% ../../nbs/10_data/08_hub.ipynb #c58df543
-def _copied(root:Path, name:str, repo:str, config:str, alone:bool)->dict[str,Callable]: # alone: `root` may be the dataset itself
-    "Split -> function that opens it, from a copy"
+def _copied(root:Path, name:str, repo:str, config:str, alone:bool)->dict[str,Callable]:
+    "Split -> function that opens it, from a copy, which may be the dataset itself if it is `alone`"
     places = [root/name, root/repo/config, root/p3_name(repo, config)]
     if alone: places.append(root)
     found = next(filter(None, map(local_tables, places)), {})
@@ -87,5 +87,7 @@ def hub_suite(
             there = hub_splits(repo, config, revision=revision)
             found = {s:partial(hub_table, repo, config, s, revision=revision, first=first) for s in there}
         return _renamed(found, splits, name)
-    made = [_hub_dataset(n, find_templates(n, templates), splits_of, which=which, role=role, cluster=cluster) for n in wanted]
-    return Suite('hub:'+','.join(wanted), made)
+    def dataset(name):
+        file = find_templates(name, templates)
+        return _hub_dataset(name, file, splits_of, which=which, role=role, cluster=cluster)
+    return Suite('hub:'+','.join(wanted), [dataset(name) for name in wanted])

@@ -82,7 +82,11 @@ class _Task:
     languages:set
     labels:list|None # None where answers are free
 
-def _role(t:_Task, judged:list[str]|None, near:bool)->str: # judged: categories, None: the official test tasks; near: whether relatives of P3's eval datasets count as others
+def _role(
+    t:_Task,
+    judged:list[str]|None, # Categories; None: the official test tasks
+    near:bool # Whether relatives of P3's eval datasets count like others
+)->str: # 'train', 'eval' or 'held'
     "What a task may be used for"
     is_judged = t.split=='test' if judged is None else t.category in judged
     if t.near and not near: return 'held'
@@ -191,11 +195,12 @@ def _tasks(path:str|Path, cap:int|None)->_Found:
                     f'line (tasks.jsonl or .jsonl.gz), got {path}; check the path')
 
 # %% ../../nbs/10_data/09_natural.ipynb #cfbc1f13
-def _as_dataset(t:_Task, splits:dict, role:str, shown:Iterable[int])->Dataset: # shown: numbers of examples before the instance
-    "A task as a dataset, its definition as the templates"
+def _as_dataset(t:_Task, splits:dict, role:str, shown:Iterable[int])->Dataset:
+    "A task as a dataset; a template for every number of examples `shown` before the instance"
     counts = sorted({min(k, len(t.positives)) for k in shown})
     cluster = re.sub(r'\W+', '_', t.category.lower()).strip('_')
-    return Dataset(t.name, cluster, role, splits, [Instruction(t.definition, t.positives[:k], t.labels) for k in counts])
+    templates = [Instruction(t.definition, t.positives[:k], t.labels) for k in counts]
+    return Dataset(t.name, cluster, role, splits, templates)
 
 def natural_suite(
     path:str|Path, # A checkout of natural-instructions, or a file with one task a line

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..base.core import UserError, atomic_folder, key_of, one_of
 from ..base.published import load_paper
-from .suite import Dataset, Suite
+from .suite import Dataset, Suite, Task
 from .tables import REMEDY, SINGLE, Table, converted, load_rows, local_tables, tried
 from .templates import Template, find_templates, read_templates
 from .tfrecord import TFRecords
@@ -54,7 +54,7 @@ CAPS = ('per_template','t0','none')
 
 def capped(
     index:pd.DataFrame, # From `p3_index`, or any table with dataset, config and train
-    rule:str='per_template', # 'per_template': what the paper's code does; 't0': the cap is shared by the templates of a large dataset; 'none'
+    rule:str='per_template', # 'per_template': as the paper's code; 't0': the cap is shared by the templates of a large dataset; 'none'
     cap:int=500_000 # Most examples of a template ('per_template') or of a dataset ('t0')
 )->pd.Series: # Training examples of each template in the mixture
     "Examples of each template after the cap"
@@ -73,8 +73,8 @@ def p3_mixture(
     cap:int=500_000, # As for `capped`
     batch:int=4096, # Examples of an update
     draw:int=128 # Examples a meta-learner takes from one template at a time; templates give whole draws only
-)->dict[str,int]: # templates, eval_templates, configs, examples, steps, capped (templates above the cap), meta_steps (updates of `batch` draws of 128 tasks)
-    "Statistics of the training mixture"
+)->dict[str,int]: # templates, eval_templates, configs, examples, steps, capped, meta_steps
+    "Statistics of the training mixture; `capped` are templates above the cap, `meta_steps` updates of a draw from each of 128 tasks"
     index = p3_index() if index is None else index
     train = index[index.role=='train']
     n = capped(train, rule, cap)
@@ -210,7 +210,7 @@ def cut_ids(
 # %% ../../nbs/10_data/07_p3.ipynb #6e8c4c0b
 def p3_ids(
     suite:Suite, # From `p3_suite`
-    task, # One of its tasks
+    task:Task, # One of its tasks
     split:str # 'train' or 'validation'
 )->Iterator[tuple]: # (source ids, [target ids of every choice])
     "The examples of a task in T5's ids, as P3 ships them and the suite's `facts` say"
@@ -280,8 +280,9 @@ def _openers(entry, found:dict, partial:bool)->dict[str,Callable]: # entry: a ro
     "The splits of a template, opened once, when they are needed"
     limited = entry.role=='train' and pd.notna(entry.cap)
     caps = dict(train=int(entry.cap)) if limited else {}
-    def once(split): return functools.cache(functools.partial(_opened, found[split], entry, split, caps.get(split), partial))
-    return {split:once(split) for split in found}
+    def once(split, opener):
+        return functools.cache(functools.partial(_opened, opener, entry, split, caps.get(split), partial))
+    return {split:once(split, opener) for split,opener in found.items()}
 
 # %% ../../nbs/10_data/07_p3.ipynb #e787fe7b
 _FIELDS = { # StoryCloze's names of fields -> promptsource's
@@ -307,7 +308,8 @@ def _stories(path:Path)->list[dict]:
 def _story_templates(templates:str|Path|None)->list[Template]:
     "promptsource's templates of StoryCloze that P3 uses, by their names there"
     ours = {t.removesuffix('_score_eval'):t for t in p3_index().query("dataset=='story_cloze'").template}
-    named = [(p3_name('story_cloze', '2016', t.name),t) for t in read_templates(find_templates('story_cloze/2016', templates))]
+    theirs = read_templates(find_templates('story_cloze/2016', templates))
+    named = [(p3_name('story_cloze', '2016', t.name),t) for t in theirs]
     return [Template(ours[name], t.jinja, t.answer_choices, t.metadata) for name,t in named if name in ours]
 
 def _story_cloze(folder:str|Path|None, templates:str|Path|None)->Dataset|None:
@@ -427,7 +429,9 @@ def save_p3(
 )->list[str]: # Templates that were written
     "Fetch P3 template by template into folders that `p3_suite` and `datasets.load_from_disk` read; may be stopped and started again"
     import datasets
-    def splits(entry): return _copy_splits(Path(path).expanduser(), entry) if path else _hub_splits(entry, revision=revision)
+    def splits(entry):
+        if path: return _copy_splits(Path(path).expanduser(), entry)
+        return _hub_splits(entry, revision=revision)
     done = []
     for entry in _wanted(names).itertuples():
         place,found = Path(folder).expanduser()/entry.template,splits(entry)

@@ -183,7 +183,8 @@ def _entry(t:Template)->_Tagged:
     "A template as promptsource writes it"
     meta = dict(t.metadata)
     key,ref = meta.pop('id', key_of(t.name)),meta.pop('reference', '')
-    return _Tagged(answer_choices=t.answer_choices, id=key, jinja=t.jinja, metadata=_Meta(meta), name=t.name, reference=ref)
+    return _Tagged(
+        answer_choices=t.answer_choices, id=key, jinja=t.jinja, metadata=_Meta(meta), name=t.name, reference=ref)
 
 def write_templates(
     path:str|Path, # Where the file shall be
@@ -344,8 +345,8 @@ def folder_layout(
     found = _listed(folder) if listed else _guessed(folder)
     if plan is None and not listed:
         evals = ', '.join(d.place.name for d in found if d.role=='eval')
-        notes = [f'{folder} has no suite.yaml: datasets with a validation split are for evaluation ({evals or "none"}), '
-                 'the others for training; write `roles:` into suite.yaml to change that']
+        notes = [f'{folder} has no suite.yaml: datasets with a validation split are for evaluation '
+                 f'({evals or "none"}), the others for training; write `roles:` into suite.yaml to change that']
     plan = plan or SuitePlan()
     _check_names(plan, [d.place for d in found], path)
     if plan.datasets is not None:
@@ -353,7 +354,8 @@ def folder_layout(
         keep = [one_of(f'{path}: dataset', name, names) for name in plan.datasets]
         found = [d for d in found if d.place.name in keep]
     def planned(d):
-        return DatasetFolder(d.place, plan.of('roles', d.place, d.role), plan.template_files.get(d.place.name, d.templates))
+        templates = plan.template_files.get(d.place.name, d.templates)
+        return DatasetFolder(d.place, plan.of('roles', d.place, d.role), templates)
     return plan, [planned(d) for d in found], notes
 
 # %% ../../nbs/10_data/05_templates.ipynb #44fd7016
@@ -367,8 +369,8 @@ def _strict(folder:Path, d:DatasetFolder, which:str, plan:SuitePlan, flaws:list)
     "A dataset whose files are read when they are needed; whatever is wrong raises"
     files,caps = split_files(d.place),plan.caps_of(d.place)
     records = {s: functools.partial(_capped, f, caps.get(s)) for s,f in files.items()}
-    return Dataset(d.place.name, _cluster(folder, d.place), d.role, records, templates_of(folder, d, which), files=files,
-                   baseline=plan.of('baselines', d.place))
+    templates,baseline = templates_of(folder, d, which),plan.of('baselines', d.place)
+    return Dataset(d.place.name, _cluster(folder, d.place), d.role, records, templates, files=files, baseline=baseline)
 
 # %% ../../nbs/10_data/05_templates.ipynb #c5f96a6c
 def _failure(t:Template, records:list[dict])->UserError|None:
