@@ -186,7 +186,7 @@ SUITES = Catalogue('suite', SuiteSource, {
         what='a small world of generated English', make='promptbench.world.suite:build', draws=True,
         caveat='Toy scale: a model of a few million parameters in a synthetic world with a closed vocabulary. '
                'Directions may carry over to real models; sizes of effects do not.'),
-    'p3': SuiteSource(what='the Public Pool of Prompts', make='promptbench.data.hub:p3_suite'),
+    'p3': SuiteSource(what='the Public Pool of Prompts', make='promptbench.data.p3:p3_suite'),
     'hub': SuiteSource(
         what='a dataset of the Hugging Face hub', make='promptbench.data.hub:hub_suite', rest='DATASET'),
     'ni': SuiteSource(
