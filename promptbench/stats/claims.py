@@ -6,10 +6,11 @@
 __all__ = ['RELATIONS', 'VERDICTS', 'load_claims', 'verdict', 'judge', 'write_claims', 'compare_to_paper']
 
 # %% ../../nbs/20_stats/09_claims.ipynb #1dcaf2c5
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 import pandas as pd, yaml
 from ..base.core import UserError, data_dir, one_of, write_atomic
-from ..base.published import load_paper as paper
 from .paper import paper_table1
 from .metrics import arg_table, find_cell
 from .intervals import holm
@@ -18,89 +19,97 @@ from .bootstrap import Replicates, as_columns, contrast, find_views, replicate
 # %% ../../nbs/20_stats/09_claims.ipynb #0e68824c
 RELATIONS = ('greater','less','equal')
 _KEYS = ('id','text','left','relation','right','margin','where','paper')
+_NEEDED = ('id','text','left','relation','right')
+
+def _parsed(path:Path)->dict:
+    "The text of a claims file as data, with a list of claims in it"
+    try: told = yaml.safe_load(path.read_text(encoding='utf8'))
+    except (OSError,yaml.YAMLError,UnicodeDecodeError) as e:
+        raise UserError(f'{path} must be a YAML file of claims: {e}') from None
+    if not isinstance(told, dict) or not isinstance(told.get('claims'), list) or not told['claims']:
+        raise UserError(f'{path} must hold a list `claims`; see data/paper/claims.yaml')
+    return told
 
 class _File:
     "A claims file while it is read: resolves names of cells and of conditions"
-    def __init__(self, path, names):
+    def __init__(self, path, names:dict|None):
         self.path = Path(path)
-        try: y = yaml.safe_load(self.path.read_text(encoding='utf8'))
-        except (OSError,yaml.YAMLError,UnicodeDecodeError) as e:
-            raise UserError(f'{path} must be a YAML file of claims: {e}') from None
-        if not isinstance(y, dict) or not isinstance(y.get('claims'), list) or not y['claims']:
-            raise UserError(f'{path} must hold a list `claims`; see data/paper/claims.yaml')
-        self.claims,self.cells,self.margins,known = (
-            y['claims'],y.get('cells') or {},y.get('margin') or {},y.get('names') or {})
+        told = _parsed(self.path)
+        self.claims,self.cells,self.margins = told['claims'],told.get('cells') or {},told.get('margin') or {}
+        known = told.get('names') or {}
         odd = sorted(set(names or {})-set(known))
         if odd: raise UserError(f'{self.path.name} has no names {odd}; it has {sorted(known)}')
         self.names = known|(names or {})
     def value(self, v):
-        return (
-            self.names[one_of(f'name in {self.path.name}', v[1:], list(self.names))] if isinstance(v, str)
-            and v.startswith('$') else v)
-    def cell(self, c, where):
+        "A value, or what a name with `$` stands for"
+        if not isinstance(v, str) or not v.startswith('$'): return v
+        return self.names[one_of(f'name in {self.path.name}', v[1:], list(self.names))]
+    def defined(self, name:str)->dict:
+        "The columns of a cell under its name in the file"
+        cell = self.cells[one_of(f'cell in {self.path.name}', name, list(self.cells))]
+        if isinstance(cell, dict): return cell
+        if isinstance(cell, list) and len(cell)==3: return as_columns(cell)
+        raise UserError(f'cell {name} in {self.path.name} must be [method, prompt, shots] or columns with values, got {cell!r}')
+    def cell(self, told, where:dict)->tuple|dict:
         "(method, prompt, shots), or a dict where other columns matter"
-        more = {k:v for k,v in c.items() if k!='cell'} if isinstance(c, dict) else {}
-        name = c.get('cell') if isinstance(c, dict) else c
-        base = {} if name is None else self.cells[one_of(f'cell in {self.path.name}', name, list(self.cells))]
-        if isinstance(base, list):
-            if len(base)!=3:
-                raise UserError(
-                    f'cell {name} in {self.path.name} must be [method, prompt, shots] or columns with values, got {base}')
-            base = dict(zip(('method','prompt','shots'), base))
-        if not isinstance(base, dict):
-            raise UserError(
-                f'cell {name} in {self.path.name} must be [method, prompt, shots] or columns with values, got {base!r}')
-        got = {k:self.value(v) for k,v in ({**base, **more, **where}).items()}
-        clash = [k for k in where if k in {**base,**more} and {**base,**more}[k]!=where[k]]
-        if clash or not got:
-            raise UserError(
-                f'cell {name or c} in {self.path.name} '
-                +(f'says another {clash} than the condition `where` of its claim' if clash else 'names no column'))
+        own = dict(told) if isinstance(told, dict) else dict(cell=told)
+        name = own.pop('cell', None)
+        said = ({} if name is None else self.defined(name))|own
+        got = {k:self.value(v) for k,v in (said|where).items()}
+        clash = [k for k in where if k in said and said[k]!=where[k]]
+        which = f'cell {name or told} in {self.path.name}'
+        if clash: raise UserError(f'{which} says another {clash} than the condition `where` of its claim')
+        if not got: raise UserError(f'{which} names no column')
         return tuple(got.values()) if tuple(got)==('method','prompt','shots') else got
-    def side(self, s, where, id):
+    def side(self, told, where:dict, id)->tuple|dict|list|None:
         "None for chance, a cell, or a list [a, b] for a - b"
-        if s=='chance': return None
-        if not isinstance(s, list): return self.cell(s, where)
-        if len(s)!=2: raise UserError(f'a difference in claim {id} must name two cells, [a, b] for a - b, got {len(s)}')
-        return [self.cell(c, where) for c in s]
-    def margin(self, c):
+        if told=='chance': return None
+        if not isinstance(told, list): return self.cell(told, where)
+        if len(told)!=2:
+            raise UserError(f'a difference in claim {id} must name two cells, [a, b] for a - b, got {len(told)}')
+        return [self.cell(c, where) for c in told]
+    def margin(self, claim:dict)->float|None:
         "How much difference still counts as none; only claims of equality have one"
-        m = c.get('margin')
-        if c['relation']!='equal': return m
-        m = self.margins[one_of('margin', m, list(self.margins))] if isinstance(m, str) else m
+        m = claim.get('margin')
+        if claim['relation']!='equal': return m
+        if isinstance(m, str): m = self.margins[one_of('margin', m, list(self.margins))]
         if isinstance(m, bool) or not isinstance(m, (int,float)) or m<=0:
-            raise UserError(f'claim {c["id"]} says equal and needs a margin above 0 points, got {m!r}')
+            raise UserError(f'claim {claim["id"]} says equal and needs a margin above 0 points, got {m!r}')
         return m
+    def claim(self, told)->dict:
+        "A claim with everything in it resolved"
+        self.check(told)
+        where = told.get('where') or {}
+        left,right = (self.side(told[k], where, told['id']) for k in ('left','right'))
+        if left is None and right is None:
+            raise UserError(f'claim {told["id"]} in {self.path.name} must compare at least one cell, but both sides are chance')
+        return dict(
+            id=str(told['id']), text=told['text'], left=left, relation=told['relation'], right=right,
+            margin=self.margin(told), where={k:self.value(v) for k,v in where.items()}, paper=told.get('paper') or {})
+    def check(self, told)->None:
+        "`UserError` for a claim without what it needs, or with what nobody reads"
+        file = self.path.name
+        if not isinstance(told, dict):
+            raise UserError(f'every claim in {file} must be a mapping with {list(_KEYS)}, got {told!r}')
+        lost,odd = sorted(set(_NEEDED)-set(told)),sorted(set(map(str, told))-set(_KEYS))
+        if lost:
+            which = told.get('id', 'one')
+            raise UserError(f'every claim in {file} needs {", ".join(_NEEDED)}; {which} lacks {lost}')
+        if odd: raise UserError(f'claim {told["id"]} in {file} has unknown keys {odd}; known are {list(_KEYS)}')
+        one_of(f'relation of claim {told["id"]}', told['relation'], RELATIONS)
 
+# %% ../../nbs/20_stats/09_claims.ipynb #36697245
 def load_claims(
-    path=None, # A YAML file of claims; None: the promptability paper's
+    path:str|Path|None=None, # A YAML file of claims; None: the promptability paper's
     names:dict|None=None # What this study calls the `names` of the file, for instance {'L':'small', 'XL':'large'}
 )->list[dict]: # id, text, left, relation, right, margin (points or None), where, paper; a side is None for chance, a cell, or [a, b] for a - b
     "Claims with their cell names resolved; `UserError` for a key, relation, cell, name or margin that is not defined"
-    f = _File(path or data_dir('paper','claims.yaml'), names)
-    out = []
-    for c in f.claims:
-        if not isinstance(c, dict):
-            raise UserError(f'every claim in {f.path.name} must be a mapping with {list(_KEYS)}, got {c!r}')
-        lost,odd = sorted({'id','text','left','relation','right'}-set(c)),sorted(set(map(str,c))-set(_KEYS))
-        if lost:
-            raise UserError(
-                f'every claim in {f.path.name} needs id, text, left, relation, right; {c.get("id","one")} lacks {lost}')
-        if odd: raise UserError(f'claim {c["id"]} in {f.path.name} has unknown keys {odd}; known are {list(_KEYS)}')
-        one_of(f'relation of claim {c["id"]}', c['relation'], RELATIONS)
-        where = c.get('where') or {}
-        left,right = (f.side(c[k], where, c['id']) for k in ('left','right'))
-        if left is None and right is None:
-            raise UserError(
-                f'claim {c["id"]} in {f.path.name} must compare at least one cell, but both sides are chance')
-        out.append(
-            dict(id=str(c['id']), text=c['text'], left=left, relation=c['relation'], right=right, margin=f.margin(c),
-                 where={k:f.value(v) for k,v in where.items()}, paper=c.get('paper') or {}))
-    ids = [c['id'] for c in out]
-    if len(set(ids))<len(ids):
-        raise UserError(
-            f'claim ids must be unique in {f.path.name}, repeated: {sorted({i for i in ids if ids.count(i)>1})}')
-    return out
+    file = _File(path or data_dir('paper','claims.yaml'), names)
+    claims = [file.claim(told) for told in file.claims]
+    times = Counter(c['id'] for c in claims)
+    twice = sorted(i for i,n in times.items() if n>1)
+    if twice: raise UserError(f'claim ids must be unique in {file.path.name}, repeated: {twice}')
+    return claims
 
 # %% ../../nbs/20_stats/09_claims.ipynb #9583dc3b
 VERDICTS = ('holds','fails','undecided','not run')
@@ -111,132 +120,165 @@ def verdict(
     margin:float|None=None # For equal: how much difference still counts as none
 )->str: # One of `VERDICTS`, without 'not run'
     "What the interval alone says about a claim"
-    if relation=='less': lo,hi,relation = -hi,-lo,'greater'
-    if relation=='greater': return 'holds' if lo>0 else 'fails' if hi<0 else 'undecided'
-    return 'holds' if -margin<lo and hi<margin else 'fails' if lo>margin or hi<-margin else 'undecided'
+    if relation=='equal': holds,fails = -margin<lo and hi<margin, lo>margin or hi<-margin
+    else:
+        if relation=='less': lo,hi = -hi,-lo
+        holds,fails = lo>0,hi<0
+    return 'holds' if holds else 'fails' if fails else 'undecided'
 
 # %% ../../nbs/20_stats/09_claims.ipynb #65d7713f
-def _cells(c:dict)->list: # Of (sign, cell)
-    "The cells of a claim with their signs in left - right"
-    out = []
-    for sign,s in ((1,c['left']),(-1,c['right'])):
-        out += [] if s is None else [(sign,s[0]),(-sign,s[1])] if isinstance(s, list) else [(sign,s)]
-    return [(f, x if isinstance(x, dict) else dict(zip(('method','prompt','shots'), x))) for f,x in out]
+def _signed(side, sign:int)->list[tuple[int,dict]]:
+    "The cells of a side, each by its columns, with their signs"
+    if side is None: return []
+    if not isinstance(side, list): return [(sign,as_columns(side))]
+    a,b = side
+    return [(sign,as_columns(a)),(-sign,as_columns(b))]
 
-def _places(c:dict, views:pd.DataFrame):
+def _cells(claim:dict)->list[tuple[int,dict]]:
+    "The cells of a claim with their signs in left - right"
+    return _signed(claim['left'], 1)+_signed(claim['right'], -1)
+
+def _places(claim:dict, views:pd.DataFrame)->Iterator[list[tuple[int,dict]]]:
     "The terms of a claim once for every suite and backbone it leaves open"
-    terms = _cells(c)
-    free = [k for k in ('suite','backbone') if not all(k in x for _,x in terms)]
-    for _,here in views[free].drop_duplicates().iterrows() if free else [(0,{})]:
-        yield [(f, dict(here)|x) for f,x in terms]
+    terms = _cells(claim)
+    free = [k for k in ('suite','backbone') if not all(k in cell for _,cell in terms)]
+    here = views[free].drop_duplicates().to_dict('records') if free else [{}]
+    for columns in here: yield [(sign, columns|cell) for sign,cell in terms]
 
 def _there(views:pd.DataFrame, cell:dict)->bool:
     "Is the cell among what was run? A column nobody has means no"
     return all(k in views.columns for k in cell) and len(find_views(views, cell))>0
 
+# %% ../../nbs/20_stats/09_claims.ipynb #b04001a7
 def _say(side, views:pd.DataFrame)->str:
     "A side in words"
     if side is None: return 'chance'
     if isinstance(side, list): return f'({_say(side[0], views)}) − ({_say(side[1], views)})'
-    c = side if isinstance(side, dict) else dict(zip(('method','prompt','shots'), side))
-    at = find_cell(
-        views, c.get('method'), c.get('prompt'), c.get('shots')) if {'method','prompt','shots'}<=set(c) else None
-    words = [str(c[k])
-             for k in ('method','prompt')
-             if k in c and not (k=='prompt' and at and at[1])]+[f'{v} shots' for k,v in c.items() if k=='shots']
-    return ', '.join(words+[str(v) for k,v in c.items() if k not in ('method','prompt','shots')])
+    cell = as_columns(side)
+    named = ('method','prompt','shots')
+    at = find_cell(views, *(cell[k] for k in named)) if set(named)<=set(cell) else None
+    words = {k:f'{v} shots' if k=='shots' else str(v) for k,v in cell.items()}
+    if at and at[1]: words.pop('prompt') # starred: the number is the same for every prompt
+    order = [k for k in named if k in words]+[k for k in words if k not in named]
+    return ', '.join(words[k] for k in order)
 
-def _decide(r:Replicates, terms:list, c:dict, how:dict)->dict:
+# %% ../../nbs/20_stats/09_claims.ipynb #ab0cc9e4
+def _decide(r:Replicates, terms:list, claim:dict, how:dict)->dict:
     "Estimate, interval, p, verdict, and the p-value of what the verdict says"
     e = contrast(r, terms, **how)
-    m = c['margin']
-    p = e['p']
-    if c['relation']=='equal':
-        low,high = (contrast(r, terms, null=n, **how)['p'] for n in (-m,m))
-        p = max(low, high) if abs(e['estimate'])<m else high if e['estimate']>0 else low
-    return e|dict(verdict=verdict(e['lo'], e['hi'], c['relation'], m), p_claim=p)
+    margin,p = claim['margin'],e['p']
+    if claim['relation']=='equal':
+        low,high = (contrast(r, terms, null=null, **how)['p'] for null in (-margin,margin))
+        if abs(e['estimate'])<margin: p = max(low, high)
+        else: p = high if e['estimate']>0 else low
+    return e|dict(verdict=verdict(e['lo'], e['hi'], claim['relation'], margin), p_claim=p)
+
+_NAN = float('nan')
+_NOT_RUN = dict(verdict='not run', estimate=_NAN, lo=_NAN, hi=_NAN, p=_NAN, p_holm=_NAN)
+
+def _judged(r:Replicates, claim:dict, how:dict)->list[dict]:
+    "A claim's lines: one for every place where it was run, or one that says that it was not"
+    left,right = (_say(claim[k], r.views) for k in ('left','right'))
+    paper = ', '.join(f'{k} {v:+.1f}' for k,v in (claim.get('paper') or {}).items())
+    found = []
+    for terms in _places(claim, r.views):
+        place = {k:' / '.join(sorted({str(cell[k]) for _,cell in terms})) for k in ('suite','backbone')}
+        line = dict(claim=claim['id'], text=claim['text'])|_NOT_RUN
+        line |= dict(relation=claim['relation'], margin=claim['margin'], left=left, right=right, n_instances=0, seeds=0)
+        line |= dict(level=how['level'], paper=paper, p_claim=_NAN)|place
+        if all(_there(r.views, cell) for _,cell in terms): line |= _decide(r, terms, claim, how)
+        found.append(line)
+    return [line for line in found if line['verdict']!='not run'] or found[:1]
 
 # %% ../../nbs/20_stats/09_claims.ipynb #ef4a2875
+def _corrected(judged:pd.DataFrame, n:int, level:float)->pd.DataFrame:
+    "The verdicts that survive Holm's correction; `UserError` if `n` resamples are too few for any to"
+    m = int(judged.p_holm.notna().sum())
+    if 2*m/(n+1)>1-level:
+        raise UserError(f'a family of {m} claims needs n >= {int(2*m/(1-level))} resamples before any of them can pass, '
+                        f'got {n}; raise n')
+    return judged.assign(verdict=judged.verdict.mask(judged.p_holm>1-level, 'undecided'))
+
 def judge(
     rows:pd.DataFrame, # Rows
     predictions:pd.DataFrame, # Their predictions
-    claims=None, # From `load_claims`, or the path of such a file; None: the promptability paper's
+    claims:list[dict]|str|Path|None=None, # From `load_claims`, or the path of such a file; None: the promptability paper's
     *, names:dict|None=None, # As in `load_claims`, if it is called here
     level:float=.95, seeds:str|None=None, interval_kind:str|None=None, # As in `bootstrap.contrast`
-    family:bool=False, # Verdicts at the level of the whole family: what Holm's correction does not bear out becomes undecided
+    family:bool=False, # At the level of the whole family: what Holm's correction does not bear out becomes undecided
     replicates:Replicates|None=None, # Use these instead of resampling again
     **options # n, seed, baseline, by, groups, resample: as in `bootstrap.replicate`
 )->pd.DataFrame: # claim, text, verdict, estimate, lo, hi (points), p, p_holm, relation, margin, left, right, n_instances, seeds, level, paper, suite, backbone
     "Every claim with its verdict, once for every suite and backbone it does not name itself"
     r = replicates or replicate(predictions, rows=rows, **options)
     how = dict(level=level, seeds=seeds, interval_kind=interval_kind)
-    out = []
-    nan = float('nan')
-    for c in claims if isinstance(claims, list) else load_claims(claims, names):
-        found = []
-        for terms in _places(c, r.views):
-            here = {k:' / '.join(sorted({str(x[k]) for _,x in terms})) for k in ('suite','backbone')}
-            line = dict(claim=c['id'], text=c['text'], verdict='not run', estimate=nan, lo=nan, hi=nan, p=nan,
-                        p_holm=nan, relation=c['relation'], margin=c['margin'], left=_say(c['left'], r.views),
-                        right=_say(c['right'], r.views), n_instances=0, seeds=0, level=level,
-                        paper=', '.join(f'{k} {v:+.1f}' for k,v in (c.get('paper') or {}).items()), p_claim=nan)|here
-            if all(_there(r.views, x) for _,x in terms): line.update(_decide(r, terms, c, how))
-            found.append(line)
-        out += [l for l in found if l['verdict']!='not run'] or found[:1]
-    out = pd.DataFrame(out)
-    out['p_holm'] = holm(out.pop('p_claim'))
-    m,n = int(out.p_holm.notna().sum()),r.draws_Vn.shape[1]
-    if family:
-        if 2*m/(n+1)>1-level:
-            raise UserError(
-                f'a family of {m} claims needs n >= {int(2*m/(1-level))} resamples before any of them can pass, got {n}; raise n')
-        out.loc[(out.p_holm>1-level), 'verdict'] = 'undecided'
-    return out
+    if not isinstance(claims, list): claims = load_claims(claims, names)
+    judged = pd.DataFrame([line for claim in claims for line in _judged(r, claim, how)])
+    judged['p_holm'] = holm(judged.pop('p_claim'))
+    return _corrected(judged, r.draws_Vn.shape[1], level) if family else judged
 
 # %% ../../nbs/20_stats/09_claims.ipynb #12884f0d
 def write_claims(
-    path, # A CSV file
+    path:str|Path, # A CSV file
     judged:pd.DataFrame # From `judge`
 )->Path: # The file
     "Verdicts as CSV: claim, verdict, estimate, lo, hi, p first; whole or not at all"
     first = ['claim','verdict','estimate','lo','hi','p']
-    return write_atomic(
-        path, judged[first+[c for c in judged.columns if c not in first]].to_csv(index=False, float_format='%.6g'))
+    ordered = judged[first+[c for c in judged.columns if c not in first]]
+    return write_atomic(path, ordered.to_csv(index=False, float_format='%.6g'))
 
 # %% ../../nbs/20_stats/09_claims.ipynb #73d2048c
 _SIZES = ('T5-Large','T5-XL')
 
-def _arrow(d:float, same:float)->str: return '' if pd.isna(d) else '≈' if abs(d)<=same else '↑' if d>0 else '↓'
+def _arrow(d:float, same:float)->str:
+    "Where a difference points; '' if there is none to point"
+    if pd.isna(d): return ''
+    if abs(d)<=same: return '≈'
+    return '↑' if d>0 else '↓'
 
+def _arrows(value:pd.DataFrame, other, same:float)->list[list[str]]:
+    "Per line of `value`, how its columns lie to those of the cell that `other` names for it"
+    cells = pd.MultiIndex.from_tuples([other(*cell) for cell in value.index], names=value.index.names)
+    apart = value.to_numpy(float)-value.reindex(cells).to_numpy(float)
+    return [[_arrow(d, same) for d in line] for line in apart]
+
+def _agrees(arrows:list[str])->bool|None:
+    "Whether ours, the first, points where all of theirs do; None where there is nothing to compare"
+    ours,*theirs = arrows
+    if not ours or not any(theirs): return None
+    return all(t in ('', ours) for t in theirs)
+
+_NOWHERE = ('','',0)
+def _untuned(method, prompt, shots)->tuple: return (method,prompt,0) if shots else _NOWHERE
+def _without_prompt(method, prompt, shots)->tuple: return ('T-only',prompt,shots) if method!='T-only' else _NOWHERE
+
+# %% ../../nbs/20_stats/09_claims.ipynb #60477904
 def compare_to_paper(
     rows:pd.DataFrame, # Rows, or a table with method, prompt, shots, arg (`bootstrap.table1`)
     *, same:float=3., # Points within which two cells count as equal
     **options # baseline ('chance'), by, groups: as in `metrics.arg_table`
 )->pd.DataFrame: # method, prompt, shots, ours (and lo, hi), T5-Large, T5-XL, star, tuning, tuning_agrees, against_T, against_T_agrees
     "Our cells beside the paper's Table 1: numbers side by side, and where they point in the same direction"
-    t = rows if 'arg' in rows.columns else arg_table(rows, **{'baseline':'chance', **options})
-    cell = ['method','prompt','shots']
+    ours = rows if 'arg' in rows.columns else arg_table(rows, **{'baseline':'chance', **options})
     for c in ('suite','backbone'):
-        if c in t.columns and t[c].nunique()>1:
-            raise UserError(f'compare one {c} with the paper, got {sorted(t[c].unique())}; pick one')
-    p = paper_table1(every=True)
-    stored = [find_cell(t, *x) for x in p[cell].itertuples(index=False)]
-    p = p.assign(stored=[at and at[0] for at in stored])[[at is not None for at in stored]]
-    if not len(p):
-        raise UserError(
-            f'none of these cells is in the paper\'s Table 1: {t[cell].drop_duplicates().values.tolist()}; methods '
-            f'there are {list(dict.fromkeys(paper_table1(every=True).method))}')
-    have = [c for c in ('arg','lo','hi') if c in t.columns]
-    out = p.merge(t[cell+have].rename(columns=dict(arg='ours', prompt='stored')), on=['method','stored','shots'],
-                  how='left').drop(columns='stored')
-    value = out.set_index(cell)[['ours',*_SIZES]]
-    for name,other in (('tuning', lambda m,q,k: (m,q,0) if k else ('','',0)),
-                           ('against_T', lambda m,q,k: ('T-only',q,k) if m!='T-only' else ('','',0))):
-        apart = value.to_numpy(float)-value.reindex(
-            pd.MultiIndex.from_tuples([other(*x) for x in value.index], names=cell)).to_numpy(float)
-        arrows = [[_arrow(d, same) for d in line] for line in apart]
-        out[name] = [' '.join(x or '·' for x in a) if any(a) else '' for a in arrows]
-        out[name+'_agrees'] = pd.array(
-            [None if not a[0] or not any(a[1:]) else all(b in ('', a[0]) for b in a[1:]) for a in arrows],
-            dtype='boolean')
-    return out[[*cell,'ours',*have[1:],*_SIZES,'star','tuning','tuning_agrees','against_T','against_T_agrees']]
+        if c in ours.columns and ours[c].nunique()>1:
+            raise UserError(f'compare one {c} with the paper, got {sorted(ours[c].unique())}; pick one')
+    cell = ['method','prompt','shots']
+    paper = paper_table1(every=True)
+    found = [find_cell(ours, *x) for x in paper[cell].itertuples(index=False)]
+    ran = [at is not None for at in found]
+    if not any(ran):
+        mine,theirs = ours[cell].drop_duplicates().values.tolist(),list(dict.fromkeys(paper.method))
+        raise UserError(f"none of these cells is in the paper's Table 1: {mine}; methods there are {theirs}")
+    both = paper.assign(stored=[at and at[0] for at in found])[ran]
+    have = [c for c in ('arg','lo','hi') if c in ours.columns]
+    mine = ours[cell+have].rename(columns=dict(arg='ours', prompt='stored'))
+    both = both.merge(mine, on=['method','stored','shots'], how='left')
+    value = both.set_index(cell)[['ours',*_SIZES]]
+    columns = [*cell,'ours',*have[1:],*_SIZES,'star']
+    for name,other in dict(tuning=_untuned, against_T=_without_prompt).items():
+        arrows = _arrows(value, other, same)
+        both[name] = [' '.join(x or '·' for x in a) if any(a) else '' for a in arrows]
+        both[name+'_agrees'] = pd.array([_agrees(a) for a in arrows], dtype='boolean')
+        columns += [name, name+'_agrees']
+    return both[columns]
