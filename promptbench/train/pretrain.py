@@ -7,13 +7,16 @@ __all__ = ['METHODS', 'METAS', 'PRESETS', 'mixture', 'PretrainConfig', 'preset',
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #a9df0e8e
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
+from pathlib import Path
+from torch import nn
 from ..base.core import UserError, key_of, one_of, rng, to_json
-from ..data.suite import render
+from ..data.suite import Task, render
 from ..model.tokens import fill
 from ..model.batch import mtl_batches
-from ..model.backbone import freeze, unfreeze, weight_hashes
+from ..model.backbone import Backbone, freeze, unfreeze, weight_hashes
 from ..prompt.bank import PROMPTS, NoPrompt, for_prompt
 from .scales import tiny_settings
 from .mixing import LISTED, mix, shuffled
@@ -239,14 +242,14 @@ def _save(folder, rows, **parts):
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #bf4c04ef
 def pretrain(
-    backbone, # A `Backbone`; changed in place if the method trains it, and frozen afterwards
-    prompt, # A prompt, changed in place if the method trains it; None for methods without
-    tasks, # Training tasks of a suite
+    backbone:Backbone, # Changed in place if the method trains it, and frozen afterwards
+    prompt:nn.Module|None, # Changed in place if the method trains it; None for methods without
+    tasks:Sequence[Task], # Training tasks of a suite
     config:PretrainConfig,
-    *, folder=None, # Where to keep checkpoints; a run found there goes on
+    *, folder:str|Path|None=None, # Where to keep checkpoints; a run found there goes on
     every:int=500, # Updates between two checkpoints
     micro_tokens:int|None=None, # Most tokens in memory at a time, padding included; but for dropout's draws, the result does not depend on it
-    cache=None, # As for `mixed_pairs`
+    cache:str|Path|bool|None=None, # As for `mixed_pairs`
     workers:int=0 # Processes that make batches ahead
 ):
     "Train as `config` says, yielding a row per update with the budget spent so far; method 'none' yields nothing"

@@ -7,14 +7,16 @@ __all__ = ['TuneConfig', 'pieces', 'Piece', 'plan', 'Stopping', 'BankRun', 'Tuni
 
 # %% ../../nbs/60_train/09_tune.ipynb #310d28c8
 import contextlib, json, time, warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import nn, Tensor
 from ..base.core import UserError, key_of, to_json
 from ..model.batch import Batch, make_batch
 from ..model.memory import TokenBudget, out_of_memory
-from ..model.backbone import freeze, weight_hashes
+from ..model.backbone import Backbone, freeze, weight_hashes
 from ..prompt.decoder_only import head_input
 from ..prompt.forward import decode, encode, forward, sequence_nll
 from ..prompt.inits import new_prompt
@@ -249,11 +251,11 @@ class Tuning:
 
 # %% ../../nbs/60_train/09_tune.ipynb #d021c480
 def tune(
-    backbone, # A `Backbone`; frozen
-    prompt, # Where every task starts: a prompt, a bank with one for each task, or 'shallow' / 'deep' for a fresh one
-    tasks, # Tasks of a suite, or lists of examples
+    backbone:Backbone, # Frozen
+    prompt:nn.Module|str, # Where every task starts: a prompt, a bank with one for each task, or 'shallow' / 'deep' for a fresh one
+    tasks:Sequence, # Tasks of a suite, or lists of examples
     config:TuneConfig=TuneConfig(),
-    *, folder=None, # Where to keep checkpoints; a tuning found there goes on
+    *, folder:str|Path|None=None, # Where to keep checkpoints; a tuning found there goes on
     every:int=25, # Steps between two checkpoints
     compiled:bool|None=None # Whether the step is recorded as a CUDA graph; None: where there is a GPU
 )->Tuning: # Iterator of rows, with the tuned bank at its end
