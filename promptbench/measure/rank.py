@@ -6,10 +6,13 @@
 __all__ = ['ROW', 'TaskScores', 'Ragged', 'spans', 'plan_batches', 'Work', 'lay_out', 'score_units', 'rank']
 
 # %% ../../nbs/55_measure/00_rank.ipynb #d4c4b571
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import numpy as np, torch
 import torch.nn.functional as F
+from torch import nn
 from ..base.core import UserError, one_of, progress
+from ..model.backbone import Backbone
 from ..model.batch import Batch
 from ..model.memory import TokenBudget
 from ..prompt.bank import source_positions
@@ -189,13 +192,13 @@ def _nll_behind(backbone, past, say_RU, choice_RU):
 
 # %% ../../nbs/55_measure/00_rank.ipynb #003b8559
 def rank(
-    backbone, # A `Backbone`; put into evaluation mode while it ranks
-    tasks_examples, # Per task a list of examples with `.source`, `.choices` and `.gold`
-    prompt=None, # A prompt, or a bank with one prompt per task, or None
+    backbone:Backbone, # Put into evaluation mode while it ranks
+    tasks_examples:Sequence[Sequence], # Per task a list of examples with `.source`, `.choices` and `.gold`
+    prompt:nn.Module|None=None, # A prompt, or a bank with one prompt per task
     *, token_budget:int|None=None, # Most positions per batch, a shallow prompt's included; by default 4,096 on a CPU and 65,536 on a GPU
     max_source:int=768, max_target:int=192, # Ids kept of each side, `</s>` not counted
     show:str|None=None, # Label of a progress bar over examples; None shows none
-    tick=None # Called with the number of examples finished after every batch
+    tick:Callable|None=None # Called with the number of examples finished after every batch
 )->list[TaskScores]:
     "Log-probability of every choice of every example of every task"
     tasks = [list(es) for es in tasks_examples]

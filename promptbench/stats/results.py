@@ -9,7 +9,7 @@ __all__ = ['SCHEMA', 'CELL', 'KEY', 'PREDICTION_KEY', 'ROW_COLUMNS', 'PREDICTION
 
 # %% ../../nbs/20_stats/00_results.ipynb #d47e0752
 import functools, glob, io, json, os, re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from ..base.core import UserError, write_atomic
@@ -124,14 +124,14 @@ def write_table(
     return write_atomic(path, sink.getvalue())
 
 def write_rows(
-    path, # File that shall hold them
+    path:str|Path, # File that shall hold them
     rows:pd.DataFrame # Rows in any order
 )->Path: # The file
     "Check `rows` and write them as Parquet: a reader sees the old file or the whole new one"
     return write_table(path, to_arrow(check_rows(rows), 'rows'), 'rows')
 
 def write_predictions(
-    path, # File that shall hold them
+    path:str|Path, # File that shall hold them
     predictions:pd.DataFrame # Predictions in any order
 )->Path: # The file
     "Check `predictions` and write them as Parquet, whole or not at all"
@@ -282,13 +282,13 @@ def _get(where, kind:str)->pd.DataFrame:
     return found.to_pandas()
 
 def read_rows(
-    where # File, folder (all rows below it), store, glob pattern, or a list of these
+    where:str|Path|Sequence # File, folder (all rows below it), store, glob pattern, or a list of these
 )->pd.DataFrame: # Checked rows
     "Rows of one or many files; `UserError` if a file is missing, foreign or too new, or two files contradict each other"
     return check_rows(_get(where, 'rows'))
 
 def read_predictions(
-    where # File, folder (all predictions below it), store, glob pattern, or a list of these
+    where:str|Path|Sequence # File, folder (all predictions below it), store, glob pattern, or a list of these
 )->pd.DataFrame: # Checked predictions
     "Predictions of one or many files; errors as for `read_rows`"
     return check_predictions(_get(where, 'predictions'))

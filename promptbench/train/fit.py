@@ -7,6 +7,7 @@ __all__ = ['Adafactor', 'grad_norm', 'micro_batches', 'backward', 'fit', 'seeded
 
 # %% ../../nbs/60_train/02_fit.ipynb #f70e5ddf
 import contextlib, math, time
+from collections.abc import Callable, Iterable
 from functools import partial
 import torch
 from torch import nn, Tensor
@@ -21,8 +22,8 @@ class Adafactor:
     "Adafactor without momentum, schedule or parameter scaling, as the paper sets it; `lead=1` keeps every prompt of a bank apart"
     tiny,threshold,floor = 1e-30,1.0,1e-3
     def __init__(self,
-        params, # Tensors, or groups `dict(params=tensors, lr=its own rate)`
-        lr, # Largest root-mean-square step of a tensor; a number or a function of the step
+        params:Iterable, # Tensors, or groups `dict(params=tensors, lr=its own rate)`
+        lr:float|Callable, # Largest root-mean-square step of a tensor; a number or a function of the step
         *, lead:int=0, # 1: the first axis counts prompts, and nothing is shared along it
         clip:float|None=None, # Largest norm of all gradients together, or of each prompt's
         decay:float=-0.8, # Memory of the statistics: they forget at the rate step**decay
@@ -161,9 +162,9 @@ def _per_example(nll, b)->Tensor: # [B]
 
 # %% ../../nbs/60_train/02_fit.ipynb #93bc7f54
 def fit(
-    batches, # One update each: a `Batch`, or a list of the pieces of one
-    nll, # Function from a piece to the negative log-likelihood of each target token
-    opt, # An `Adafactor`; its `lead` says whether batches hold a bank
+    batches:Iterable, # One update each: a `Batch`, or a list of the pieces of one
+    nll:Callable, # Function from a piece to the negative log-likelihood of each target token
+    opt:Adafactor, # Its `lead` says whether batches hold a bank
     *, micro_tokens:int|None=None, # Most padded tokens in memory at a time; the result does not depend on it, and less is taken when memory runs out
     seed:int=0, # Of dropout
     start:int=0 # Number of the first step, when a run goes on

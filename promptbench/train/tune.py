@@ -7,15 +7,16 @@ __all__ = ['TuneConfig', 'pieces', 'Piece', 'plan', 'Stopping', 'BankRun', 'Tuni
 
 # %% ../../nbs/60_train/09_tune.ipynb #310d28c8
 import contextlib, json, time, warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import nn, Tensor
 from ..base.core import UserError, key_of, to_json
 from ..model.batch import Batch, make_batch
 from ..model.memory import TokenBudget, out_of_memory
-from ..model.backbone import freeze, weight_hashes
-from ..prompt.bank import a_prompt, is_its_table, placed, source_positions
+from ..model.backbone import Backbone, freeze, weight_hashes
 from ..prompt.decoder_only import head_input
 from ..prompt.forward import decode, encode, forward, sequence_nll
 from ..prompt.inits import new_prompt
@@ -102,10 +103,10 @@ def plan(
     return out
 
 # %% ../../nbs/60_train/09_tune.ipynb #3cab1062
-class _Placed:
-    "A prompt that has been looked up already: `encode` gets its vectors as they are"
-    def __init__(self, soft_BPD, deep_BPX): self.parts = soft_BPD,deep_BPX
-    def placed(self, backbone, index_B): return self.parts
+class _Rows:
+    "A prompt that has been looked up already: `encode` gets the rows as they are"
+    def __init__(self, kind, rows_BPX): self.kind,self.rows_BPX = kind,rows_BPX
+    def rows(self, index_B): return self.rows_BPX
 
 def _nll(backbone, piece:Piece, prompt)->Tensor: # [M]
     "Negative log-likelihood of every real target token"
@@ -125,13 +126,14 @@ def _gradient(
     loss_N:Tensor # To which each prompt's loss is added
 ):
     "Add what one piece knows of losses and gradients"
-    parts = placed(bank, backbone, piece.batch.index_B)
-    leaves = [None if part is None else part.detach().requires_grad_() for part in parts]
-    part_M = _nll(backbone, piece, _Placed(*leaves))*piece.share_M
-    grads = torch.autograd.grad(part_M.sum(), [leaf for leaf in leaves if leaf is not None])
-    if not is_its_table(bank): torch.autograd.backward([part for part in parts if part is not None], grads)
-    elif len(bank)==1: bank.table.grad.add_(grads[0].sum(0, keepdim=True))
-    else: bank.table.grad.index_add_(0, piece.batch.index_B, grads[0])
+    rows_BPX = bank.rows(piece.batch.index_B)
+    leaf_BPX = rows_BPX.detach().requires_grad_()
+    part_M = _nll(backbone, piece, _Rows(bank.kind, leaf_BPX))*piece.share_M
+    grad_BPX, = torch.autograd.grad(part_M.sum(), leaf_BPX)
+    params = list(bank.parameters())
+    if len(params)>1 or params[0] is not getattr(bank, 'table', None): rows_BPX.backward(grad_BPX)
+    elif len(bank)==1: params[0].grad.add_(grad_BPX.sum(0, keepdim=True))
+    else: params[0].grad.index_add_(0, piece.batch.index_B, grad_BPX)
     loss_N.index_add_(0, piece.index_M, part_M.detach())
 
 # %% ../../nbs/60_train/09_tune.ipynb #b01b9d7e
@@ -170,7 +172,7 @@ class BankRun:
         for p in bank.parameters(): p.grad = torch.zeros_like(p)
         self.loss_N = torch.zeros(len(bank), device=backbone.device)
         self.stop = Stopping(len(bank), config, backbone.device)
-        self.extra = source_positions(bank)
+        self.extra = bank.length if bank.kind=='shallow' else 0
         self.need = sum(len(s)+len(t)+self.extra for p in pairs for s,t in p)
         self.planned,self.kept,self.graph = None,[True]*len(bank),None
 
@@ -249,19 +251,18 @@ class Tuning:
 
 # %% ../../nbs/60_train/09_tune.ipynb #d021c480
 def tune(
-    backbone, # A `Backbone`; frozen
-    prompt, # Where every task starts: a prompt, a bank with one for each task, or 'shallow' / 'deep' for a fresh one
-    tasks, # Tasks of a suite, or lists of examples
+    backbone:Backbone, # Frozen
+    prompt:nn.Module|str, # Where every task starts: a prompt, a bank with one for each task, or 'shallow' / 'deep' for a fresh one
+    tasks:Sequence, # Tasks of a suite, or lists of examples
     config:TuneConfig=TuneConfig(),
-    *, folder=None, # Where to keep checkpoints; a tuning found there goes on
+    *, folder:str|Path|None=None, # Where to keep checkpoints; a tuning found there goes on
     every:int=25, # Steps between two checkpoints
     compiled:bool|None=None # Whether the step is recorded as a CUDA graph; None: where there is a GPU
 )->Tuning: # Iterator of rows, with the tuned bank at its end
     "Tune one prompt per task on its own few examples"
     if isinstance(prompt, str): prompt = new_prompt(prompt, backbone, length=config.length, seed=config.seed)
     if prompt is None or prompt.kind=='none':
-        raise UserError("tuning needs a prompt to tune, got none; give one, or "
-                        f'{a_prompt()} for a fresh one')
+        raise UserError("tuning needs a prompt to tune, got none; give one, or 'shallow' or 'deep' for a fresh one")
     tasks = list(tasks)
     if not tasks: raise UserError('tuning needs at least one task, got none')
     if len(prompt) not in (1,len(tasks)):
