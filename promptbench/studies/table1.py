@@ -84,7 +84,7 @@ class Part:
         return (
             f"{self.method} {self.prompt} {'pretraining' if self.shots is None else f'{self.shots}-shot'}, seed {self.seed}")
     @property
-    def parent(self)->'Job|None': # The pretraining run a cell starts from
+    def parent(self)->'Part|None': # The pretraining run a cell starts from
         t,p = trains(self.method)
         return Part(self.seed, self.method, self.prompt if p else 'none') if self.shots is not None and (t or p) else None
 
