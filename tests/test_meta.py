@@ -157,7 +157,7 @@ def test_second_order_equals_finite_differences():
 class Given:
     kind = 'deep'
     def __init__(self, kind, table): self.kind,self.table = kind,table
-    def rows(self, index_B): return self.table.expand(len(index_B), -1, -1)
+    def placed(self, backbone, index_B): return None,self.table.expand(len(index_B), -1, -1)
 
 def test_second_order_is_refused_before_it_starts():
     b,p,_ = cell(); s = make_batch(b.pairs(suite().tasks('train')[0].examples('train', 4)))

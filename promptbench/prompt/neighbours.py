@@ -117,7 +117,7 @@ def attention_mass(
     max_source:int=768, max_target:int=192 # Tokens kept
 )->pd.DataFrame: # slot, its place and layer, head, mass (share of the attention of text positions that goes to the prompt), fair (the prompt's share of what they can see); slots that cannot see it are left out
     "How much every head looks at the prompt, averaged over the positions of the text"
-    if getattr(prompt, 'kind', 'none') not in ('shallow','deep') or not prompt.length:
+    if not getattr(prompt, 'length', 0):
         raise UserError('attention on a prompt needs a shallow or deep prompt of at least one position')
     pairs = backbone.pairs(list(examples), max_source=max_source, max_target=max_target)
     batch = make_batch(pairs, [index]*len(pairs)).to(backbone.device)
