@@ -12,11 +12,11 @@ from .. import __version__
 from ..base.catalogue import METHODS, columns
 from ..base.core import UserError, key_of, to_json, write_atomic
 from ..engine.folder import read_json
-from ..engine.grid import Run, is_done
+from ..engine.grid import Planned, is_done
 
 # %% ../../nbs/80_studies/02_collect.ipynb #5a6a1678
 def harvest(
-    runs:list[Run], root, # From `expand`; folder that holds the folders of runs
+    runs:list[Planned], root, # From `expand`; folder that holds the folders of runs
     store # Folder of the store; made if there is none
 )->list[str]: # Keys of the runs whose rows are new there
     "Append what finished runs measured; what the store has already is left alone"
@@ -36,7 +36,7 @@ def harvest(
     return new
 
 # %% ../../nbs/80_studies/02_collect.ipynb #b263c352
-def _cards(runs:list[Run], root)->list[dict]:
+def _cards(runs:list[Planned], root)->list[dict]:
     "What runs cost, as `findings.budgets` reads it"
     out = []
     for r in runs:
@@ -48,7 +48,7 @@ def _cards(runs:list[Run], root)->list[dict]:
     return [c for c in out if c['method'] is not None]
 
 def sweep_report(
-    runs:list[Run], root, store, # As in `harvest`
+    runs:list[Planned], root, store, # As in `harvest`
     out, *, # Folder of the reports
     command:str='', n:int=2000 # What made it; bootstrap samples
 )->list[Path]: # One report for each suite and backbone of the sweep
