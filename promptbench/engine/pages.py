@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from .. import __version__
-from ..base.core import UserError, home, key_of, to_json, write_atomic
+from ..base.catalogue import listed
+from ..base.core import UserError, checkout, home, key_of, to_json, write_atomic
 from .inside import check_track
 from .folder import begin, lock_of, read_json, run_state, set_card
 
@@ -53,14 +54,18 @@ def _kinds(default, annotation, note:str)->tuple:
 
 def _choices(note:str)->tuple:
     "Allowed values, from a comment such as `one of \"up\" or \"down\": ...`"
-    listed = re.match(r'one of ((?:(?:"[^"]*"|[-\w.]+)(?:,? or |, ?|))+)', note)
-    values = re.findall(r'"[^"]*"|-?\d[\d.]*', listed[1]) if listed else []
+    choices = re.match(r'one of ((?:(?:"[^"]*"|[-\w.]+)(?:,? or |, ?|))+)', note)
+    values = re.findall(r'"[^"]*"|-?\d[\d.]*', choices[1]) if choices else []
     return tuple(ast.literal_eval(v) for v in values)
 
 def _comments(source:str)->dict[int,str]:
     "The comments of a cell by their lines"
     tokens = tokenize.generate_tokens(StringIO(source).readline)
-    return {t.start[0]:t.string.lstrip('# ').strip() for t in tokens if t.type==tokenize.COMMENT}
+    return {t.start[0]:_named(t.string.lstrip('# ').strip()) for t in tokens if t.type==tokenize.COMMENT}
+
+def _named(note:str)->str:
+    "A comment with the names of the catalogue in place of `{methods}`, `{columns}` and the like"
+    return re.sub(r'\{(\w+)\}', lambda found: ', '.join(f'"{name}"' for name in listed(found[1])), note)
 
 def _parameter(node:ast.stmt, notes:dict[int,str])->Parameter:
     "A parameter from its line; an error of Python's if that is not `name = literal`"
@@ -300,9 +305,11 @@ def _needs(values:dict, root:Path)->tuple[dict,list[str]]: # values with places 
 
 # %% ../../nbs/70_engine/02_pages.ipynb #dc85b0c0
 def _commit()->str|None:
-    "The commit of the code, with `-dirty` behind it where files differ; None outside a repository"
+    "The commit of the checkout, with `-dirty` behind it where files differ; an installed package has none"
+    place = checkout()
+    if place is None: return None
     describe = ['git','describe','--always','--dirty','--abbrev=40','--exclude=*']
-    try: said = subprocess.run(describe, cwd=home(), capture_output=True, text=True, timeout=5)
+    try: said = subprocess.run(describe, cwd=place, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired): return None
     return said.stdout.strip() or None
 
