@@ -45,9 +45,11 @@ def read_card(
 )->dict:
     "What a checkpoint says of itself; raises `UserError` naming the file when one is missing, or not what was written"
     folder = Path(folder)
-    lacks = 'no such folder' if not folder.is_dir() else '' if (folder/'card.json').exists() else 'it has no card.json'
-    if lacks: raise UserError(f'there is no checkpoint in {folder}: {lacks}; give a folder that save_checkpoint wrote')
-    card = _open_card(folder/'card.json')
+    file = folder/'card.json'
+    if not file.exists():
+        lacks = 'it has no card.json' if folder.is_dir() else 'no such folder'
+        raise UserError(f'there is no checkpoint in {folder}: {lacks}; give a folder that save_checkpoint wrote')
+    card = _open_card(file)
     if not check: return card
     for name,sha in card['files'].items():
         if not (folder/name).is_file():
@@ -157,7 +159,8 @@ def load_state(
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #c78470a6
 def restore(
     folder:str|Path, # A checkpoint
-    *, backbone:Backbone|None=None, prompt:torch.nn.Module|None=None, optimizer:object=None # Filled in place, where the checkpoint has them
+    *, backbone:Backbone|None=None, # Filled in place, where the checkpoint has one
+    prompt:torch.nn.Module|None=None, optimizer:object=None # Likewise
 )->dict: # The saved `state`
     "Put a checkpoint back into the objects of a run that goes on; `UserError` if they do not fit"
     folder = Path(folder)
@@ -193,6 +196,9 @@ def save_step(
     for left in folder.glob('.step-*'): shutil.rmtree(left, ignore_errors=True)
     return out
 
+def _steps(folder:Path)->list[Path]: return sorted(folder.glob('step-*'), key=lambda p: int(p.name[5:]))
+
+# %% ../../nbs/50_prompt/05_checkpoint.ipynb #af39298d
 def last_step(
     folder:str|Path # Holds the checkpoints of one run
 )->Path|None:
@@ -202,8 +208,6 @@ def last_step(
             read_card(path)
             return path
         except UserError as e: warnings.warn(f'passed over: {e}')
-
-def _steps(folder:Path)->list[Path]: return sorted(folder.glob('step-*'), key=lambda p: int(p.name[5:]))
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #ec07e8dd
 def stopping()->bool:
