@@ -8,14 +8,17 @@ __all__ = ['instance_ids', 'evaluate', 'by_dataset']
 # %% ../../nbs/55_measure/01_evaluate.ipynb #2aa5687a
 from collections.abc import Callable, Iterable, Sequence
 import numpy as np, pandas as pd
+from torch import nn
 from ..base.core import UserError, one_of
+from ..data.suite import Example, Suite, Task
+from ..model.backbone import Backbone
 from .rank import rank
 from ..stats.results import check_predictions, check_rows
 
 # %% ../../nbs/55_measure/01_evaluate.ipynb #cf187353
 def instance_ids(
-    suite:object, # The suite the examples are from
-    examples:Iterable
+    suite:Suite, # The suite the examples are from
+    examples:Sequence[Example]
 )->list[str]:
     "Names of the instances; a generated suite puts its draw in front, since draws share no instance"
     draw = getattr(suite, 'draw', '')
@@ -42,8 +45,10 @@ def _row(task, p:pd.DataFrame, head:dict)->dict:
 
 # %% ../../nbs/55_measure/01_evaluate.ipynb #88936368
 def evaluate(
-    backbone:object, tasks:Sequence, *, suite:object, # A `Backbone`, and tasks of a suite
-    prompt:object=None, # A prompt, or a bank with one prompt per task
+    backbone:Backbone,
+    tasks:Sequence[Task],
+    *, suite:Suite, # The suite that the tasks are from
+    prompt:nn.Module|None=None, # A prompt, or a bank with one prompt per task
     method:str='none', prompt_kind:str|None=None, shots:int=0, seed:int=0, run:str='evaluate', # Go into the tables
     n:int|None=None, # Validation examples per task; None: all
     rule:str='mean', # 'mean' log-probability per token (the paper's code) or 'sum' (T0's)

@@ -138,7 +138,7 @@ def attention_mass(
     max_source:int=768, max_target:int=192 # Tokens kept
 )->pd.DataFrame: # slot, its place and layer, head, mass, fair; slots that cannot see the prompt are left out
     "How much every head looks at the prompt: its share of the attention, averaged over the positions of the text"
-    if _kind(prompt) not in ('shallow','deep') or not prompt.length:
+    if not getattr(prompt, 'length', 0):
         raise UserError('attention on a prompt needs a shallow or deep prompt of at least one position')
     pairs = backbone.pairs(examples, max_source=max_source, max_target=max_target)
     batch = make_batch(pairs, [index]*len(pairs)).to(backbone.device)
