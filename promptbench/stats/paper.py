@@ -10,41 +10,40 @@ import pandas as pd
 from ..base.published import load_paper
 
 # %% ../../nbs/20_stats/08_paper.ipynb #d0247701
-PAPER_METHODS = {'no_continued_pretraining (LM-adapted T5)':'none', 'MTL-T[fire]P[cross] (official T0)':'T0',
-                 'MTL-T[fire]P[cross] (T0 reproduction)':'T-only', 'MTL-T[ice]P[fire] (PPT-like)':'P-only',
-                 'MTL-T[fire]P[fire]':'T+P', 'FOMAML':'FOMAML', 'Reptile':'Reptile',
-                 'Reptile (smaller meta batch)':'Reptile-small'}  # Their names -> ours
+PAPER_METHODS = { # Their names -> ours
+    'no_continued_pretraining (LM-adapted T5)':'none', 'MTL-T[fire]P[cross] (official T0)':'T0',
+    'MTL-T[fire]P[cross] (T0 reproduction)':'T-only', 'MTL-T[ice]P[fire] (PPT-like)':'P-only',
+    'MTL-T[fire]P[fire]':'T+P', 'FOMAML':'FOMAML', 'Reptile':'Reptile', 'Reptile (smaller meta batch)':'Reptile-small'}
 _SIDE = ('T0','Reptile-small') # Rows that need a recipe or checkpoint of their own
+
+def _rank(column:pd.Series)->pd.Series:
+    "Where methods and prompts stand in the paper's order; anything else is its own rank"
+    order = dict(method=list(PAPER_METHODS.values()), prompt=['shallow','deep']).get(column.name)
+    return column if order is None else column.map({x:i for i,x in enumerate(order)})
 
 def paper_table1(
     every:bool=False # Also the published T0 and the smaller meta-batch
 )->pd.DataFrame: # method, prompt, shots, T5-Large, T5-XL (ARG in points, empty where not run), star
     "The promptability paper's Table 1 under our method ids (T-only: the authors' own retraining of T0)"
-    t = load_paper('table1')
-    t = t.assign(
-        method=t.method.map(PAPER_METHODS), shots=t.shots.astype(int)).rename(columns=dict(prompt_type='prompt'))
-    index = ['method','prompt','shots']
-    t = t if every else t[~t.method.isin(_SIDE)]
-    rank = {m:i for i,m in enumerate(PAPER_METHODS.values())}
-    out = t.pivot(index=index, columns='size', values='ARG').rename_axis(columns=None).reset_index()
-    out = out.merge(t.groupby(index).star.max().fillna(False).astype(bool).reset_index(), on=index)
-    return out.sort_values(index,
-                           key=lambda s: s.map(rank) if s.name=='method' else s.map({'shallow':0,'deep':1})
-                           if s.name=='prompt' else s).reset_index(drop=True)
+    t = load_paper('table1').rename(columns=dict(prompt_type='prompt'))
+    t = t.assign(method=t.method.map(PAPER_METHODS), shots=t.shots.astype(int))
+    if not every: t = t[~t.method.isin(_SIDE)]
+    cell = ['method','prompt','shots']
+    args = t.pivot(index=cell, columns='size', values='ARG').rename_axis(columns=None).reset_index()
+    stars = t.groupby(cell).star.max().fillna(False).astype(bool).reset_index()
+    return args.merge(stars, on=cell).sort_values(cell, key=_rank).reset_index(drop=True)
 
 # %% ../../nbs/20_stats/08_paper.ipynb #364bc297
 _NAMES = dict(CB='cb', COPA='copa', HellaSwag='hellaswag', RTE='rte', StoryCloze='story_cloze', WSC='wsc', WiC='wic',
               Winogrande='winogrande')
+_RELEASED = {'T-only':'acc_T0_reproduction', 'T+P':'acc_MTL_TfirePfire'} # Our method -> their column
 
-# Rows without majority and run: T-only and T+P, T5-XL, deep prompt, 16 shots, seed 100
-def released_rows()->pd.DataFrame:
+def released_rows()->pd.DataFrame: # Without majority and run: T-only and T+P, T5-XL, deep prompt, 16 shots, seed 100
     "The only per-template scores the promptability authors released, 116 templates for two models, as rows under our names"
     d = load_paper('per_template')
-    row = dict(suite='p3', backbone='T5-XL', prompt='deep', shots=16, seed=100, metric='accuracy')
-    parts = [
-        pd.DataFrame(
-            row
-            |dict(method=m, cluster=d.arg_group, dataset=d.dataset.replace(_NAMES), template=d.inferred_task_name,
-                  value=d['acc_'+c], n=d.n_eval.astype(int), chance=d.chance))
-        for m,c in (('T-only','T0_reproduction'), ('T+P','MTL_TfirePfire'))]
-    return pd.concat(parts, ignore_index=True)
+    cell = dict(suite='p3', backbone='T5-XL', prompt='deep', shots=16, seed=100, metric='accuracy')
+    task = dict(cluster=d.arg_group, dataset=d.dataset.replace(_NAMES), template=d.inferred_task_name)
+    def rows(method, column):
+        return pd.DataFrame(
+            cell|dict(method=method)|task|dict(value=d[column], n=d.n_eval.astype(int), chance=d.chance))
+    return pd.concat([rows(m, c) for m,c in _RELEASED.items()], ignore_index=True)

@@ -14,7 +14,8 @@ from .results import KEY, load
 
 # %% ../../nbs/20_stats/02_query.ipynb #1ccd0887
 # Set in this order: after the last one nothing can be set any more
-_LOCKED = ("temp_directory=''", 'python_enable_replacements=false', 'enable_external_access=false', 'lock_configuration=true')
+_LOCKED = ("temp_directory=''", 'python_enable_replacements=false', 'enable_external_access=false',
+           'lock_configuration=true')
 
 def _locked_room(tables:dict[str,pa.Table]):
     "A connection that sees these tables and nothing else"
