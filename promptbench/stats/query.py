@@ -7,44 +7,61 @@ __all__ = ['OVERVIEW', 'query', 'results', 'save']
 
 # %% ../../nbs/20_stats/02_query.ipynb #7973a4eb
 import io, json, re
-from collections.abc import Sequence
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from ..base.core import UserError, one_of, write_atomic
 from .results import KEY, load
 
 # %% ../../nbs/20_stats/02_query.ipynb #1ccd0887
+# Set in this order: after the last one nothing can be set any more
+_LOCKED = ("temp_directory=''", 'python_enable_replacements=false', 'enable_external_access=false',
+           'lock_configuration=true')
+
+def _locked_room(tables:dict[str,pa.Table]):
+    "A connection that sees these tables and nothing else"
+    import duckdb
+    no_extensions = dict(autoinstall_known_extensions='false', autoload_known_extensions='false')
+    con = duckdb.connect(':memory:', config=no_extensions)
+    for name,table in tables.items(): con.register(name, table)
+    for setting in _LOCKED: con.execute(f'SET {setting}')
+    return con
+
+def _check_reads(con, sql:str)->None:
+    "`UserError` unless this is one statement that reads"
+    kinds = [s.type.name for s in con.extract_statements(sql)]
+    if len(kinds)==1 and kinds[0] in ('SELECT','EXPLAIN','MULTI'): return
+    got = ' and '.join(kinds) or 'none'
+    raise UserError(f'the SQL must be one statement that reads, such as "select … from rows", got {got}')
+
+def _plain(field:pa.Field)->pa.Field:
+    "Decimals, which pandas would keep as objects, become ordinary numbers"
+    if not pa.types.is_decimal(field.type): return field
+    return field.with_type(pa.int64() if field.type.scale==0 else pa.float64())
+
 def query(
     sql:str, # One statement that reads
     **tables:pa.Table # What it may read, by name
 )->pa.Table: # The answer
     "Run `sql` over tables in memory; it can reach no file, no network and no variable of ours"
     import duckdb
-    con = duckdb.connect(
-        ':memory:', config=dict(autoinstall_known_extensions='false', autoload_known_extensions='false'))
-    for name,t in tables.items(): con.register(name, t)
-    for s in (
-            "temp_directory=''", 'python_enable_replacements=false', 'enable_external_access=false', 'lock_configuration=true'):
-        con.execute(f'SET {s}')
+    con = _locked_room(tables)
     try:
-        kinds = [s.type.name for s in con.extract_statements(sql)]
-        if len(kinds)!=1 or kinds[0] not in ('SELECT','EXPLAIN','MULTI'):
-            raise UserError(
-                f'the SQL must be one statement that reads, such as "select … from rows", got {" and ".join(kinds) or "none"}')
+        _check_reads(con, sql)
         out = con.sql(sql).to_arrow_table()
-        return out.cast(
-            pa.schema(
-                [
-                    f.with_type(pa.int64() if f.type.scale==0 else pa.float64()) if pa.types.is_decimal(f.type) else f
-                    for f in out.schema]))
+        return out.cast(pa.schema([_plain(f) for f in out.schema]))
     except duckdb.Error as e:
         there = '; '.join(f'{n}({", ".join(t.column_names)})' for n,t in tables.items())
         raise UserError(f'{str(e).strip().splitlines()[0]}. There is {there}') from None
     finally: con.close()
 
 # %% ../../nbs/20_stats/02_query.ipynb #89f01df7
+def _named_in(sql:str)->tuple[str,...]:
+    "The tables a query names; one that names none is over rows"
+    kinds = tuple(k for k in ('rows','predictions') if re.search(rf'\b{k}\b', sql, re.I))
+    return kinds or ('rows',)
+
 def results(
-    source:str|Path|Sequence, # File, folder, store, pattern such as "runs/**", or a list of these
+    source:str|Path|list, # File, folder, store, pattern such as "runs/**", or a list of these
     *, table:str='rows', # 'rows' or 'predictions'
     where:str|None=None, # SQL condition on that table
     sql:str|None=None, # A whole query over `rows` and `predictions` instead
@@ -55,31 +72,37 @@ def results(
     if sql is not None and where is not None:
         raise UserError('give sql or where, not both; a condition can be part of the sql')
     if where is not None: sql = f'select * from {table} where {where}'
-    kinds = (table,) if sql is None else tuple(
-        k for k in ('rows','predictions') if re.search(rf'\b{k}\b', sql, re.I)) or ('rows',)
+    kinds = (table,) if sql is None else _named_in(sql)
     found = load(source, kinds, all_runs=all_runs)
     lost = [k for k in kinds if k not in found]
     if lost:
-        raise UserError(
-            f'no {" or ".join(lost)} at {source}; give a file, a folder or store that holds results, or a pattern like "runs/**"')
+        raise UserError(f'no {" or ".join(lost)} at {source}; give a file, a folder or store that holds results, '
+                        'or a pattern like "runs/**"')
     if sql is not None: return query(sql, **found).to_pandas()
-    return (found[table].sort_by([(c,'ascending') for c in KEY]) if table=='rows' else found[table]).to_pandas()
+    out = found[table]
+    if table=='rows': out = out.sort_by([(c,'ascending') for c in KEY])
+    return out.to_pandas()
 
 # %% ../../nbs/20_stats/02_query.ipynb #518c28f5
-OVERVIEW = '''select suite, backbone, method, prompt, shots, count(distinct seed) as seeds, count(distinct dataset) as datasets, count(*) as "rows", sum(n) as answers,
- avg(value) as accuracy, avg(chance) as chance, avg(majority) as majority from rows where metric='accuracy' group by all order by suite, backbone, method, prompt, shots'''
+OVERVIEW = '''select suite, backbone, method, prompt, shots,
+    count(distinct seed) as seeds, count(distinct dataset) as datasets, count(*) as "rows", sum(n) as answers,
+    avg(value) as accuracy, avg(chance) as chance, avg(majority) as majority
+from rows where metric='accuracy' group by all order by suite, backbone, method, prompt, shots'''
+
+# %% ../../nbs/20_stats/02_query.ipynb #c4c4aa3a
+def _json(value)->str:
+    "A list or array as JSON"
+    return json.dumps(value.tolist() if hasattr(value, 'tolist') else value)
 
 def save(
     df:pd.DataFrame, # Answer to a query
-    path # .csv or .parquet
+    path:str|Path # .csv or .parquet
 )->Path: # The file
     "Write an answer, whole or not at all; lists become JSON in a CSV"
     path = Path(path)
     if path.suffix=='.csv':
-        lists = {c:df[c].map(lambda x: json.dumps(x.tolist() if hasattr(x, 'tolist') else x))
-                 for c in df
-                 if len(df) and isinstance(df[c].iloc[0], (list,np.ndarray))}
-        return write_atomic(path, df.assign(**lists).to_csv(index=False))
+        lists = [c for c in df if len(df) and isinstance(df[c].iloc[0], (list,np.ndarray))]
+        return write_atomic(path, df.assign(**{c:df[c].map(_json) for c in lists}).to_csv(index=False))
     if path.suffix!='.parquet': raise UserError(f'the file must end in .csv or .parquet, got {path.name!r}')
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pandas(df, preserve_index=False), sink, compression='zstd')

@@ -9,7 +9,7 @@ __all__ = ['SCHEMA', 'CELL', 'KEY', 'PREDICTION_KEY', 'ROW_COLUMNS', 'PREDICTION
 
 # %% ../../nbs/20_stats/00_results.ipynb #d47e0752
 import functools, glob, io, json, os, re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from ..base.core import UserError, write_atomic
@@ -29,7 +29,9 @@ PREDICTION_COLUMNS = ['run']+CELL+[
     'seed','cluster','dataset','template','instance','gold','pred','correct','scores_sum','scores_mean']
 
 # %% ../../nbs/20_stats/00_results.ipynb #b56832df
-def _cast(df:pd.DataFrame, col:str):
+_DTYPES = dict(str='str', int='int64', float='float64', bool='bool')
+
+def _cast(df:pd.DataFrame, col:str)->pd.Series:
     "Column `col` in its type, or a `UserError` that shows the offending value"
     kind,s = _TYPES[col],df[col]
     if kind=='list': return s
@@ -37,27 +39,33 @@ def _cast(df:pd.DataFrame, col:str):
     if missing.any() and col not in ('chance','majority'):
         raise UserError(f'column {col!r} must not be empty, but {int(missing.sum())} of {len(s)} rows hold no value '
                         f'(first at row {s.index[missing][0]}); remove or repair them')
+    if s.dtype==_DTYPES[kind]: return s
     try:
-        if s.dtype==dict(str='str', int='int64', float='float64', bool='bool')[kind]: return s
         if kind=='str': return s.astype(object).map(str).astype('str')
         if kind=='int' and len(s) and (s.astype('float64')%1!=0).any(): raise ValueError('not whole numbers')
-        return s.astype(dict(int='int64', float='float64', bool='bool')[kind])
+        return s.astype(_DTYPES[kind])
     except (ValueError, TypeError) as e: raise UserError(f'column {col!r} must hold {kind} values: {e}') from None
+
+# %% ../../nbs/20_stats/00_results.ipynb #10a51673
+def _check_columns(df:pd.DataFrame, columns:list[str], what:str)->None:
+    "`UserError` unless `df` has all of `columns` and nothing else"
+    lost,odd = [c for c in columns if c not in df.columns],[c for c in df.columns if c not in columns]
+    if lost:
+        renamed = f', not known {odd} (renamed?)' if odd else ''
+        raise UserError(f'{what} need the columns {columns}; missing {lost}{renamed}')
+    if odd: raise UserError(f'{what} have no column {odd}; drop them, or raise the schema version')
 
 def _check(df:pd.DataFrame, columns:list[str], key:list[str], what:str)->pd.DataFrame:
     "`df` with exactly `columns`, cast; keys unique"
-    lost,odd = [c for c in columns if c not in df.columns],[c for c in df.columns if c not in columns]
-    if lost:
-        raise UserError(
-            f'{what} need the columns {columns}; missing {lost}'+(f', not known {odd} (renamed?)' if odd else ''))
-    if odd: raise UserError(f'{what} have no column {odd}; drop them, or raise the schema version')
+    _check_columns(df, columns, what)
     out = pd.DataFrame({c:_cast(df, c) for c in columns}).reset_index(drop=True)
     twice = out.duplicated(key, keep=False)
     if twice.any():
         first = out.loc[twice, key].iloc[0].to_dict()
-        runs = sorted(set(out.loc[(out[key]==pd.Series(first)).all(axis=1), 'run']))
-        raise UserError(
-            f'{what} must have one entry per key, but {int(twice.sum())} share one, first {first} (runs {runs}); keep one of them')
+        same = (out[key]==pd.Series(first)).all(axis=1)
+        runs = sorted(set(out.loc[same, 'run']))
+        raise UserError(f'{what} must have one entry per key, but {int(twice.sum())} share one, first {first} '
+                        f'(runs {runs}); keep one of them')
     return out
 
 # %% ../../nbs/20_stats/00_results.ipynb #43765e54
@@ -80,13 +88,13 @@ def check_predictions(
     out = _check(df, PREDICTION_COLUMNS, PREDICTION_KEY, 'predictions')
     bad = out.correct!=(out.pred==out.gold)
     if bad.any():
-        raise UserError(
-            f'correct must equal pred == gold, but {int(bad.sum())} predictions disagree, first {out.instance[bad].iloc[0]!r}')
+        raise UserError(f'correct must equal pred == gold, but {int(bad.sum())} predictions disagree, '
+                        f'first {out.instance[bad].iloc[0]!r}')
     return out
 
 # %% ../../nbs/20_stats/00_results.ipynb #ca6cc97b
 def concat(
-    tables, # Tables of rows, or tables of predictions
+    tables:Iterable[pd.DataFrame], # Tables of rows, or tables of predictions
 )->pd.DataFrame: # One checked table
     "Several tables as one; `UserError` if two of them claim the same key"
     tables = [t for t in tables if len(t)]
@@ -103,7 +111,8 @@ def columns_of(
     kind:str # 'rows' or 'predictions'
 )->pa.Schema: # Names and Arrow types, in the agreed order
     "The columns of a kind of table as they are stored"
-    return pa.schema([(c, _ARROW[_TYPES[c]]) for c in (ROW_COLUMNS if kind=='rows' else PREDICTION_COLUMNS)])
+    columns = ROW_COLUMNS if kind=='rows' else PREDICTION_COLUMNS
+    return pa.schema([(c, _ARROW[_TYPES[c]]) for c in columns])
 
 def to_arrow(
     df:pd.DataFrame, # Checked rows or predictions
@@ -112,15 +121,16 @@ def to_arrow(
     "A checked table as it is stored"
     return pa.Table.from_pandas(df, schema=columns_of(kind), preserve_index=False)
 
+# %% ../../nbs/20_stats/00_results.ipynb #421e80df
 def write_table(
-    path, # File that shall hold it
+    path:str|Path, # File that shall hold it
     table:pa.Table, # From `to_arrow` or `load`
     kind:str # 'rows' or 'predictions'
 )->Path: # The file
     "A stored table to Parquet, marked with its kind and schema version; whole or not at all"
+    mark = {b'promptbench':f'{kind}/{SCHEMA}'.encode()}
     sink = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata({b'promptbench':f'{kind}/{SCHEMA}'.encode()}), sink, compression='zstd')
+    pq.write_table(table.replace_schema_metadata(mark), sink, compression='zstd')
     return write_atomic(path, sink.getvalue())
 
 def write_rows(
@@ -138,20 +148,7 @@ def write_predictions(
     return write_table(path, to_arrow(check_predictions(predictions), 'predictions'), 'predictions')
 
 # %% ../../nbs/20_stats/00_results.ipynb #76ac79a7
-def _read(path:Path, kind:str, must:bool=True)->pa.Table|None:
-    "One file of the given kind; another kind, or nothing of ours, is None unless it `must` be it"
-    try:
-        f = pq.ParquetFile(path, pre_buffer=False)
-        mark = (f.schema_arrow.metadata or {}).get(b'promptbench', b'').decode()
-        got,_,version = mark.partition('/')
-        if got!=kind or not version.isdigit():
-            if not must: return None
-            raise UserError(f'{path} must hold {kind}, but it is marked {mark or "as nothing of ours"!r}')
-        return _upgrade(f.read(use_threads=False), kind, int(version), path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
-        raise UserError(f'{path} must be a Parquet file of {kind}: {e}') from None
-
-def _upgrade(table:pa.Table, kind:str, version:int, path)->pa.Table:
+def _upgrade(table:pa.Table, kind:str, version:int, path:Path)->pa.Table:
     "The table as the present schema has it"
     if version>SCHEMA:
         raise UserError(f'{path} has schema {version}, this promptbench reads up to {SCHEMA}; update promptbench')
@@ -166,6 +163,18 @@ def _upgrade(table:pa.Table, kind:str, version:int, path)->pa.Table:
     if lost: raise UserError(f'{path} must hold the columns {want.names}; missing {lost}')
     return table.select(want.names).cast(want)
 
+def _read(path:Path, kind:str, must:bool=True)->pa.Table|None:
+    "One file of the given kind; another kind, or nothing of ours, is None unless it `must` be it"
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False)
+        mark = (file.schema_arrow.metadata or {}).get(b'promptbench', b'').decode()
+        got,_,version = mark.partition('/')
+        if got==kind and version.isdigit(): return _upgrade(file.read(use_threads=False), kind, int(version), path)
+        if not must: return None
+        raise UserError(f'{path} must hold {kind}, but it is marked {mark or "as nothing of ours"!r}')
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+        raise UserError(f'{path} must be a Parquet file of {kind}: {e}') from None
+
 # %% ../../nbs/20_stats/00_results.ipynb #6c132701
 STORE = 1 # Version of the layout of a store
 
@@ -176,8 +185,13 @@ def is_store(
     try: return 'promptbench store' in json.loads((folder/'store.json').read_text())
     except (OSError, ValueError): return False
 
+def _replaced(store:Path, names:set[str])->set[str]:
+    "Parts that merged parts stand for"
+    merged = [n for n in names if n.startswith('compact-')]
+    return set().union(*(json.loads((store/n/'replaces.json').read_text()) for n in merged))
+
 def parts(
-    store # Folder of a store
+    store:str|Path # Folder of a store
 )->list[Path]: # The folders that count, sorted by name
     "One consistent look at a store: every result set once, whatever writers and compactors do meanwhile"
     store = Path(store)
@@ -186,30 +200,28 @@ def parts(
         if json.loads(before)['promptbench store']>STORE:
             raise UserError(f'{store} is of a newer kind than this promptbench knows; update promptbench')
         with os.scandir(store) as there: names = {e.name for e in there if not e.name.startswith('.') and e.is_dir()}
-        try:
-            gone = {x
-                    for n in names
-                    if n.startswith('compact-')
-                    for x in json.loads((store/n/'replaces.json').read_text())}
+        try: gone = _replaced(store, names)
         except FileNotFoundError: continue # removed since it was listed
         if (store/'store.json').read_text()==before: return [store/n for n in sorted(names-gone)]
     raise UserError(f'{store} does not hold still; is something compacting it without pause?')
 
 # %% ../../nbs/20_stats/00_results.ipynb #4c86a3d8
-def _walk(folder:Path, keep=None)->Iterator[Path]:
+def _walk(folder:Path, keep:Callable|None=None)->Iterator[Path]:
     "Parquet files below a folder; nothing hidden, because that is where unfinished files are"
     if is_store(folder):
         for p in parts(folder):
-            if keep is None or keep(p):
-                yield from (p/n for n in sorted(os.listdir(p)) if n.endswith('.parquet') and not n.startswith('.'))
+            if keep is None or keep(p): yield from (p/n for n in sorted(os.listdir(p)) if _shown(n))
         return
     with os.scandir(folder) as there:
         seen = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in there if not e.name.startswith('.'))
-    yield from (folder/n for n,d in seen if not d and n.endswith('.parquet'))
-    for n,d in seen:
-        if d and not (n=='cells' and ('rows.parquet',False) in seen): yield from _walk(folder/n)
+    yield from (folder/n for n,is_dir in seen if not is_dir and _shown(n))
+    folders = [n for n,is_dir in seen if is_dir]
+    if ('rows.parquet',False) in seen: folders = [n for n in folders if n!='cells'] # gathered in it already
+    for n in folders: yield from _walk(folder/n)
 
-def _files(where, keep=None)->Iterator[tuple[Path,bool]]: # file, whether it was asked for by name
+def _shown(name:str)->bool: return name.endswith('.parquet') and not name.startswith('.')
+
+def _files(where, keep:Callable|None=None)->Iterator[tuple[Path,bool]]: # file, whether it was asked for by name
     "Files meant by a path, a folder, a glob pattern or a list of these"
     if isinstance(where, (list,tuple)):
         for w in where: yield from _files(w, keep)
@@ -218,77 +230,85 @@ def _files(where, keep=None)->Iterator[tuple[Path,bool]]: # file, whether it was
         yield Path(where),True
         return
     head = re.sub(r'(^|/)\*\*/?$', '', str(where)) or '.' # all below a folder is what a folder means anyhow
-    for p in [Path(head)] if Path(head).is_dir() else sorted(map(Path, glob.glob(head, recursive=True))):
+    found = [Path(head)] if Path(head).is_dir() else sorted(map(Path, glob.glob(head, recursive=True)))
+    for p in found:
         if p.is_dir(): yield from ((f,False) for f in _walk(p, keep))
         elif p.suffix=='.parquet': yield p,False
 
 # %% ../../nbs/20_stats/00_results.ipynb #9bd3d797
-def _merge(found:list, kind:str, all_runs:bool)->pa.Table:
+def _merge(found:list[tuple[Path,pa.Table]], kind:str, all_runs:bool)->pa.Table:
     "Tables of several files as one; what is there twice counts once, contradictions are refused"
     whole = pa.concat_tables([t for _,t in found]).combine_chunks()
     key = KEY if kind=='rows' else PREDICTION_KEY
-    if whole.group_by(key).aggregate([([],'count_all')])['count_all'].to_numpy().max(initial=0)<2: return whole
-    df = whole.select(key).to_pandas()
-    at = np.flatnonzero(df.duplicated(key, keep=False))
-    d = whole.take(at).to_pandas()
-    plain = d.assign(**{c:d[c].map(lambda x: np.asarray(x).tobytes()) for c in d if c.startswith('scores')})
-    again = plain.duplicated(None if all_runs else [c for c in d if c!='run']).to_numpy()
-    left = d[~again]
+    times = whole.group_by(key).aggregate([([],'count_all')])['count_all'].to_numpy()
+    if times.max(initial=0)<2: return whole
+    shared = np.flatnonzero(whole.select(key).to_pandas().duplicated(key, keep=False))
+    entries = whole.take(shared).to_pandas()
+    plain = entries.assign(**{c:entries[c].map(_as_bytes) for c in entries if c.startswith('scores')})
+    content = None if all_runs else [c for c in entries if c!='run']
+    again = plain.duplicated(content).to_numpy()
+    left = entries[~again]
     clash = left.duplicated(key, keep=False)
     if clash.any() and not all_runs:
         first = left.loc[clash, key].iloc[0]
-        same = (d[key]==first).all(axis=1)
-        ends = np.cumsum([len(t) for _,t in found])
-        files = sorted({str(found[k][0]) for k in np.searchsorted(ends, at[same], side='right')})[:4]
+        same = (entries[key]==first).all(axis=1)
+        runs,files = sorted(set(entries.run[same])),_files_of(found, shared[same])
         raise UserError(f'{kind} must have one entry per key, but {int(clash.sum())} share one, first '
-                        f'{first.to_dict()} (runs {sorted(set(d.run[same]))}, in {files}); keep one of them')
-    return whole.filter(pa.array(~np.isin(np.arange(len(whole)), at[again])))
+                        f'{first.to_dict()} (runs {runs}, in {files[:4]}); keep one of them')
+    return whole.filter(pa.array(~np.isin(np.arange(len(whole)), shared[again])))
+
+def _as_bytes(scores)->bytes:
+    "A list of scores as something that can be compared"
+    return np.asarray(scores).tobytes()
+
+def _files_of(found:list[tuple[Path,pa.Table]], at:np.ndarray)->list[str]:
+    "Files that hold the given lines of all tables together"
+    ends = np.cumsum([len(t) for _,t in found])
+    return sorted({str(found[k][0]) for k in np.searchsorted(ends, at, side='right')})
 
 # %% ../../nbs/20_stats/00_results.ipynb #c3d864ce
+def _read_once(cache:dict, file:Path, kind:str, sure:bool)->pa.Table|None:
+    "A file that may be of `kind`, kept in `cache`; files named for the other kind are not even opened"
+    if not sure and file.name in ('rows.parquet','predictions.parquet') and file.stem!=kind: return None
+    if (file,kind) not in cache: cache[file,kind] = _read(file, kind, must=sure or file.stem==kind)
+    return cache[file,kind]
+
 def load(
-    where, # File, folder, store, glob pattern, or a list of these
-    kinds=('rows',), # 'rows', 'predictions' or both
+    where:str|Path|list, # File, folder, store, glob pattern, or a list of these
+    kinds:tuple[str,...]=('rows',), # 'rows', 'predictions' or both
     *, all_runs:bool=False, # Keep contradicting runs, told apart by `run`, instead of refusing them
-    keep=None # Function of a store's part (its folder): whether it is wanted
+    keep:Callable|None=None # Function of a store's part (its folder): whether it is wanted
 )->dict[str,pa.Table]: # One table for each kind that was found
     "Tables of all files as of one moment; results that are there twice count once"
-    cache = {}
+    cache,one = {},len(kinds)==1
     for _ in range(100):
         try:
-            files = list(dict.fromkeys(_files(where, keep)))
+            files = dict.fromkeys(_files(where, keep))
             out = {}
             for kind in kinds:
-                found = [
-                    (f,t)
-                    for f,sure in files
-                    if (t := _read_once(cache, f, kind, sure and len(kinds)==1)) is not None]
+                tables = [(f, _read_once(cache, f, kind, by_name and one)) for f,by_name in files]
+                found = [(f,t) for f,t in tables if t is not None]
                 if found: out[kind] = _merge(found, kind, all_runs)
             return out
         except FileNotFoundError: continue # merged into another part since it was listed
     raise UserError(f'the files at {where} change too quickly to be read; try again')
 
-def _read_once(cache:dict, f:Path, kind:str, sure:bool)->pa.Table|None:
-    "A file that may be of `kind`, kept in `cache`; files named for the other kind are not even opened"
-    if not sure and f.name in ('rows.parquet','predictions.parquet') and f.stem!=kind: return None
-    if (f,kind) not in cache: cache[f,kind] = _read(f, kind, must=sure or f.stem==kind)
-    return cache[f,kind]
-
 # %% ../../nbs/20_stats/00_results.ipynb #440913ed
 def _get(where, kind:str)->pd.DataFrame:
+    "All of one kind; `UserError` if there is none"
     found = load(where, (kind,)).get(kind)
-    if found is None:
-        raise UserError(
-            f'no {kind} at {where}; give a file, a folder that holds {kind}.parquet, a store, or a pattern like "runs/**"')
-    return found.to_pandas()
+    if found is not None: return found.to_pandas()
+    raise UserError(f'no {kind} at {where}; give a file, a folder that holds {kind}.parquet, a store, '
+                    'or a pattern like "runs/**"')
 
 def read_rows(
-    where:str|Path|Sequence # File, folder (all rows below it), store, glob pattern, or a list of these
+    where:str|Path|list # File, folder (all rows below it), store, glob pattern, or a list of these
 )->pd.DataFrame: # Checked rows
     "Rows of one or many files; `UserError` if a file is missing, foreign or too new, or two files contradict each other"
     return check_rows(_get(where, 'rows'))
 
 def read_predictions(
-    where:str|Path|Sequence # File, folder (all predictions below it), store, glob pattern, or a list of these
+    where:str|Path|list # File, folder (all predictions below it), store, glob pattern, or a list of these
 )->pd.DataFrame: # Checked predictions
     "Predictions of one or many files; errors as for `read_rows`"
     return check_predictions(_get(where, 'predictions'))
@@ -298,9 +318,10 @@ def cells(
     rows:pd.DataFrame # Rows or predictions
 )->pd.DataFrame: # One line per cell: its columns, seeds (sorted list), datasets (count)
     "The cells of a table and the seeds each one has"
-    g = rows.groupby(CELL, sort=False)
-    return g.agg(seeds=('seed', lambda s: sorted(set(int(x) for x in s))), datasets=('dataset','nunique')).reset_index()
+    def distinct(seeds): return sorted({int(s) for s in seeds})
+    return rows.groupby(CELL, sort=False).agg(seeds=('seed',distinct), datasets=('dataset','nunique')).reset_index()
 
+# %% ../../nbs/20_stats/00_results.ipynb #61675974
 def pick(
     table:pd.DataFrame, # Rows or predictions
     **where # Column = value, or a list of allowed values
@@ -310,6 +331,7 @@ def pick(
     for col,want in where.items():
         if col not in out.columns: raise UserError(f'no column {col!r}; there are {list(out.columns)}')
         have = out[col].unique().tolist()
-        out = out[out[col].isin(want if isinstance(want,(list,tuple,set)) else [want])]
+        allowed = want if isinstance(want, (list,tuple,set)) else [want]
+        out = out[out[col].isin(allowed)]
         if not len(out): raise UserError(f'nothing has {col}={want!r}; there is {sorted(have)}')
     return out

@@ -7,6 +7,7 @@ __all__ = ['read_scores', 'arg_scores', 'groups_named', 'intervals']
 
 # %% ../../nbs/20_stats/07_scores.ipynb #7a853a74
 import re
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 import pandas as pd, pyarrow as pa, pyarrow.parquet as pq
@@ -22,16 +23,16 @@ _USED = CELL+['seed','dataset','template','metric','value','n','chance','majorit
 def _mapping(text:str|None)->dict[str,list[str]]:
     "`template=name,value=a,value=b` as our column -> theirs"
     out = {}
-    for item in filter(None, (x.strip() for x in (text or '').split(','))):
+    for item in filter(None, map(str.strip, (text or '').split(','))):
         ours,eq,theirs = item.partition('=')
         if not eq or ours not in _USED:
-            raise UserError(
-                f'columns must look like template=name,value=score with names of {_USED} on the left, got {item!r}')
+            raise UserError(f'columns must look like template=name,value=score with names of {_USED} on the left, got {item!r}')
         out.setdefault(ours, []).append(theirs)
         if len(out[ours])>1 and ours!='value':
             raise UserError(f'only value can be several columns, got {ours} = {out[ours]}')
     return out
 
+# %% ../../nbs/20_stats/07_scores.ipynb #d722b68b
 def _table(file)->pd.DataFrame:
     "Whatever table there is at a place: CSV, Parquet of anybody, or results of ours"
     path = Path(file)
@@ -44,59 +45,77 @@ def _table(file)->pd.DataFrame:
     return results(file)
 
 # %% ../../nbs/20_stats/07_scores.ipynb #54e842c0
+def _found(df:pd.DataFrame, file, patterns:dict[str,list[str]])->dict[str,list[str]]:
+    "Our column -> the columns of `df` that fit; our own names fit where nothing else is said"
+    found = {}
+    for ours,theirs in patterns.items():
+        found[ours] = [c for pattern in theirs for c in df.columns if fnmatchcase(c, pattern)]
+        if not found[ours]: raise UserError(f'{file} has no column {theirs} for {ours}; it has {list(df.columns)}')
+    for c in _USED:
+        if c in df.columns: found.setdefault(c, [c])
+    lost = [c for c in ('dataset','template','value') if c not in found]
+    if lost:
+        raise UserError(f'{file} must have the columns dataset, template and value; for {lost} say which of its '
+                        f'columns it is, as in --columns {lost[0]}=NAME; it has {list(df.columns)}')
+    return found
+
 def read_scores(
-    file, # CSV or Parquet file; or a folder, store or pattern of results
+    file:str|Path, # CSV or Parquet file; or a folder, store or pattern of results
     columns:str|None=None, # Theirs for ours, as 'template=name,value=acc_*'; several `value` columns are several runs
     *, where:str|None=None # SQL condition on the table as it is in the file
 )->pd.DataFrame: # Long: dataset, template, value and what else is known of suite, backbone, method …, n, chance, majority, run
     "Scores of any table, one per line"
-    df,names = _table(file),_mapping(columns)
+    df,patterns = _table(file),_mapping(columns)
     if where:
-        df = query(f'select * from rows where {where}', rows=pa.Table.from_pandas(df, preserve_index=False)).to_pandas()
-    for ours,theirs in names.items():
-        found = [c for t in theirs for c in df.columns if fnmatchcase(c, t)]
-        if not found: raise UserError(f'{file} has no column {theirs} for {ours}; it has {list(df.columns)}')
-        names[ours] = found
-    lost = [c for c in ('dataset','template','value') if c not in names and c not in df.columns]
-    if lost:
-        raise UserError(f'{file} must have the columns dataset, template and value; for {lost} say which of its '
-                        f'columns it is, as in --columns {lost[0]}=NAME; it has {list(df.columns)}')
-    out = pd.DataFrame(
-        {c:df[names[c][0] if c in names else c] for c in _USED if c!='value' and (c in names or c in df.columns)})
-    wide = 'value' in names
-    parts = [out.assign(value=pd.to_numeric(df[c], errors='coerce'), **(dict(run=c) if wide else {}))
-             for c in names.get('value', ['value'])]
+        rows = pa.Table.from_pandas(df, preserve_index=False)
+        df = query(f'select * from rows where {where}', rows=rows).to_pandas()
+    found = _found(df, file, patterns)
+    known = pd.DataFrame({c:df[found[c][0]] for c in _USED if c in found and c!='value'})
+    parts = []
+    for c in found['value']:
+        part = known.assign(value=pd.to_numeric(df[c], errors='coerce'))
+        parts.append(part.assign(run=c) if 'value' in patterns else part)
     out = pd.concat(parts, ignore_index=True)
     if not len(out): raise UserError(f'{file} holds no scores'+(f' where {where}' if where else ''))
     return out
 
 # %% ../../nbs/20_stats/07_scores.ipynb #e56583da
-def _baseline(scores:pd.DataFrame, baseline:str):
+def _cell_named(scores:pd.DataFrame, text:str)->dict:
+    "A cell as method=none,shots=0 by its columns, whole numbers where the column has them"
+    out = {}
+    for item in text.split(','):
+        name,eq,value = item.strip().partition('=')
+        if not eq: continue
+        whole = name in scores.columns and pd.api.types.is_integer_dtype(scores[name])
+        out[name] = int(value) if whole and re.fullmatch(r'-?\d+', value) else value
+    return out
+
+def _baseline(scores:pd.DataFrame, baseline:str)->str|pd.DataFrame:
     "What `relative_gain` takes: 'chance', 'majority', or the lines of a run or cell"
     if baseline in ('chance','majority'): return baseline
-    if '=' in baseline: # a cell, as method=none,shots=0
-        given = dict(x.strip().split('=', 1) for x in baseline.split(',') if '=' in x)
-        return pick(
-            scores,
-            **{k:int(v) if k in scores.columns and pd.api.types.is_integer_dtype(scores[k])
-               and re.fullmatch(r'-?\d+', v) else v
-               for k,v in given.items()})
+    if '=' in baseline: return pick(scores, **_cell_named(scores, baseline))
     runs = sorted(scores.run.astype(str).unique()) if 'run' in scores.columns else []
-    if baseline not in runs:
-        raise UserError("baseline must be 'chance', 'majority', a run or a cell such as method=none,shots=0; "
-                        f"{baseline!r} is none of the runs {runs[:8]}{' …' if len(runs)>8 else ''}")
-    return scores[scores.run==baseline]
+    if baseline in runs: return scores[scores.run==baseline]
+    raise UserError("baseline must be 'chance', 'majority', a run or a cell such as method=none,shots=0; "
+                    f"{baseline!r} is none of the runs {runs[:8]}{' …' if len(runs)>8 else ''}")
 
-def _groups(scores:pd.DataFrame, baseline:str):
+# %% ../../nbs/20_stats/07_scores.ipynb #920b1c24
+def _baseline_for(base:str|pd.DataFrame, here:dict)->str|pd.DataFrame:
+    "The part of a baseline that is of this suite and backbone, if any is, without what names its cell"
+    if isinstance(base, str): return base
+    if here:
+        own = base[(base[list(here)]==list(here.values())).all(axis=1)]
+        if len(own): base = own
+    return base[[c for c in ('dataset','template','metric','seed','value') if c in base.columns]]
+
+def _groups(scores:pd.DataFrame, baseline:str)->Iterator[tuple[dict,pd.DataFrame,str|pd.DataFrame]]:
     "One part of the scores for each suite and backbone (or each run, where no cell is known), with the baseline for it"
-    base,known = _baseline(scores, baseline),any(c in scores.columns for c in CELL)
+    base = _baseline(scores, baseline)
+    known = any(c in scores.columns for c in CELL)
     split = [c for c in (('suite','backbone') if known else ('run',)) if c in scores.columns]
-    for k,g in (scores.groupby(split, sort=False) if split else [((), scores)]):
-        named,b = dict(zip(split, k)),base
-        if not isinstance(base, str):
-            if known and split and len(own := base[(base[split]==list(k)).all(axis=1)]): b = own
-            b = b[[c for c in ('dataset','template','metric','seed','value') if c in b]]
-        yield named,g,b
+    for values,part in (scores.groupby(split, sort=False) if split else [((), scores)]):
+        named = dict(zip(split, values))
+        yield named,part,_baseline_for(base, named if known else {})
 
 def arg_scores(
     scores:pd.DataFrame, # From `read_scores`
@@ -105,11 +124,11 @@ def arg_scores(
     groups:dict|None=None # As in `metrics.groups_of`
 )->pd.DataFrame: # One line per cell, or per run where a file does not say cells: arg (points), seeds, templates, n
     "ARG of everything in a table of scores"
-    out = []
-    for named,g,base in _groups(scores, baseline):
-        t = arg_table(g.drop(columns='run', errors='ignore'), baseline=base, by=by, groups=groups)
-        out.append(t.assign(**{k:v for k,v in named.items() if k not in t}))
-    out = pd.concat(out, ignore_index=True)
+    tables = []
+    for named,part,base in _groups(scores, baseline):
+        table = arg_table(part.drop(columns='run', errors='ignore'), baseline=base, by=by, groups=groups)
+        tables.append(table.assign(**{k:v for k,v in named.items() if k not in table.columns}))
+    out = pd.concat(tables, ignore_index=True)
     first = [c for c in ('run',*CELL) if c in out.columns]
     return out[first+[c for c in out.columns if c not in first]]
 
@@ -119,37 +138,45 @@ def groups_named(
     scores:pd.DataFrame # From `read_scores`
 )->dict|None: # As in `metrics.groups_of`
     "Which datasets `macro9` pools: the paper's, none, or those that a suite brings along"
-    if name in ('p3','none'): return None if name=='p3' else {}
+    if name=='p3': return None
+    if name=='none': return {}
     from promptbench.data.suite import load_suite
     if name=='suite':
         if 'suite' not in scores.columns or scores.suite.nunique()!=1:
             raise UserError(
                 'groups of the suite need scores of one suite, in a column suite; name the suite itself, or p3, or none')
         name = scores.suite.iloc[0]
-    return {d:g for d,g in (getattr(load_suite(name), 'groups', None) or {}).items() if d in set(scores.dataset)}
+    groups,there = getattr(load_suite(name), 'groups', None) or {},set(scores.dataset)
+    return {d:g for d,g in groups.items() if d in there}
+
+# %% ../../nbs/20_stats/07_scores.ipynb #44f6e1c0
+def _predictions_of(scores:pd.DataFrame, file)->pd.DataFrame|None:
+    "The predictions behind the scores; None unless every score is an accuracy that has them"
+    path = Path(file)
+    view = CELL+['seed','dataset','template']
+    if path.suffix=='.csv' or any(c not in scores.columns for c in view+['metric']): return None
+    if set(scores.metric)!={'accuracy'}: return None
+    place = path.parent if path.name=='rows.parquet' else file
+    found = load(place, ('predictions',), all_runs=True).get('predictions')
+    if found is None: return None
+    ps = found.to_pandas()
+    asked,there = pd.MultiIndex.from_frame(scores[view]),pd.MultiIndex.from_frame(ps[view])
+    return ps[there.isin(asked)] if asked.isin(there.unique()).all() else None
 
 def intervals(
     table:pd.DataFrame, # From `arg_scores`
-    file, # Where the scores are from: only results of ours have predictions
+    file:str|Path, # Where the scores are from: only results of ours have predictions
     scores:pd.DataFrame, *, by:str, baseline:str, groups:dict|None=None, # As in `arg_scores`
     n:int=1000 # Resamples
 )->pd.DataFrame: # `table` with lo and hi (points), where every score has its predictions
     "95 % bootstrap intervals over instances, if the predictions are there"
     from promptbench.stats.bootstrap import estimate, replicate
-    view = CELL+['seed','dataset','template']
-    path = Path(file)
-    if path.suffix=='.csv' or any(c not in scores.columns for c in view+['metric']) or set(scores.metric)!={'accuracy'}:
-        return table
-    found = load(path.parent if path.name=='rows.parquet' else file, ('predictions',), all_runs=True).get('predictions')
-    if found is None: return table
-    ps = found.to_pandas()
-    asked = pd.MultiIndex.from_frame(scores[view])
-    ps = ps[pd.MultiIndex.from_frame(ps[view]).isin(asked)]
-    if not asked.isin(pd.MultiIndex.from_frame(ps[view].drop_duplicates())).all(): return table
+    ps = _predictions_of(scores, file)
+    if ps is None: return table
     made = {}
-    for named,g,base in _groups(scores, baseline):
-        r = replicate(
-            ps[(ps[list(named)]==list(named.values())).all(axis=1)], rows=g, n=n, baseline=base, by=by, groups=groups)
-        for cell in g[CELL].drop_duplicates().itertuples(index=False): made[tuple(cell)] = estimate(r, cell._asdict())
-    at = [made[tuple(c)] for c in table[CELL].itertuples(index=False)]
+    for named,part,base in _groups(scores, baseline):
+        mine = ps[(ps[list(named)]==list(named.values())).all(axis=1)]
+        r = replicate(mine, rows=part, n=n, baseline=base, by=by, groups=groups)
+        for cell in part[CELL].drop_duplicates().itertuples(index=False): made[cell] = estimate(r, cell._asdict())
+    at = [made[cell] for cell in table[CELL].itertuples(index=False)]
     return table.assign(lo=[e['lo'] for e in at], hi=[e['hi'] for e in at])

@@ -7,10 +7,12 @@ __all__ = ['append', 'compact']
 
 # %% ../../nbs/20_stats/01_store.ipynb #b1a6d114
 import json, os, shutil, uuid
+from collections.abc import Iterator
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa
 from ..base.core import UserError, key_of, to_json, write_atomic
-from .results import CELL, KEY, PREDICTION_COLUMNS, PREDICTION_KEY, STORE, check_predictions, check_rows, is_store, load, parts, to_arrow, write_table
+from .results import CELL, KEY, PREDICTION_COLUMNS, PREDICTION_KEY, STORE
+from .results import check_predictions, check_rows, is_store, load, parts, to_arrow, write_table
 
 # %% ../../nbs/20_stats/01_store.ipynb #cf841520
 def _lock(store:Path, name:str):
@@ -18,14 +20,14 @@ def _lock(store:Path, name:str):
     from filelock import FileLock
     return FileLock(store/name).acquire(poll_interval=.002)
 
-def _sync(folder:Path):
+def _sync(folder:Path)->None:
     "Make the names in a folder survive a power cut"
     if os.name!='posix': return
     fd = os.open(folder, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
-def _publish(store:Path, name:str, tables:dict[str,pa.Table], **notes):
+def _publish(store:Path, name:str, tables:dict[str,pa.Table], **notes)->None:
     "One sub-folder with all of `tables` and `notes` in it, from nothing to whole in one rename"
     tmp = store/f'.new-{name}'
     tmp.mkdir()
@@ -36,16 +38,21 @@ def _publish(store:Path, name:str, tables:dict[str,pa.Table], **notes):
     os.rename(tmp, store/name)
     _sync(store)
 
+def _distinct(table:pa.Table, columns:list[str])->set[tuple]:
+    "The combinations of some columns that occur"
+    return {tuple(entry.values()) for entry in table.group_by(columns).aggregate([]).to_pylist()}
+
 def _views(*tables:pa.Table)->list[str]:
     "Short names of the cells and seeds that tables have entries of"
-    return sorted({key_of(*v.values()) for t in tables for v in t.group_by(CELL+['seed']).aggregate([]).to_pylist()})
+    return sorted({key_of(*view) for table in tables for view in _distinct(table, CELL+['seed'])})
 
 # %% ../../nbs/20_stats/01_store.ipynb #46b0805f
-def _opened(store)->Path:
+def _opened(store:str|Path)->Path:
     "The folder of a store, begun if there is nothing yet"
     store = Path(store)
     if is_store(store): return store
-    if store.is_dir() and any(not n.startswith('.') for n in os.listdir(store)) and not is_store(store):
+    taken = store.is_dir() and any(not n.startswith('.') for n in os.listdir(store))
+    if taken and not is_store(store):
         raise UserError(f'{store} must be a store or an empty folder, but it holds other things; choose another place')
     write_atomic(store/'.writable', '').unlink(missing_ok=True) # makes the folder, or says why not
     with _lock(store, '.lock'):
@@ -55,65 +62,80 @@ def _opened(store)->Path:
 # %% ../../nbs/20_stats/01_store.ipynb #91fd20f9
 def _has(part:Path, views:list[str])->bool:
     "Whether a part may hold something about one of the views"
-    of = part.name.split('-')[0]
-    return of in views if of not in ('many','compact') else not set(views).isdisjoint(
-        json.loads((part/'views.json').read_text()))
-
-def _tasks(table:pa.Table)->set[tuple]:
-    "Cell, seed, dataset and template of every entry"
-    return {tuple(x.values()) for x in table.group_by(CELL+['seed','dataset','template']).aggregate([]).to_pylist()}
+    view = part.name.split('-')[0]
+    if view not in ('many','compact'): return view in views
+    held = json.loads((part/'views.json').read_text())
+    return not set(views).isdisjoint(held)
 
 # %% ../../nbs/20_stats/01_store.ipynb #475aa97a
+def _as_bytes(scores)->bytes:
+    "A list of scores as something that can be compared, in whatever type it came"
+    return np.asarray(scores, float).tobytes()
+
 def _content(df:pd.DataFrame)->pd.DataFrame:
     "Everything but `run`, comparable: lists of scores as bytes"
-    return df.drop(columns='run').assign(
-        **{c:df[c].map(lambda x: np.asarray(x, float).tobytes()) for c in df if c.startswith('scores')})
+    lists = {c:df[c].map(_as_bytes) for c in df if c.startswith('scores')}
+    return df.drop(columns='run').assign(**lists)
+
+def _differs(both:pd.DataFrame)->np.ndarray:
+    "Which lines of two tables side by side say different things; two gaps are the same"
+    out = np.zeros(len(both), bool)
+    for c in both.columns:
+        if c+'_old' not in both.columns: continue
+        ours,theirs = both[c],both[c+'_old']
+        out |= ((ours!=theirs) & ~(ours.isna() & theirs.isna())).to_numpy()
+    return out
 
 def _only_new(new:pd.DataFrame, old:pa.Table|None, key:list[str], what:str, store:Path)->pd.DataFrame:
     "Entries of `new` whose key is not in `old`; `UserError` where `old` says something else under the same key"
     if old is None or not len(new): return new
     old = old.to_pandas()
     both = _content(new).merge(_content(old), on=key, how='left', suffixes=('','_old'), indicator=True)
-    known,differs = (both._merge=='both').to_numpy(),np.zeros(len(both), bool)
-    for c in (c for c in both.columns if c+'_old' in both.columns):
-        differs |= ((both[c]!=both[c+'_old']) & ~(both[c].isna() & both[c+'_old'].isna())).to_numpy()
-    if (bad := known & differs).any():
+    known = (both._merge=='both').to_numpy()
+    bad = known & _differs(both)
+    if bad.any():
         first = new[key][bad].iloc[0]
-        theirs = old.loc[(old[key]==first).all(axis=1), 'run'].iloc[0]
+        ours,theirs = new.run[bad].iloc[0],old.loc[(old[key]==first).all(axis=1), 'run'].iloc[0]
         raise UserError(
-            f'{what} must agree under one key, but run {new.run[bad].iloc[0]!r} contradicts run {theirs!r}, which is '
+            f'{what} must agree under one key, but run {ours!r} contradicts run {theirs!r}, which is '
             f'in {store} already, at {first.to_dict()} ({int(bad.sum())} entries in all); '
             'nothing was written. Give one of them another method name or seed, or use another store')
     return new[~known]
 
 # %% ../../nbs/20_stats/01_store.ipynb #690440fe
+_TASK = CELL+['seed','dataset','template']
+
+def _to_store(rows:pd.DataFrame, predictions:pd.DataFrame)->dict[str,pa.Table]:
+    "A result set as it is stored"
+    return dict(rows=to_arrow(rows, 'rows'), predictions=to_arrow(predictions, 'predictions'))
+
 def append(
-    store, # Folder of the store; made if there is none
+    store:str|Path, # Folder of the store; made if there is none
     rows:pd.DataFrame, # One result set: rows of any number of cells
     predictions:pd.DataFrame|None=None # Their predictions
 )->Path|None: # The new part; None if the store knew all of it
     "Add a result set, visible at once and whole; returned means kept. `UserError` if the store says something else under one of its keys"
     rows = check_rows(rows)
     ps = check_predictions(pd.DataFrame(columns=PREDICTION_COLUMNS) if predictions is None else predictions)
-    tables = dict(rows=to_arrow(rows, 'rows'), predictions=to_arrow(ps, 'predictions'))
-    own = [_tasks(t) for t in tables.values()]
-    if odd := sorted(own[1]-own[0]):
-        raise UserError(f'every prediction must belong to a row of its result set, but there is none for {odd[0]}')
+    tables = _to_store(rows, ps)
+    odd = sorted(_distinct(tables['predictions'], _TASK)-_distinct(tables['rows'], _TASK))
+    if odd: raise UserError(f'every prediction must belong to a row of its result set, but there is none for {odd[0]}')
     views = _views(tables['rows'])
     store = _opened(store)
+    def near(kind): return load(store, (kind,), keep=lambda part: _has(part, views)).get(kind)
     with _lock(store, '.lock'):
-        near = lambda *kinds: load(store, kinds, keep=lambda part: _has(part, views))
-        new = _only_new(rows, near('rows').get('rows'), KEY, 'rows', store)
-        if len(new)<len(rows):
-            ps = _only_new(ps, near('predictions').get('predictions'), PREDICTION_KEY, 'predictions', store)
+        new = _only_new(rows, near('rows'), KEY, 'rows', store)
+        again = len(new)<len(rows)
+        if again: ps = _only_new(ps, near('predictions'), PREDICTION_KEY, 'predictions', store)
         if not len(new) and not len(ps): return None
-        if len(new)<len(rows): tables = dict(rows=to_arrow(new, 'rows'), predictions=to_arrow(ps, 'predictions'))
-        name = f"{views[0] if len(views)==1 else 'many'}-{uuid.uuid4().hex[:16]}"
-        _publish(store, name, tables, **(dict(views=views) if len(views)>1 else {}))
+        if again: tables = _to_store(new, ps)
+        single = len(views)==1
+        name = f"{views[0] if single else 'many'}-{uuid.uuid4().hex[:16]}"
+        _publish(store, name, tables, **({} if single else dict(views=views)))
     return store/name
 
 # %% ../../nbs/20_stats/01_store.ipynb #1914c42c
-def _remove(store:Path, names):
+def _remove(store:Path, names:list[str])->None:
     "Parts that others stand for: first say that something goes, then hide each by a rename, then delete"
     if not names: return
     state = json.loads((store/'store.json').read_text())
@@ -121,7 +143,7 @@ def _remove(store:Path, names):
     for n in names: os.rename(store/n, store/f'.gone-{n}')
     for n in names: shutil.rmtree(store/f'.gone-{n}')
 
-def _sweep(store:Path):
+def _sweep(store:Path)->None:
     "Clear away what killed writers and compactors left"
     with _lock(store, '.lock'): # writers make their folders under this lock, so what is there now has lost its writer
         for n in os.listdir(store):
@@ -131,7 +153,7 @@ def _sweep(store:Path):
     _remove(store, [n for n in there if n not in live])
 
 # %% ../../nbs/20_stats/01_store.ipynb #5e4d9050
-def _batches(store:Path, small:int):
+def _batches(store:Path, small:int)->Iterator[list[Path]]:
     "Groups of two or more small parts, each group about `small` bytes"
     batch,total = [],0
     for p in parts(store):
@@ -144,21 +166,22 @@ def _batches(store:Path, small:int):
             batch,total = [],0
     if len(batch)>1: yield batch
 
+def _merge(store:Path, batch:list[Path])->None:
+    "One part for several"
+    tables = load(store, ('rows','predictions'), keep=lambda part: part in batch)
+    names = [p.name for p in batch]
+    _publish(store, f'compact-{uuid.uuid4().hex[:16]}', tables, replaces=names, views=_views(*tables.values()))
+    _remove(store, names)
+
 def compact(
-    store, # Folder of a store
+    store:str|Path, # Folder of a store
     *, small:int=64<<20 # Parts of up to this many bytes are merged into parts of about this size
 )->int: # How many parts were merged
     "Merge small parts, while others may append and read; no result is lost or seen twice at any moment"
     store = Path(store)
-    merged = 0
     if not is_store(store): raise UserError(f'{store} must be a store; `append` makes one')
     with _lock(store, '.compact'):
         _sweep(store)
-        for batch in list(_batches(store, small)):
-            if len(batch)<2: continue
-            tables = load(store, ('rows','predictions'), keep=lambda p: p in batch)
-            names = [p.name for p in batch]
-            _publish(store, f'compact-{uuid.uuid4().hex[:16]}', tables, replaces=names, views=_views(*tables.values()))
-            _remove(store, names)
-            merged += len(batch)
-    return merged
+        batches = [b for b in _batches(store, small) if len(b)>1]
+        for batch in batches: _merge(store, batch)
+    return sum(map(len, batches))
