@@ -7,6 +7,7 @@ __all__ = ['OVERVIEW', 'query', 'results', 'save']
 
 # %% ../../nbs/20_stats/02_query.ipynb #7973a4eb
 import io, json, re
+from collections.abc import Sequence
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from ..base.core import UserError, one_of, write_atomic
@@ -61,7 +62,7 @@ def _named_in(sql:str)->tuple[str,...]:
     return kinds or ('rows',)
 
 def results(
-    source:str|Path|list, # File, folder, store, pattern such as "runs/**", or a list of these
+    source:str|Path|Sequence, # File, folder, store, pattern such as "runs/**", or a list of these
     *, table:str='rows', # 'rows' or 'predictions'
     where:str|None=None, # SQL condition on that table
     sql:str|None=None, # A whole query over `rows` and `predictions` instead

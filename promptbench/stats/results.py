@@ -9,7 +9,7 @@ __all__ = ['SCHEMA', 'CELL', 'KEY', 'PREDICTION_KEY', 'ROW_COLUMNS', 'PREDICTION
 
 # %% ../../nbs/20_stats/00_results.ipynb #d47e0752
 import functools, glob, io, json, os, re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from ..base.core import UserError, write_atomic
@@ -302,13 +302,13 @@ def _get(where, kind:str)->pd.DataFrame:
                     'or a pattern like "runs/**"')
 
 def read_rows(
-    where:str|Path|list # File, folder (all rows below it), store, glob pattern, or a list of these
+    where:str|Path|Sequence # File, folder (all rows below it), store, glob pattern, or a list of these
 )->pd.DataFrame: # Checked rows
     "Rows of one or many files; `UserError` if a file is missing, foreign or too new, or two files contradict each other"
     return check_rows(_get(where, 'rows'))
 
 def read_predictions(
-    where:str|Path|list # File, folder (all predictions below it), store, glob pattern, or a list of these
+    where:str|Path|Sequence # File, folder (all predictions below it), store, glob pattern, or a list of these
 )->pd.DataFrame: # Checked predictions
     "Predictions of one or many files; errors as for `read_rows`"
     return check_predictions(_get(where, 'predictions'))
