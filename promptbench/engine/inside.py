@@ -16,7 +16,7 @@ from ..base.core import UserError, one_of, progress, to_json, write_atomic
 def _end_now(): os._exit(1)
 
 def end_with_parent(
-    parent:int|None=None, *, # Process that started this one; None: ask multiprocessing, whose fork server stands between
+    parent:int|None=None, *, # Process that started this one; None: ask multiprocessing, whose server may stand between
     end:Callable=_end_now # What ends this process, and whatever it has started
 ):
     "From here on this process ends when the one it works for is gone, however that happened"

@@ -266,17 +266,10 @@ def _prompt_curves(rows, tasks, most:int=40)->list[dict]:
             for p in stretches]
 
 # %% ../../nbs/80_studies/00_table1.ipynb #96f3da49
-def _watch(parent:int):
-    "End this worker when the process that started it is gone"
-    import threading
-    def look():
-        while os.getppid()==parent: time.sleep(1)
-        os._exit(1)
-    threading.Thread(target=look, daemon=True).start()
-
 def _init(parent:int, threads:int, news):
     import torch
-    _watch(parent)
+    from promptbench.engine.inside import end_with_parent
+    end_with_parent(parent)
     torch.set_num_threads(threads)
     _init.news = news
 

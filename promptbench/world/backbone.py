@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SENTINELS', 'SPECIAL', 'MASTERED', 'WINDOW', 'PATIENCE', 'WEIGHT', 'BLOCK', 'build_tokenizer', 'LMConfig',
-           'tiny_backbone', 'look_around', 'span_corruption', 'continuation', 'add_noise', 'Curriculum', 'prose_pairs',
+           'look_around', 'tiny_backbone', 'span_corruption', 'continuation', 'add_noise', 'Curriculum', 'prose_pairs',
            'skill_pairs', 'rate', 'Reader', 'lm_loss', 'lm_optimizer', 'lm_pretrain', 'make_backbone']
 
 # %% ../../nbs/75_world/04_backbone.ipynb #38a541a5
 import json, math, shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,21 +28,25 @@ from ..prompt.checkpoint import last_step, load_state, read_card, save_step
 SENTINELS = 10
 SPECIAL = ['<pad>','</s>','<unk>']+[f'<extra_id_{i}>' for i in range(SENTINELS)]
 
+def _scored_pieces(words:dict[str,int])->list[tuple[str,float]]:
+    "Pieces with their log-probabilities: special ones, words, then letters and bytes that are only taken where no word fits"
+    total = sum(words.values())
+    known = [(f'▁{w}', math.log(c/total)) for w,c in words.items()]
+    letters = [(l, -20.) for l in '▁abcdefghijklmnopqrstuvwxyz0123456789']
+    raw_bytes = [(f'<0x{b:02X}>', -30.) for b in range(256)]
+    return [(t, 0.) for t in SPECIAL]+known+letters+raw_bytes
+
 def build_tokenizer(
     words:dict[str,int] # Word or mark -> count
-):
+)->'PreTrainedTokenizerFast':
     "A Unigram tokenizer with one piece per known word; everything else falls back to letters and bytes"
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, decoders, processors
+    from tokenizers import Tokenizer, models, normalizers, decoders, processors
+    from tokenizers.pre_tokenizers import Digits, Metaspace, Punctuation, Sequence, WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
-    total = sum(words.values())
-    letters = 'abcdefghijklmnopqrstuvwxyz0123456789'
-    pieces = [(t,0.) for t in SPECIAL]+[(f'▁{w}', math.log(c/total)) for w,c in words.items()]
-    pieces += [('▁',-20.)]+[(l,-20.) for l in letters]+[(f'<0x{b:02X}>',-30.) for b in range(256)]
-    t = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=True))
+    t = Tokenizer(models.Unigram(_scored_pieces(words), unk_id=2, byte_fallback=True))
     t.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    t.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior='isolated'),
-         pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Metaspace(prepend_scheme='always')])
+    t.pre_tokenizer = Sequence([WhitespaceSplit(), Punctuation(behavior='isolated'), Digits(individual_digits=True),
+                                Metaspace(prepend_scheme='always')])
     t.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme='always')])
     t.add_special_tokens(SPECIAL)
     t.post_processor = processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>',1)])
@@ -60,75 +64,85 @@ class LMConfig:
     encoder_layers:int=4
     decoder_layers:int=2
     d_ff:int=256
-    prose_steps:int=0
+    prose_steps:int=0 # Stage 1, left out: span corruption and continuation alone
     prose_batch:int=64
-    prose_lr:float=1.5e-3  # stage 1, left out: span corruption and continuation alone
-    skill_steps:int=24000
+    prose_lr:float=1.5e-3
+    skill_steps:int=24000 # Stage 2: exercises, and prose so that nothing is forgotten
     skill_batch:int=48
-    rest_batch:int=8
-    skill_lr:float=1e-3  # stage 2: exercises, and prose so that nothing is forgotten
-    noise:float=0.
-    noise_from:float=.6  # share of sources with random words in front, and from which part of stage 2 on; see below
+    rest_batch:int=8 # Of prose
+    skill_lr:float=1e-3
+    noise:float=0. # Share of sources with random words in front; see below
+    noise_from:float=.6 # From which part of stage 2 on
     clip:float=1.
     weight_decay:float=.01
     precision:str='bf16'
 
+# %% ../../nbs/75_world/04_backbone.ipynb #a3094008
+@torch.no_grad()
+def look_around(
+    model:torch.nn.Module # A T5, changed in place
+):
+    "Let encoder heads begin with the word before, the word after, those just before, and the same word elsewhere; others start as in T5"
+    attn = model.encoder.block[0].layer[0].SelfAttention
+    bias = attn.relative_attention_bias.weight # [buckets, heads]: buckets of what comes before, then of what comes after
+    after,heads = bias.shape[0]//2,bias.shape[1]
+    for head,bucket,add in ((0,1,4.), (1,after+1,4.), (2,2,3.), (2,1,2.), (3,0,-4.)):
+        if head<heads: bias[bucket,head] += add
+    if heads>3:
+        width = attn.key_value_proj_dim
+        fourth = slice(3*width, 4*width)
+        attn.q.weight[fourth] *= width**.25
+        attn.k.weight[fourth] = attn.q.weight[fourth] # a query meets its own word's key
+
+def _t5(cfg:LMConfig, vocab:int):
+    "T5's settings for a backbone of this size"
+    from transformers import T5Config
+    return T5Config(
+        vocab_size=vocab, d_model=cfg.d_model, d_kv=cfg.d_model//cfg.heads, d_ff=cfg.d_ff, num_heads=cfg.heads,
+        num_layers=cfg.encoder_layers, num_decoder_layers=cfg.decoder_layers, feed_forward_proj='gated-gelu',
+        dropout_rate=0., tie_word_embeddings=False, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        relative_attention_num_buckets=16, relative_attention_max_distance=64, use_cache=False)
+
 def tiny_backbone(cfg:LMConfig, tokenizer)->Backbone:
     "An untrained T5 v1.1 (gated GELU, no output scaling) with tied embeddings"
-    from transformers import T5Config, T5ForConditionalGeneration
-    c = T5Config(vocab_size=len(tokenizer), d_model=cfg.d_model, d_kv=cfg.d_model//cfg.heads, d_ff=cfg.d_ff,
-                 num_layers=cfg.encoder_layers, num_decoder_layers=cfg.decoder_layers, num_heads=cfg.heads,
-                 feed_forward_proj='gated-gelu', dropout_rate=0., tie_word_embeddings=False, decoder_start_token_id=0,
-                 pad_token_id=0, eos_token_id=1, relative_attention_num_buckets=16,
-                 relative_attention_max_distance=64, use_cache=False)
+    from transformers import T5ForConditionalGeneration
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of('new backbone', cfg.seed))
-        m = T5ForConditionalGeneration(c)
+        m = T5ForConditionalGeneration(_t5(cfg, len(tokenizer)))
     with torch.no_grad(): m.shared.weight.mul_(cfg.d_model**-.5)
     look_around(m)
     return Backbone('tiny', m, tokenizer, precision=cfg.precision)
 
-def look_around(m):
-    "Let encoder heads begin with the word before, the word after, the words just before, and the same word elsewhere; the others start as in T5"
-    attn = m.encoder.block[0].layer[0].SelfAttention
-    bias = attn.relative_attention_bias.weight
-    half,heads = bias.shape[0]//2,bias.shape[1]  # buckets of what comes before, then of what comes after
-    with torch.no_grad():
-        for head,bucket,add in ((0,1,4.),(1,half+1,4.),(2,2,3.),(2,1,2.),(3,0,-4.)):
-            if head<heads: bias[bucket,head] += add
-        if heads>3:
-            w = attn.key_value_proj_dim
-            rows = slice(3*w, 4*w)
-            attn.q.weight[rows] *= w**.25
-            attn.k.weight[rows] = attn.q.weight[rows]  # a query meets its own word's key
-
 # %% ../../nbs/75_world/04_backbone.ipynb #88b6f289
+def _hidden(n:int, r:Random, rate:float, mean_span:float)->list[bool]:
+    "Which of `n` tokens are hidden, in a few random spans"
+    hide = [False]*n
+    for _ in range(max(1, min(SENTINELS-1, round(n*rate/mean_span)))):
+        length = max(1, round(r.expovariate(1/mean_span)))
+        start = r.randrange(max(1, n-length))
+        for i in range(start, min(n, start+length)): hide[i] = True
+    return hide
+
 def span_corruption(
     ids:list[int], # A document without its end mark
-    r:Random, rate:float=.2, mean_span:float=2.5
+    r:Random, rate:float=.2, mean_span:float=2.5 # Share of tokens hidden; tokens in a span
 )->tuple[list[int],list[int]]: # source and target, both ended
     "Replace random spans by sentinels; the target spells the spans out (Raffel et al. 2020, section 3.1.4)"
-    n = len(ids)
-    hide = [False]*n
-    k = max(1, min(SENTINELS-1, round(n*rate/mean_span)))
-    for _ in range(k):
-        length = max(1, round(r.expovariate(1/mean_span)))
-        s = r.randrange(max(1, n-length))
-        hide[s:s+length] = [True]*len(hide[s:s+length])
-    src,tgt,c = [],[],0
-    for i,t in enumerate(ids):
-        if not hide[i] or (c==SENTINELS and not hide[i-1]):
-            src.append(t)
-            continue
-        if i==0 or not hide[i-1] or not c:
-            src.append(3+c)
-            tgt.append(3+c)
-            c += 1
-        tgt.append(t)
+    src,tgt,sentinel,inside = [],[],3,False
+    for token,hidden in zip(ids, _hidden(len(ids), r, rate, mean_span)):
+        if not hidden: src.append(token)
+        else:
+            if not inside:
+                src.append(sentinel)
+                tgt.append(sentinel)
+                sentinel += 1
+            tgt.append(token)
+        inside = hidden
     return src+[1], tgt+[1]
 
+# %% ../../nbs/75_world/04_backbone.ipynb #7ccbc221
 def continuation(
-    ids:list[int], r:Random, longest:int=12
+    ids:list[int], r:Random, longest:int=12 # Tokens that follow, at most
 )->tuple[list[int],list[int]]: # first part and what follows, both ended
     "Cut a document in two: the LM adaptation of Lester et al. 2021, section 3.1"
     k = r.randrange(1, max(2, len(ids)-1))
@@ -150,12 +164,14 @@ class Curriculum:
         self.level = {s:0 for s in SKILLS}
         self.met = {s:0 for s in SKILLS}  # exercises at the current level
         self.hits = {(s,l):deque(maxlen=WINDOW) for s,(_,n) in SKILLS.items() for l in range(n)}
-    def accuracy(self, skill, level):
+    def accuracy(self, skill:str, level:int)->float:
+        "Share right of the last exercises of a level; 0 before the first"
         h = self.hits[skill,level]
         return sum(h)/len(h) if h else 0.
     def draw(self, r:Random)->tuple[str,int]:
-        names = list(SKILLS)
-        skill = r.choices(names, [WEIGHT.get(s,1.)*(1.15-self.accuracy(s, self.level[s])) for s in names])[0]
+        "The skill and level of the next exercise"
+        need = [WEIGHT.get(s, 1.)*(1.15-self.accuracy(s, self.level[s])) for s in SKILLS]
+        skill, = r.choices(list(SKILLS), need)
         top = self.level[skill]
         return skill, top if r.random()<.65 else r.randrange(top+1)
     def note(self, skill:str, level:int, right:bool):
@@ -167,8 +183,12 @@ class Curriculum:
         if self.met[skill]>PATIENCE or (len(h)==WINDOW and sum(h)>MASTERED*WINDOW):
             self.level[skill] += 1
             self.met[skill] = 0
+    def gauges(self)->dict[str,float]:
+        "The accuracy of every level that was met, as `skill.level`"
+        return {f'{s}.{l}':self.accuracy(s, l) for (s,l),h in self.hits.items() if h}
     def state(self)->dict:
-        return dict(level=self.level, met=self.met, hits=[[s,l,[int(x) for x in h]] for (s,l),h in self.hits.items()])
+        hits = [[s, l, [int(x) for x in h]] for (s,l),h in self.hits.items()]
+        return dict(level=self.level, met=self.met, hits=hits)
     def load(self, d:dict):
         self.level,self.met = dict(d['level']),dict(d['met'])
         for s,l,h in d['hits']: self.hits[s,l] = deque(map(bool,h), maxlen=WINDOW)
@@ -178,57 +198,67 @@ def _tokenise(tok, texts:list[str])->list[list[int]]: return tok(texts, add_spec
 
 def prose_pairs(tok, n:int, r:Random, spans:float)->list:
     "`n` source/target pairs from prose; a share `spans` by span corruption, the rest by continuation"
-    return [span_corruption(ids, r) if r.random()<spans else continuation(ids, r)
-            for ids in _tokenise(tok, [prose(r) for _ in range(n)])]
+    documents = _tokenise(tok, [prose(r) for _ in range(n)])
+    return [span_corruption(ids, r) if r.random()<spans else continuation(ids, r) for ids in documents]
 
 def skill_pairs(tok, n:int, r:Random, c:Curriculum)->tuple[list,list]:
     "`n` exercises as pairs, and the (skill, level) of each"
     which = [c.draw(r) for _ in range(n)]
-    ex = [SKILLS[s][0](r, l) for s,l in which]
-    src,tgt = _tokenise(tok, [e[0] for e in ex]), _tokenise(tok, [e[1] for e in ex])
+    exercises = [SKILLS[skill][0](r, level) for skill,level in which]
+    src,tgt = (_tokenise(tok, list(texts)) for texts in zip(*exercises))
     return [(s+[1],t+[1]) for s,t in zip(src,tgt)], which
 
+# %% ../../nbs/75_world/04_backbone.ipynb #cea1627f
 def rate(step:int, cfg:LMConfig)->float:
     "Learning rate: each stage warms up over 200 steps and falls to 2 % over its last third"
-    second = step>=cfg.prose_steps
-    i,n,top = (step-cfg.prose_steps,cfg.skill_steps,cfg.skill_lr) if second else (step,cfg.prose_steps,cfg.prose_lr)
+    i,n,top = step,cfg.prose_steps,cfg.prose_lr
+    if step>=cfg.prose_steps: i,n,top = step-cfg.prose_steps,cfg.skill_steps,cfg.skill_lr
     return top*min(1, (i+1)/200)*max(.02, min(1, (n-i)/(n/3)))
 
+# %% ../../nbs/75_world/04_backbone.ipynb #9fea61e8
 BLOCK = 8 # steps drawn together and sorted by length, so that batches are mostly real tokens
 
 def _deal(pairs:list, extra:list, size:int, r:Random)->list[list]:
     "Sort by length, cut into batches of `size`, shuffle the batches; `extra` travels with its pair"
-    both = sorted(zip(pairs,extra), key=lambda pe:(len(pe[0][0]),len(pe[0][1])))
-    out = [both[i:i+size] for i in range(0,len(both),size)]
+    lengths = lambda both: (len(both[0][0]), len(both[0][1]))
+    both = sorted(zip(pairs, extra), key=lengths)
+    out = [both[i:i+size] for i in range(0, len(both), size)]
     r.shuffle(out)
     return out
+
+def _by_longest(batches:list[list])->list[list]:
+    "Batches with long sources last, so that two lists of them fit together"
+    return sorted(batches, key=lambda b: max(len(source) for (source,_),_ in b))
+
+def _batch(dealt:list)->Batch: return make_batch([pair for pair,_ in dealt], multiple=4)
 
 class Reader:
     "The stream of training batches of a run: its generator and curriculum are all the state there is"
     def __init__(self, cfg:LMConfig, tok):
         self.cfg,self.tok,self.r,self.curriculum = cfg,tok,rng('lm', cfg.seed),Curriculum()
+    def _noise(self, pairs:list, step:int)->list:
+        "Pairs, late in stage 2 some of them with random words in front"
+        cfg,r = self.cfg,self.r
+        if step<cfg.prose_steps+cfg.noise_from*cfg.skill_steps: return pairs
+        return [(add_noise(s, r, len(self.tok)) if r.random()<cfg.noise else s, t) for s,t in pairs]
     def block(self, step:int)->list[tuple[Batch,list]]:
         "The batches of `BLOCK` steps; exercises come first in a batch, and the list says which they are"
-        cfg,r = self.cfg,self.r
+        cfg,r,tok = self.cfg,self.r,self.tok
         if step<cfg.prose_steps:
-            pairs = prose_pairs(self.tok, cfg.prose_batch*BLOCK, r, .6)
-            return [(make_batch([p for p,_ in b], multiple=4), [])
-                    for b in _deal(pairs, [None]*len(pairs), cfg.prose_batch, r)]
-        noisy = step>=cfg.prose_steps+cfg.noise_from*cfg.skill_steps
-        noise = lambda pairs: [
-            (add_noise(s, r, len(self.tok)) if noisy and r.random()<cfg.noise else s, t) for s,t in pairs]
-        pairs,which = skill_pairs(self.tok, cfg.skill_batch*BLOCK, r, self.curriculum)
-        skills = _deal(noise(pairs), which, cfg.skill_batch, r)
-        rest = noise(prose_pairs(self.tok, cfg.rest_batch*BLOCK, r, .25))
+            pairs = prose_pairs(tok, cfg.prose_batch*BLOCK, r, .6)
+            return [(_batch(dealt), []) for dealt in _deal(pairs, [None]*len(pairs), cfg.prose_batch, r)]
+        pairs,which = skill_pairs(tok, cfg.skill_batch*BLOCK, r, self.curriculum)
+        skills = _deal(self._noise(pairs, step), which, cfg.skill_batch, r)
+        rest = self._noise(prose_pairs(tok, cfg.rest_batch*BLOCK, r, .25), step)
         rest = _deal(rest, [None]*len(rest), cfg.rest_batch, r)
-        near = lambda bs: sorted(bs, key=lambda b:max(len(p[0]) for p,_ in b))
-        return [(make_batch([p for p,_ in a+b], multiple=4), [w for _,w in a]) for a,b in zip(near(skills), near(rest))]
+        together = zip(_by_longest(skills), _by_longest(rest))
+        return [(_batch(skill+prose), [which for _,which in skill]) for skill,prose in together]
     def state(self)->dict:
-        v,s,g = self.r.getstate()
-        return dict(random=[v,list(s),g], curriculum=self.curriculum.state())
+        version,numbers,gauss = self.r.getstate()
+        return dict(random=[version,list(numbers),gauss], curriculum=self.curriculum.state())
     def load(self, d:dict):
-        v,s,g = d['random']
-        self.r.setstate((v,tuple(s),g))
+        version,numbers,gauss = d['random']
+        self.r.setstate((version,tuple(numbers),gauss))
         self.curriculum.load(d['curriculum'])
 
 # %% ../../nbs/75_world/04_backbone.ipynb #ac3c18ca
@@ -242,10 +272,21 @@ def lm_loss(backbone:Backbone, batch:Batch, n_skill:int)->tuple[torch.Tensor,tor
     if len(n_B)>n_skill: loss = loss+.5*nll_BU[n_skill:].sum()/n_B[n_skill:].sum()
     return loss, logits_BUV[:n_skill,0].argmax(-1), batch.tgt_BU[:n_skill,0]
 
-def lm_optimizer(backbone:Backbone, cfg:LMConfig):
+# %% ../../nbs/75_world/04_backbone.ipynb #602de9c5
+def lm_optimizer(backbone:Backbone, cfg:LMConfig)->torch.optim.AdamW:
     "AdamW with the betas usual for language models"
-    return torch.optim.AdamW(
-        backbone.model.parameters(), lr=cfg.skill_lr, betas=(.9,.98), weight_decay=cfg.weight_decay)
+    params = backbone.model.parameters()
+    return torch.optim.AdamW(params, lr=cfg.skill_lr, betas=(.9,.98), weight_decay=cfg.weight_decay)
+
+def _update(backbone:Backbone, cfg:LMConfig, optimizer, batch:Batch, which:list, step:int)->tuple[float,list[bool]]:
+    "One step; its loss, and which exercises were right before it"
+    for g in optimizer.param_groups: g['lr'] = rate(step, cfg)
+    loss,said,true = lm_loss(backbone, batch, len(which))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(backbone.model.parameters(), cfg.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item(), (said==true).tolist() if which else []
 
 def lm_pretrain(
     backbone:Backbone, # Changed in place
@@ -259,30 +300,33 @@ def lm_pretrain(
     for step in range(start, cfg.prose_steps+cfg.skill_steps):
         if (step-start)%BLOCK==0: block = reader.block(step)
         batch,which = block[(step-start)%BLOCK]
-        for g in optimizer.param_groups: g['lr'] = rate(step, cfg)
-        loss,said,true = lm_loss(backbone, batch, len(which))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(backbone.model.parameters(), cfg.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for (s,l),ok in zip(which, (said==true).tolist() if which else ()): reader.curriculum.note(s, l, ok)
-        row = dict(step=step, stage='skills' if which else 'prose', loss=loss.item(), examples=len(batch.src_BT),
-                   tokens=int(batch.src_mask_BT.sum()+batch.tgt_mask_BU.sum()))
-        if not math.isfinite(row['loss']):
-            raise UserError(f'the loss must stay finite, got {row["loss"]} at step {step}; lower prose_lr and skill_lr')
-        if which and step%200==199:
-            row['gauges'] = {
-                f'{s}.{l}':reader.curriculum.accuracy(s,l) for s,l in reader.curriculum.hits if reader.curriculum.hits[s,l]}
+        loss,right = _update(backbone, cfg, optimizer, batch, which, step)
+        for (skill,level),ok in zip(which, right): reader.curriculum.note(skill, level, ok)
+        if not math.isfinite(loss):
+            raise UserError(f'the loss must stay finite, got {loss} at step {step}; lower prose_lr and skill_lr')
+        tokens = int(batch.src_mask_BT.sum()+batch.tgt_mask_BU.sum())
+        stage = 'skills' if which else 'prose'
+        row = dict(step=step, stage=stage, loss=loss, examples=len(batch.src_BT), tokens=tokens)
+        if which and step%200==199: row['gauges'] = reader.curriculum.gauges()
         yield row
     backbone.model.eval()
 
 # %% ../../nbs/75_world/04_backbone.ipynb #11dc477f
 def _save_state(folder:Path, backbone, optimizer, reader, step:int, log:list, seen=()):
     "Everything a run goes on from; rows not yet in the log are part of it"
-    tensors = {f'model.{k}':v.clone() for k,v in backbone.model.state_dict().items()}
-    for i,st in optimizer.state_dict()['state'].items(): tensors |= {f'optim.{i}.{k}':v for k,v in st.items()}
-    save_step(folder, step, state=dict(tensors, step=step, log=log, seen=list(seen), reader=reader.state()),
-              card=dict(config=json.loads(to_json(reader.cfg))))
+    state = {f'model.{k}':v.clone() for k,v in backbone.model.state_dict().items()}
+    for i,moments in optimizer.state_dict()['state'].items(): state |= {f'optim.{i}.{k}':v for k,v in moments.items()}
+    state |= dict(step=step, log=log, seen=list(seen), reader=reader.state())
+    save_step(folder, step, state=state, card=dict(config=json.loads(to_json(reader.cfg))))
+
+def _moments(state:dict)->dict[int,dict]:
+    "What an optimiser remembers of each parameter, from the names of `_save_state`"
+    out = {}
+    for name,v in state.items():
+        if not name.startswith('optim.'): continue
+        _,i,what = name.split('.')
+        out.setdefault(int(i), {})[what] = v
+    return out
 
 def _load_state(folder:Path, backbone, optimizer, reader)->tuple[int,list,list]: # step, log, rows not yet in it
     "Put the newest whole checkpoint back; the beginning if there is none"
@@ -292,59 +336,67 @@ def _load_state(folder:Path, backbone, optimizer, reader)->tuple[int,list,list]:
         raise UserError(
             f'{folder} holds the checkpoints of another run (other config); choose another folder, or remove it')
     d = load_state(path)
-    state = {}
-    backbone.model.load_state_dict({k[6:]:v for k,v in d.items() if k.startswith('model.')})
-    for k,v in d.items():
-        if k.startswith('optim.'):
-            _,i,name = k.split('.')
-            state.setdefault(int(i),{})[name] = v
-    optimizer.load_state_dict(dict(state=state, param_groups=optimizer.state_dict()['param_groups']))
+    backbone.model.load_state_dict({k.removeprefix('model.'):v for k,v in d.items() if k.startswith('model.')})
+    optimizer.load_state_dict(dict(state=_moments(d), param_groups=optimizer.state_dict()['param_groups']))
     reader.load(d['reader'])
     return d['step'],d['log'],d['seen']
 
-def _card(bb, cfg, log)->dict:
-    return dict(name='tiny', config=asdict(cfg), parameters=sum(p.numel() for p in bb.model.parameters()),
-                steps=log[-1]['step'], examples=sum(r['examples'] for r in log), tokens=sum(r['tokens'] for r in log),
-                skills={k:round(v,3) for k,v in log[-1]['gauges'].items()})
+# %% ../../nbs/75_world/04_backbone.ipynb #f8235628
+def _total(rows:list[dict], what:str): return sum(r[what] for r in rows)
+
+def _line(seen:list[dict])->dict:
+    "A line of the log: what the steps since the last one come to"
+    last = seen[-1]
+    return dict(step=last['step']+1, stage=last['stage'], loss=_total(seen, 'loss')/len(seen),
+                examples=_total(seen, 'examples'), tokens=_total(seen, 'tokens'), gauges=last.get('gauges', {}))
+
+def _keep(bb:Backbone, out:Path, cfg:LMConfig, log:list[dict]):
+    "Write the backbone as it is now, with a card that says how it came about"
+    parameters = sum(p.numel() for p in bb.model.parameters())
+    skills = {k:round(v, 3) for k,v in log[-1]['gauges'].items()}
+    card = dict(name='tiny', config=asdict(cfg), parameters=parameters, steps=log[-1]['step'],
+                examples=_total(log, 'examples'), tokens=_total(log, 'tokens'), skills=skills)
+    save_backbone(bb, out, card, dtype='bf16')
+
+def _check_steps(cfg:LMConfig, every:int, keep:tuple):
+    if every%BLOCK or cfg.prose_steps%BLOCK or cfg.skill_steps%BLOCK:
+        raise UserError(f'prose_steps, skill_steps and every must be multiples of {BLOCK}, '
+                        f'got {cfg.prose_steps}, {cfg.skill_steps}, {every}')
+    if any(k%200 for k in keep):
+        raise UserError(f'keep must name multiples of 200 steps, when skills are measured, got {list(keep)}')
 
 def make_backbone(
-    out, # Folder of the backbone
+    out:str|Path, # Folder of the backbone
     cfg:LMConfig, *,
     every:int=4000, # Steps between checkpoints, a multiple of `BLOCK`
     keep:tuple=(), # Steps, multiples of 200, after which the backbone as it is then is kept beside `out`, as out-STEP
-    work=None, # Where checkpoints are kept; None: beside `out`
-    watch=None, # Function (rows, total, name) that shows progress; None: a bar
-    quiet:bool|None=None,
-    tell=lambda row: None # Called with every line of the log, one per 200 steps
+    work:str|Path|None=None, # Where checkpoints are kept; None: beside `out`
+    watch:Callable|None=None, # Function (rows, total, name) that shows progress; None: a bar
+    quiet:bool|None=None, # Of the bar
+    tell:Callable=lambda row: None # Called with every line of the log, one per 200 steps
 )->Path:
     "Train the tiny backbone into `out`; a stopped or killed run goes on from its last checkpoint with the same numbers"
-    if every%BLOCK or cfg.prose_steps%BLOCK or cfg.skill_steps%BLOCK:
-        raise UserError(
-            f'prose_steps, skill_steps and every must be multiples of {BLOCK}, got {cfg.prose_steps}, {cfg.skill_steps}, {every}')
-    if any(k%200 for k in keep):
-        raise UserError(f'keep must name multiples of 200 steps, when skills are measured, got {list(keep)}')
+    _check_steps(cfg, every, keep)
     out = Path(out)
     work = Path(work or out.with_name(out.name+'.state'))
+    watch = watch or partial(progress, quiet=quiet)
     tok = build_tokenizer(vocabulary())
     bb = tiny_backbone(cfg, tok)
     opt,reader = lm_optimizer(bb, cfg), Reader(cfg, tok)
     start,log,seen = _load_state(work, bb, opt, reader)
-    total,watch = cfg.prose_steps+cfg.skill_steps, watch or partial(progress, quiet=quiet)
+    total = cfg.prose_steps+cfg.skill_steps
     for row in watch(lm_pretrain(bb, cfg, reader=reader, optimizer=opt, start=start), total-start, 'backbone'):
         seen.append(row)
         done = row['step']+1
         stop = done%BLOCK==0 and stop_asked()
         if done%200==0 or done==total:
-            log.append(dict(
-                           step=done, stage=row['stage'], loss=sum(r['loss'] for r in seen)/len(seen),
-                           examples=sum(r['examples'] for r in seen), tokens=sum(r['tokens'] for r in seen),
-                           gauges=row.get('gauges',{})))
+            log.append(_line(seen))
             seen = []
             tell(log[-1])
-        if done in keep: save_backbone(bb, out.with_name(f'{out.name}-{done}'), _card(bb, cfg, log), dtype='bf16')
+        if done in keep: _keep(bb, out.with_name(f'{out.name}-{done}'), cfg, log)
         if (stop or done%every==0) and done<total: _save_state(work, bb, opt, reader, done, log, seen)
         if stop and done<total: raise Stopped(stop_note(True))
-    save_backbone(bb, out, _card(bb, cfg, log), dtype='bf16')
+    _keep(bb, out, cfg, log)
     write_atomic(out/'training_log.json', json.dumps(log))
     shutil.rmtree(work, ignore_errors=True)
     return out

@@ -21,21 +21,38 @@ def read_log(
     if not p.exists(): raise UserError(f'there is no {p}; only backbones made by make_backbone have a training log')
     return json.loads(p.read_text())
 
+# %% ../../nbs/75_world/05_progress.ipynb #cf067a39
+def _readings(row:dict)->list[dict]:
+    "The gauges of a line of the log"
+    split = [(*gauge.split('.'), v) for gauge,v in row['gauges'].items()]
+    return [dict(step=row['step'], skill=skill, level=int(level), accuracy=v) for skill,level,v in split]
+
 def skill_table(
     log:list[dict] # From `read_log`
 )->pd.DataFrame: # step, skill, level, accuracy
     "One line per gauge reading"
-    return pd.DataFrame(
-        [dict(step=r['step'], skill=k.split('.')[0], level=int(k.split('.')[1]), accuracy=v)
-         for r in log
-         for k,v in r['gauges'].items()])
+    return pd.DataFrame([reading for row in log for reading in _readings(row)])
 
 # %% ../../nbs/75_world/05_progress.ipynb #b9ff8f79
 COLORS = ['#0072B2','#E69F00','#009E73','#CC79A7']
 
+def _level_line(skill:str, level:int, readings:pd.DataFrame, legend:bool)->go.Scatter:
+    "One level of a skill, smoothed over five readings"
+    smooth = readings.accuracy.rolling(5, min_periods=1).mean()
+    hover = f'{skill} level {level}<br>step %{{x}}: %{{y:.0%}}<extra></extra>'
+    return go.Scatter(x=readings.step, y=smooth, mode='lines', name=f'level {level}', legendgroup=str(level),
+                      line=dict(color=COLORS[level%4], width=2), showlegend=legend, hovertemplate=hover)
+
+def _finding(d:pd.DataFrame)->str:
+    "Which skill ends best, and which worst, each at its hardest level"
+    last = d[d.step==d.step.max()]
+    top = last.loc[last.groupby('skill')['level'].idxmax()].set_index('skill').accuracy
+    best,worst = top.idxmax(),top.idxmin()
+    return f'At its hardest level {best} ends best ({top[best]:.0%}), {worst} worst ({top[worst]:.0%})'
+
 def plot_skills(
     log:list[dict], # From `read_log`
-    columns:int=3
+    columns:int=3 # Panels beside each other
 )->go.Figure: # A panel per skill, a line per level
     "Share of exercises answered right over training"
     d = skill_table(log)
@@ -45,20 +62,11 @@ def plot_skills(
     fig = make_subplots(rows, columns, subplot_titles=names, shared_xaxes='all', shared_yaxes='all',
                         vertical_spacing=.09, horizontal_spacing=.04)
     for i,name in enumerate(names):
-        for level,g in d[d.skill==name].groupby('level'):
-            smooth = g.accuracy.rolling(5, min_periods=1).mean()
-            fig.add_trace(
-                go.Scatter(
-                    x=g.step, y=smooth, mode='lines', name=f'level {level}', legendgroup=str(level),
-                    line=dict(color=COLORS[level%4], width=2), showlegend=name==d.skill[d.level==level].iloc[0],
-                    hovertemplate=f'{name} level {level}<br>step %{{x}}: %{{y:.0%}}<extra></extra>'),
-                row=i//columns+1, col=i%columns+1)
-    last = d[d.step==d.step.max()]
-    top = last.loc[last.groupby('skill')['level'].idxmax()]
-    title = (
-        f'At its hardest level {top.loc[top.accuracy.idxmax()].skill} ends best ({top.accuracy.max():.0%}), '
-        f'{top.loc[top.accuracy.idxmin()].skill} worst ({top.accuracy.min():.0%})')
-    fig.update_layout(template='plotly_white', title=title, height=170*rows+130, margin=dict(t=90, b=50, l=60, r=20),
+        for level,readings in d[d.skill==name].groupby('level'):
+            first = name==d.skill[d.level==level].iloc[0]
+            fig.add_trace(_level_line(name, level, readings, legend=first), row=i//columns+1, col=i%columns+1)
+    fig.update_layout(template='plotly_white', title=_finding(d), height=170*rows+130,
+                      margin=dict(t=90, b=50, l=60, r=20),
                       legend=dict(orientation='h', y=1.14, x=1, xanchor='right'))
     fig.update_yaxes(tickformat='.0%', range=[0,1.02])
     fig.update_xaxes(title_text='step', row=rows)
