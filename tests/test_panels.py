@@ -15,7 +15,7 @@ from promptbench.lab.explorer import Explorer, Texts, explored, wrong
 from promptbench.prompt.forward import forward
 from promptbench.prompt.inits import new_prompt
 from promptbench.lab.inspector import Inspector
-from promptbench.lab.monitor import Job, Monitor, Plan, held_out, pretraining_plan, tuning_plan
+from promptbench.lab.monitor import MonitoredRun, Monitor, Reading, held_out, pretraining_run, tuning_run
 from promptbench.lab.panels import Panel, Plot, Raw, table_html
 from promptbench.lab.playground import Playground, answers, record_of, seen
 from promptbench.train.pretrain import PretrainConfig, pretrain
@@ -196,11 +196,11 @@ def test_a_start_of_another_size(suite, tiny):
 
 # --- monitor ---------------------------------------------------------------------------------------------------------
 def test_stop_leaves_a_checkpoint_and_start_goes_on(suite, tiny, tmp_path):
-    plan = lambda: tuning_plan(tiny, new_prompt('deep', tiny, length=3), suite.tasks('eval')[:2], TuneConfig(shots=2, steps=12, lr=.03), suite=suite, n=3); whole = Monitor(plan(), tmp_path/'a', every=4, measure_every=2); whole.start.click(); whole.job.wait(); assert whole.job.state=='done' and whole.problem==''
-    m = Monitor(plan(), tmp_path/'b', every=4, measure_every=2); m.start.click(); m.stop.click(); m.job.wait(); n = len(m.rows); assert m.job.state=='stopped' and n%4==0 and 0<n<12 and torch.equal(load_checkpoint(tmp_path/'b'/'result')[1].table, m.prompt.table) and not m.start.disabled and m.stop.disabled
-    seen_ = Monitor(plan(), tmp_path/'b', every=4, measure_every=2); assert len(seen_.rows)==n and seen_.plot.figure['data'] and seen_.start.description=='Go on'                     # in another session: shown before anything runs
+    run = lambda: tuning_run(tiny, new_prompt('deep', tiny, length=3), suite.tasks('eval')[:2], TuneConfig(shots=2, steps=12, lr=.03), suite=suite, n=3); whole = Monitor(run(), tmp_path/'a', every=4, measure_every=2); whole.start.click(); whole.reading.wait(); assert whole.reading.state=='done' and whole.problem==''
+    m = Monitor(run(), tmp_path/'b', every=4, measure_every=2); m.start.click(); m.stop.click(); m.reading.wait(); n = len(m.rows); assert m.reading.state=='stopped' and n%4==0 and 0<n<12 and torch.equal(load_checkpoint(tmp_path/'b'/'result')[1].table, m.prompt.table) and not m.start.disabled and m.stop.disabled
+    seen_ = Monitor(run(), tmp_path/'b', every=4, measure_every=2); assert len(seen_.rows)==n and seen_.plot.figure['data'] and seen_.start.description=='Go on'                     # in another session: shown before anything runs
     for again in (m, seen_):
-        again.start.click(); again.job.wait(); assert again.problem=='' and len(again.rows)==12 and torch.equal(again.prompt.table, whole.prompt.table) and 'After 12 of 12' in again.plot.figure['caption']
+        again.start.click(); again.reading.wait(); assert again.problem=='' and len(again.rows)==12 and torch.equal(again.prompt.table, whole.prompt.table) and 'After 12 of 12' in again.plot.figure['caption']
         assert again.measured==whole.measured and [r['movement'] for r in again.rows]==[r['movement'] for r in whole.rows]                                                          # nothing is measured with a prompt that is further already
 
 def test_a_run_that_fails_is_shown_and_can_start_again(tmp_path):
@@ -209,16 +209,16 @@ def test_a_run_that_fails_is_shown_and_can_start_again(tmp_path):
         calls.append(1)
         if len(calls)==1: raise UserError('the data are gone; put them back')
         return iter([dict(step=i, loss=1., grad_norm=1.) for i in range(3)]),random_backbone(),None
-    m = Monitor(Plan('test', make, 3, None, []), tmp_path); m.start.click(); m.job.wait(); assert m.job.state=='failed' and 'the data are gone' in m.problem
-    m.start.click(); m.job.wait(); assert (m.job.state,m.problem,len(m.rows))==('done','',3)
+    m = Monitor(MonitoredRun('test', make, 3, None, []), tmp_path); m.start.click(); m.reading.wait(); assert m.reading.state=='failed' and 'the data are gone' in m.problem
+    m.start.click(); m.reading.wait(); assert (m.reading.state,m.problem,len(m.rows))==('done','',3)
 
 def test_a_pause_holds_and_is_not_counted():
-    rows = []; job = Job(lambda: (time.sleep(.002) or i for i in range(10**6)), rows.append, lambda j: None).start(); time.sleep(.05); job.pause(); time.sleep(.05); n,active = len(rows),job.active; time.sleep(.3); assert len(rows)<=n+1 and job.active<active+.2
-    job.resume(); job.stop(); job.wait(5); assert job.state=='stopped' and not job.thread.is_alive()
+    rows = []; reading = Reading(lambda: (time.sleep(.002) or i for i in range(10**6)), rows.append, lambda j: None).start(); time.sleep(.05); reading.pause(); time.sleep(.05); n,active = len(rows),reading.active; time.sleep(.3); assert len(rows)<=n+1 and reading.active<active+.2
+    reading.resume(); reading.stop(); reading.wait(5); assert reading.state=='stopped' and not reading.thread.is_alive()
 
 def test_pretraining_can_be_watched(tmp_path):
     s = load_suite('microworld'); b = load_backbone('tiny'); before = {n:t.clone() for n,t in b.model.state_dict().items()}; p = new_prompt('shallow', b, length=3)
-    m = Monitor(pretraining_plan(b, p, s.tasks('train', limit=1)[:3], PretrainConfig(examples=24, batch_size=8, length=3, dropout=0.), suite=s, held=s.tasks('eval')[:2], n=4), tmp_path, every=1); m.start.click(); m.job.wait(); assert (m.job.state,m.problem,len(m.rows))==('done','',3)
+    m = Monitor(pretraining_run(b, p, s.tasks('train', limit=1)[:3], PretrainConfig(examples=24, batch_size=8, length=3, dropout=0.), suite=s, held=s.tasks('eval')[:2], n=4), tmp_path, every=1); m.start.click(); m.reading.wait(); assert (m.reading.state,m.problem,len(m.rows))==('done','',3)
     assert m.measured[-1]['lo']<=m.measured[-1]['arg']<=m.measured[-1]['hi'] and m.rows[-1]['movement']>0 and all(torch.equal(before[n], t) for n,t in b.model.state_dict().items())       # the user's model is left alone
     again,_,card = load_checkpoint(tmp_path/'result'); assert card['updates']==3 and not torch.equal(again.model.shared.weight, b.model.shared.weight)
 

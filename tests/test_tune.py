@@ -137,7 +137,7 @@ STOP = replace(CONFIG, steps=20, lr=.2, patience=2, min_delta=.06)
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_a_stopped_prompt_does_not_move_and_the_others_do_not_notice(backbone, kind):
     t = tune(backbone, kind, TASKS[:4], STOP); tables,rows = [],[]
-    for r in t: rows.append(r); tables.append(t._bank.table.detach().clone())
+    for r in t: rows.append(r); tables.append(t.live.table.detach().clone())
     losses = torch.tensor([r['losses'] for r in rows]); ends = []
     for i in range(4):
         best,wait,end = float('inf'),0,len(rows)-1

@@ -6,15 +6,15 @@
 __all__ = ['side', 'paired', 'cell_name', 'plot_paired', 'disagreements', 'Comparison']
 
 # %% ../../nbs/90_lab/06_comparison.ipynb #904ffef2
-import html
 import ipywidgets as W, pandas as pd, plotly.graph_objects as go
 from ..base.core import UserError
 from ..stats.query import results
 from ..stats.results import CELL
 from ..stats.bootstrap import estimate, replicate
 from ..show.look import SHADE, VERDICT, bars, box, dots, layout, plural, prompt_text, rows_axis, shots_text, signed
-from .explorer import Texts
-from .panels import Panel, Plot, STYLE, choice, line, refill, table_html
+from ..show.plots import short_name
+from .explorer import Texts, choice_word
+from .panels import Panel, Plot, choice, line, refill, table_html
 
 # %% ../../nbs/90_lab/06_comparison.ipynb #9998fc54
 def side(
@@ -26,6 +26,17 @@ def side(
     if not keep.any(): raise UserError(f'no predictions of {cell}')
     return predictions[keep]
 
+# %% ../../nbs/90_lab/06_comparison.ipynb #adb84708
+def _in_common(a:pd.DataFrame, b:pd.DataFrame)->pd.DataFrame:
+    "What both sides have: the same datasets and the same seeds"
+    datasets,seeds = set(a.dataset)&set(b.dataset),set(a.seed)&set(b.seed)
+    if not datasets: raise UserError('the two runs share no dataset')
+    if not seeds:
+        raise UserError(f'the two runs share no seed ({sorted(set(a.seed))} and {sorted(set(b.seed))}), so their '
+                        'instances and shots cannot be paired')
+    both = pd.concat([a, b])
+    return both[both.dataset.isin(datasets)&both.seed.isin(seeds)]
+
 def paired(
     predictions:pd.DataFrame, # Predictions of both cells
     a:dict, b:dict, # suite, backbone, method, prompt, shots of each
@@ -33,61 +44,59 @@ def paired(
 )->pd.DataFrame: # dataset ('ARG' for all alike, first), estimate, lo, hi (points, a - b), p, n (answers of a)
     "ARG(a) - ARG(b) on every dataset both have, and over them"
     if a==b: raise UserError('a comparison needs two different runs; choose another one on either side')
-    pa,pb = side(predictions, a),side(predictions, b)
-    common = sorted(set(pa.dataset)&set(pb.dataset))
-    if not common: raise UserError('the two runs share no dataset')
-    seeds = set(pa.seed)&set(pb.seed)
-    if not seeds:
-        raise UserError(f'the two runs share no seed ({sorted(set(pa.seed))} and {sorted(set(pb.seed))}), so their '
-                        'instances and shots cannot be paired')
-    both = pd.concat([pa, pb])
-    both = both[both.dataset.isin(common)&both.seed.isin(seeds)]
+    both = _in_common(side(predictions, a), side(predictions, b))
+    parts = {'ARG':both}|{d:both[both.dataset==d] for d in sorted(set(both.dataset))}
     out = []
-    for d in [None,*common]:
-        p = both if d is None else both[both.dataset==d]
-        e = estimate(replicate(p, n=samples, by='datasets'), a, b, level=level)
-        out.append(
-            dict(dataset='ARG' if d is None else d, estimate=e['estimate'], lo=e['lo'], hi=e['hi'], p=e['p'],
-                 n=len(side(p, a))))
+    for name,part in parts.items():
+        e = estimate(replicate(part, n=samples, by='datasets'), a, b, level=level)
+        numbers = {k:e[k] for k in ('estimate','lo','hi','p')}
+        out.append(dict(dataset=name)|numbers|dict(n=len(side(part, a))))
     return pd.DataFrame(out)
 
 # %% ../../nbs/90_lab/06_comparison.ipynb #16b6a222
-def cell_name(cell:dict)->str:
+def cell_name(cell:dict)->str: # With method, prompt and shots
     "A cell as a person says it"
     return f'{cell["method"]}, {prompt_text(cell["prompt"])}, {shots_text(cell["shots"])}'
+
+def _verdict(r)->str:
+    "Which side a whole interval lies on, in the words of `look.VERDICT`"
+    return 'holds' if r.lo>0 else 'fails' if r.hi<0 else 'undecided'
+
+def _paired_title(t:pd.DataFrame, a:dict, b:dict)->str:
+    "The difference over all datasets, and on how many it is there"
+    whole,each = t.iloc[0],t[1:]
+    first = f'{signed(whole.estimate)} points of ARG [{signed(whole.lo)}, {signed(whole.hi)}]'
+    return (f'{cell_name(a)} against {cell_name(b)}: {first}; better on {sum(each.lo>0)}, worse on {sum(each.hi<0)} of '
+            f'{plural(len(each), "dataset")} (n = {whole.n:,} answers each)')
 
 def plot_paired(
     t:pd.DataFrame, # From `paired`
     a:dict, b:dict # The two cells
 )->go.Figure: # A row per dataset, the mean on top
     "Paired differences as a forest: right of 0 the first run is better; shape and colour say whether the interval excludes 0"
-    kind = ['holds' if r.lo>0 else 'fails' if r.hi<0 else 'undecided' for r in t.itertuples()]
-    e = t[1:]
-    said = dict(holds='first is better', fails='second is better', undecided='cannot be told')
+    t = t.assign(verdict=[_verdict(r) for r in t.itertuples()])
+    names = dict(holds='first is better', fails='second is better', undecided='cannot be told')
     traces = []
-    for k,(colour,mark) in VERDICT.items():
-        d = t[[x==k for x in kind]]
-        if len(d):
-            traces.append(dots(
-                              said[k], d.estimate, list(d.index), colour, mark, edge=dict(width=2, color=colour),
-                              error_x=bars(d.estimate, d.lo, d.hi, colour),
-                              text=[
-                                  f'<b>{r.dataset}</b><br>{signed(r.estimate)} [{signed(r.lo)}, {signed(r.hi)}] '
-                                  f'points of ARG, p = {r.p:.3f}<br>n = {r.n:,}'
-                                  for r in d.itertuples()]))
-    title = (
-        f'{cell_name(a)} against {cell_name(b)}: {signed(t.estimate[0])} points of ARG [{signed(t.lo[0])}, '
-        f'{signed(t.hi[0])}]; better on {sum(e.lo>0)}, worse on {sum(e.hi<0)} of {plural(len(e), "dataset")} (n = '
-        f'{t.n[0]:,} answers each)')
-    return go.Figure(
-        traces,
-        layout(
-            title, 150+26*len(t), left=120, shapes=[box(0, 1, -.5, .5, SHADE, xref='paper')],
-            yaxis=rows_axis(['<b>ARG</b>']+[x if len(x)<20 else x[:18]+'…' for x in e.dataset]),
-            xaxis=dict(
-                title='difference in ARG, points (first − second), 95 % interval', zeroline=True, zerolinewidth=2)))
+    for verdict,(colour,mark) in VERDICT.items():
+        d = t[t.verdict==verdict]
+        if not len(d): continue
+        said = [f'<b>{r.dataset}</b><br>{signed(r.estimate)} [{signed(r.lo)}, {signed(r.hi)}] points of ARG, '
+                f'p = {r.p:.3f}<br>n = {r.n:,}' for r in d.itertuples()]
+        traces.append(dots(names[verdict], d.estimate, list(d.index), colour, mark, edge=dict(width=2, color=colour),
+                           error_x=bars(d.estimate, d.lo, d.hi, colour), text=said))
+    labels = ['<b>ARG</b>']+[short_name(x, 20) for x in t.dataset[1:]]
+    axis = dict(title='difference in ARG, points (first − second), 95 % interval', zeroline=True, zerolinewidth=2)
+    return go.Figure(traces, layout(_paired_title(t, a, b), 150+26*len(t), left=120, xaxis=axis, yaxis=rows_axis(labels),
+                                    shapes=[box(0, 1, -.5, .5, SHADE, xref='paper')]))
 
 # %% ../../nbs/90_lab/06_comparison.ipynb #c5c94fff
+def _disagreement(r)->dict:
+    "One instance of both sides"
+    a,b = r.scores_mean_a,r.scores_mean_b
+    lead = float(a[r.pred_a]-a[r.pred_b])+float(b[r.pred_b]-b[r.pred_a])
+    return dict(dataset=r.dataset, template=r.template, seed=r.seed, instance=r.instance,
+                right='first' if r.correct_a else 'second', gold=r.gold_a, first=r.pred_a, second=r.pred_b, sure=lead)
+
 def disagreements(
     predictions:pd.DataFrame, a:dict, b:dict, # As in `paired`
     *, dataset:str|None=None, better:str='both' # One dataset; 'first', 'second' or 'both': who is right
@@ -97,15 +106,9 @@ def disagreements(
     m = side(predictions, a).merge(side(predictions, b), on=key, suffixes=('_a','_b'))
     m = m[m.correct_a!=m.correct_b]
     if dataset is not None: m = m[m.dataset==dataset]
-    lead = lambda s, i, j: float(s[i]-s[j])
-    out = [dict(dataset=r.dataset, template=r.template, seed=r.seed, instance=r.instance,
-                right='first' if r.correct_a else 'second', gold=r.gold_a, first=r.pred_a, second=r.pred_b,
-                sure=lead(r.scores_mean_a, r.pred_a, r.pred_b)+lead(r.scores_mean_b, r.pred_b, r.pred_a))
-           for r in m.itertuples()]
-    t = pd.DataFrame(
-        out,
-        columns=[*key[1:3], 'seed', 'instance', 'right', 'gold', 'first', 'second',
-                 'sure']).sort_values('sure', ascending=False, kind='stable', ignore_index=True)
+    columns = ['dataset','template','seed','instance','right','gold','first','second','sure']
+    t = pd.DataFrame([_disagreement(r) for r in m.itertuples()], columns=columns)
+    t = t.sort_values('sure', ascending=False, kind='stable', ignore_index=True)
     return t if better=='both' else t[t.right==better].reset_index(drop=True)
 
 # %% ../../nbs/90_lab/06_comparison.ipynb #5cff64f1
@@ -116,52 +119,63 @@ class Comparison(Panel):
         *, suite=None, samples:int=500 # For texts, as in `explorer.Texts`; resamples
     ):
         self.predictions = source if isinstance(source, pd.DataFrame) else results(source, table='predictions')
-        self.texts,self.samples,self.t,self.d = Texts(suite),samples,None,None
+        self.texts,self.samples = Texts(suite),samples
+        self.t = self.d = None # From `paired`; from `disagreements`
         self.cells = self.predictions[CELL].drop_duplicates().to_dict('records')
         if len(self.cells)<2: raise UserError('a comparison needs the predictions of at least two runs')
-        many = len({(c['suite'],c['backbone']) for c in self.cells})>1
-        names = [
-            (cell_name(c)+(f' ({c["suite"]}, {c["backbone"]})' if many else ''), i) for i,c in enumerate(self.cells)]
+        names = self._names()
         self.a,self.b = choice('first', names, value=1, width='360px'),choice('second', names, value=0, width='360px')
         self.dataset,self.better = choice('dataset', ['all']),choice('who is right', ['both','first','second'])
         self.plot,self.words = Plot(),W.HTML()
         super().__init__(
             'Method comparison', line(self.a, self.b), self.plot, line(self.dataset, self.better), self.words,
-            note='Differences on the same instances, with 95 % intervals over instances. Click a dataset to see where the two disagree.')
+            note='Differences on the same instances, with 95 % intervals over instances. '
+                 'Click a dataset to see where the two disagree.')
         self.on([self.a, self.b], self.update)
         self.on([self.dataset, self.better], self.show)
         self.plot.observe(self.guarded(self._clicked), 'clicked')
         self.guarded(self.update)()
+
+    def _names(self)->list[tuple[str,int]]:
+        "Cells to choose from; suite and backbone are named where they differ"
+        several = len({(c['suite'],c['backbone']) for c in self.cells})>1
+        more = [f' ({c["suite"]}, {c["backbone"]})' if several else '' for c in self.cells]
+        return [(cell_name(c)+where, i) for i,(c,where) in enumerate(zip(self.cells, more))]
+
     @property
-    def sides(self)->tuple: return self.cells[self.a.value],self.cells[self.b.value]
+    def sides(self)->tuple[dict,dict]:
+        "The two cells chosen"
+        return self.cells[self.a.value],self.cells[self.b.value]
+
     def _clicked(self, change):
-        at = next((i for i in [change.new.get('key')] if isinstance(i, int)), None)
-        if at is not None and self.t is not None: self.dataset.value = 'all' if at==0 else self.t.dataset[at]
-    def update(self):
+        at = change.new.get('key')
+        if isinstance(at, int) and self.t is not None: self.dataset.value = 'all' if at==0 else self.t.dataset[at]
+
+    def update(self)->None:
+        "Compare the two cells"
         self.t = None
         self.plot.draw(None)
         self.words.value = ''
         self.t = paired(self.predictions, *self.sides, samples=self.samples)
         fig = plot_paired(self.t, *self.sides)
-        [tr.update(customdata=list(tr.y)) for tr in fig.data]
+        for trace in fig.data: trace.update(customdata=list(trace.y))
         self.plot.draw(fig)
         refill(self.dataset, ['all',*self.t.dataset[1:]])
         self.show()
-    def show(self):
-        self.d = disagreements(
-            self.predictions, *self.sides, dataset=None if self.dataset.value=='all' else self.dataset.value,
-            better=self.better.value)
-        suite = self.sides[0]['suite']
-        lines = []
-        for r in self.d[:30].itertuples():
-            e = self.texts.examples(suite, r.dataset, r.template).get(r.instance)
-            word = lambda i: e.choices[i] if e is not None and e.choices and i<len(e.choices) else f'choice {i}'
-            lines.append((
-                             f'{r.dataset}/{r.template}', e.source if e is not None else r.instance, word(r.gold),
-                             word(r.first), word(r.second), f'{r.sure:.2f}'))
-        n = len(self.d)
+
+    def show(self)->None:
+        "List where the two disagree"
+        dataset = None if self.dataset.value=='all' else self.dataset.value
+        self.d = disagreements(self.predictions, *self.sides, dataset=dataset, better=self.better.value)
+        n,first = len(self.d),(self.d.right=='first').sum()
+        most = '; the 30 surest are shown' if n>30 else ''
         self.words.value = (
             f'<b>Where they disagree</b> <span class="pb-soft"><span class="pb-count">{n:,}</span> answers, '
-            f'{(self.d.right=="first").sum():,} of them right in the first '
-            f'run{"; the 30 surest are shown" if n>30 else ""}</span>'
-            +table_html(['task','source','right','first says','second says','#sure'], lines))
+            f'{first:,} of them right in the first run{most}</span>'
+            +table_html(['task','source','right','first says','second says','#sure'], map(self._line, self.d[:30].itertuples())))
+
+    def _line(self, r)->tuple:
+        "An instance in words, where they are known"
+        e = self.texts.examples(self.sides[0]['suite'], r.dataset, r.template).get(r.instance)
+        said = [choice_word(e, i) for i in (r.gold, r.first, r.second)]
+        return (f'{r.dataset}/{r.template}', e.source if e is not None else r.instance, *said, f'{r.sure:.2f}')

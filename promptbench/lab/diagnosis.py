@@ -10,9 +10,13 @@ import copy, math
 from ..base.core import UserError
 
 # %% ../../nbs/90_lab/03_diagnosis.ipynb #b88393a0
-def _rms(ts)->float:
+def _rms(tensors)->float:
     "Root mean square over all numbers of some tensors"
-    return math.sqrt(sum(float(t.detach().float().square().sum()) for t in ts)/max(1, sum(t.numel() for t in ts)))
+    tensors = list(tensors)
+    total = sum(float(t.detach().float().square().sum()) for t in tensors)
+    return math.sqrt(total/max(1, sum(t.numel() for t in tensors)))
+
+def _norm(tensors)->float: return math.sqrt(sum(float(t.float().square().sum()) for t in tensors))
 
 class Watch:
     "Rows of a run with `movement` (from the start, root mean square), `scale` (of the prompt) and, where the loop leaves it, `prompt_grad` added"
@@ -20,22 +24,25 @@ class Watch:
         rows, # A generator of rows, such as `tune(...)` or `pretrain(...)`
         prompt=None # What is trained; None: the bank of a `Tuning`
     ):
-        self.rows,self.prompt = rows,prompt if prompt is not None else getattr(rows, '_bank', None)
+        self.rows,self.prompt = rows,prompt if prompt is not None else getattr(rows, 'live', None)
         self.params = [] if self.prompt is None else list(self.prompt.parameters())
         self.start = [p.detach().clone() for p in self.params]
-    def __iter__(self): return self
-    def __len__(self): return len(self.rows)
+
+    def __iter__(self)->'Watch': return self
+    def __len__(self)->int: return len(self.rows)
     def __next__(self)->dict:
         row = next(self.rows)
         if not self.params: return row
-        grads = [p.grad for p in self.params if p.grad is not None]
-        # some loops have cleared it by now
-        norm = dict(prompt_grad=math.sqrt(sum(float(g.float().square().sum()) for g in grads))) if grads else {}
-        return row|norm|dict(movement=_rms([p.detach()-s for p,s in zip(self.params, self.start)]),
-                             scale=_rms(self.start), reachable=all(p.requires_grad for p in self.params))
+        grads = [p.grad for p in self.params if p.grad is not None] # some loops have cleared them by now
+        gradient = dict(prompt_grad=_norm(grads)) if grads else {}
+        moved = [p.detach()-s for p,s in zip(self.params, self.start)]
+        reachable = all(p.requires_grad for p in self.params)
+        return row|gradient|dict(movement=_rms(moved), scale=_rms(self.start), reachable=reachable)
 
-def watch(rows, prompt=None)->Watch:
-    "See `Watch`"
+def watch(
+    rows, prompt=None # As for `Watch`
+)->Watch:
+    "Rows of a run, with what its prompt does"
     return Watch(rows, prompt)
 
 # %% ../../nbs/90_lab/03_diagnosis.ipynb #b5eb8c3e
@@ -46,9 +53,26 @@ def guess_loss(
     "The loss of a model that knows the form of every answer and guesses among the choices"
     examples = [e for e in examples if e.choices]
     if not examples: return None
-    return sum(math.log(len(e.choices)) for e in examples)/sum(map(len, backbone.targets([e.target for e in examples])))
+    tokens = sum(map(len, backbone.targets([e.target for e in examples])))
+    return sum(math.log(len(e.choices)) for e in examples)/tokens
 
 # %% ../../nbs/90_lab/03_diagnosis.ipynb #e1e19d05
+def _gradient(nll, params)->float:
+    "Norm of the gradient that comes back to `params`; 0 where none does"
+    import torch
+    asked = [p for p in params if p.requires_grad]
+    if not asked or not nll.requires_grad: return 0.
+    grads = torch.autograd.grad(nll.sum(), asked, allow_unused=True)
+    return _norm(g for g in grads if g is not None)
+
+def _noised(prompt, size:float):
+    "A copy of a prompt with noise on it"
+    import torch
+    other,gen = copy.deepcopy(prompt),torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in other.parameters(): p.add_(torch.randn(p.shape, generator=gen).to(p)*size)
+    return other
+
 def probe(
     backbone, prompt, # As they are trained
     examples # A few with `.source` and `.target`
@@ -60,54 +84,53 @@ def probe(
     batch = make_batch(backbone.pairs(list(examples)[:4])).to(backbone.device)
     params = list(prompt.parameters())
     nll = target_nll(backbone, batch, prompt=prompt)
-    gradient = 0.
-    if nll.requires_grad and (ask := [p for p in params if p.requires_grad]):
-        gradient = math.sqrt(
-            sum(float(g.square().sum())
-                for g in torch.autograd.grad(nll.sum(), ask, allow_unused=True)
-                if g is not None))
-    vocabulary = _rms([backbone.model.get_input_embeddings().weight])
-    scale = _rms(params)
-    other = copy.deepcopy(prompt)
-    gen = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in other.parameters(): p.add_(torch.randn(p.shape, generator=gen).to(p)*max(scale, vocabulary))
-        effect = float((target_nll(backbone, batch, prompt=other)-nll).abs().max())
+    gradient = _gradient(nll, params)
+    vocabulary,scale = _rms([backbone.model.get_input_embeddings().weight]),_rms(params)
+    other = _noised(prompt, max(scale, vocabulary))
+    with torch.no_grad(): effect = float((target_nll(backbone, batch, prompt=other)-nll).abs().max())
     return dict(reachable=all(p.requires_grad for p in params), gradient=gradient, effect=effect, scale=scale,
                 vocabulary=vocabulary)
 
 # %% ../../nbs/90_lab/03_diagnosis.ipynb #b1229962
 STEPS = 20 # Rows before slow faults are judged
 
-def _mean(rows, key)->float:
+def _mean(rows:list[dict], key:str)->float:
     values = [r[key] for r in rows if r.get(key) is not None]
     return sum(values)/len(values) if values else float('nan')
 
+def _fallen(rows:list[dict])->float:
+    "The share of its loss that a run has lost"
+    return 1-_mean(rows[-5:], 'loss')/_mean(rows[:5], 'loss')
+
 def _found(kind:str, words:str, advice:str)->dict: return dict(kind=kind, words=words, advice=advice)
 
-def _no_gradient(rows, asked)->dict|None:
-    "Frozen, masked, cut off, or left out of the optimiser"
-    last = rows[-3:]
-    key = 'prompt_grad' if 'prompt_grad' in last[-1] else 'grad_norm'
-    flat = all(r.get(key, 1.)<=1e-12 for r in last)
-    reachable = last[-1].get('reachable', True) and (asked or {}).get('reachable', True)
-    if not reachable:
-        return _found(
-            'frozen', 'No gradient reaches the prompt: it is frozen (requires_grad is off).',
-            'Call prompt.requires_grad_(True) before training, and do not freeze the prompt together with the backbone.')
-    silent = asked is not None and asked['gradient']<=1e-12
-    if silent and asked['effect']<=1e-9:
+# %% ../../nbs/90_lab/03_diagnosis.ipynb #b532b4dc
+def _unseen(asked:dict)->dict|None:
+    "What the model said, when no gradient came back: the prompt is masked, or cut off"
+    if asked['gradient']>1e-12: return None
+    if asked['effect']<=1e-9:
         return _found(
             'masked',
             'The prompt is masked out: exchanging it for noise changes no answer at all, so there is nothing to learn.',
             'Extend the attention mask by the length of the prompt, with ones; with a deep prompt look whether it '
             'is installed in every layer.')
-    if silent:
+    return _found(
+        'cut', 'The model reads the prompt, but no gradient comes back to it: it is cut off on the way.',
+        'Look for detach(), torch.no_grad() or a copy made with .data between the prompt and the model.')
+
+def _no_gradient(rows:list[dict], asked:dict|None)->dict|None:
+    "Frozen, masked, cut off, or left out of the optimiser"
+    last = rows[-1]
+    if not last.get('reachable', True) or not (asked or {}).get('reachable', True):
         return _found(
-            'cut', 'The model reads the prompt, but no gradient comes back to it: it is cut off on the way.',
-            'Look for detach(), torch.no_grad() or a copy made with .data between the prompt and the model.')
-    still = len(rows)>=3 and last[-1].get('movement')==0
-    if flat or (still and not last[-1].get('prompt_grad')):
+            'frozen', 'No gradient reaches the prompt: it is frozen (requires_grad is off).',
+            'Call prompt.requires_grad_(True) before training, and do not freeze the prompt together with the backbone.')
+    unseen = _unseen(asked) if asked is not None else None
+    if unseen: return unseen
+    key = 'prompt_grad' if 'prompt_grad' in last else 'grad_norm'
+    flat = all(r.get(key, 1.)<=1e-12 for r in rows[-3:])
+    still = len(rows)>=3 and last.get('movement')==0
+    if flat or (still and not last.get('prompt_grad')):
         return _found('no gradient',
                       'No gradient arrives at the prompt: it is masked out, or cut off by detach() or no_grad().',
                       'Call probe(backbone, prompt, examples): it tells which of the two.')
@@ -115,46 +138,51 @@ def _no_gradient(rows, asked)->dict|None:
         return _found('not stepped',
                       'The prompt has a gradient and does not move: it is not among the tensors of the optimiser.',
                       'Make the optimiser after the prompt, and give it prompt.parameters().')
+    return None
 
-def _too_slow(rows, lr, steps)->dict|None:
+# %% ../../nbs/90_lab/03_diagnosis.ipynb #3ac55d61
+def _too_slow(rows:list[dict], lr:float|None, steps:int|None)->dict|None:
     "A learning rate that cannot move the prompt by a fiftieth of its size in the whole run"
     row,n = rows[-1],len(rows)
     steps = max(steps or n, n)
     scale = row.get('scale')
     if not scale or n<STEPS: return None
     rate = row['movement']/n if 'movement' in row else lr
-    fallen = 1-_mean(rows[-5:], 'loss')/_mean(rows[:5], 'loss')
-    if rate is None or rate*steps>.02*scale or fallen>.02: return None
+    if rate is None or rate*steps>.02*scale or _fallen(rows)>.02: return None
     return _found(
         'too slow',
-        f'The learning rate is far too small for the scale of the prompt: its numbers are about {scale:.2g}, and in {steps:,} steps it will have moved by {rate*steps:.1g}.',
+        f'The learning rate is far too small for the scale of the prompt: its numbers are about {scale:.2g}, '
+        f'and in {steps:,} steps it will have moved by {rate*steps:.1g}.',
         f'Try a learning rate near {scale/steps:.0e} (its own size in the whole run) and ten times that; soft '
         'prompts want rates far above those of weights.')
 
-def _at_chance(rows, guess)->dict|None:
+def _at_chance(rows:list[dict], guess:float|None)->dict|None:
     "A loss that lies flat where guessing among the choices does"
     if not guess or len(rows)<STEPS: return None
     half = rows[len(rows)//2:]
-    a,b = _mean(half[:len(half)//2], 'loss'),_mean(half[len(half)//2:], 'loss')
-    if not (.93*guess<=b<=1.35*guess) or a-b>.15*guess: return None
+    before,after = _mean(half[:len(half)//2], 'loss'),_mean(half[len(half)//2:], 'loss')
+    flat = before-after<=.15*guess
+    if not flat or not .93*guess<=after<=1.35*guess: return None
     return _found(
         'at chance',
-        f'The loss stays at {b:.2f}, about what guessing among the choices costs ({guess:.2f} nats per token): the form of the answers is learnt, not which one is right.',
+        f'The loss stays at {after:.2f}, about what guessing among the choices costs ({guess:.2f} nats per token): '
+        'the form of the answers is learnt, not which one is right.',
         'Look whether the rendered source still holds what decides the answer (a missing field, truncation) and '
         'whether labels and choices are in the same order; then try more steps, more shots, a longer or a deep '
         'prompt.')
 
-def _off_scale(rows, asked)->dict|None:
+def _off_scale(rows:list[dict], asked:dict|None)->dict|None:
     "A start far from the sizes the model knows, with a loss that does not fall"
-    if not asked or len(rows)<STEPS or not rows[-1].get('scale'): return None
-    ratio = rows[-1]['scale']/asked['vocabulary']
-    fallen = 1-_mean(rows[-5:], 'loss')/_mean(rows[:5], 'loss')
-    if .1<=ratio<=10 or fallen>.1: return None
+    scale = rows[-1].get('scale')
+    if not asked or len(rows)<STEPS or not scale: return None
+    ratio = scale/asked['vocabulary']
+    if .1<=ratio<=10 or _fallen(rows)>.1: return None
+    how = 'far larger' if ratio>1 else 'far smaller'
     return _found(
-        'off scale',
-        f'The prompt started {"far larger" if ratio>1 else "far smaller"} than words are ({ratio:.2g} times), and the loss hardly falls.',
+        'off scale', f'The prompt started {how} than words are ({ratio:.2g} times), and the loss hardly falls.',
         "Start from words of the vocabulary: new_prompt(..., init='vocab') or init='text'.")
 
+# %% ../../nbs/90_lab/03_diagnosis.ipynb #4b153f12
 def diagnose(
     rows:list[dict], # Rows of a run, best from `watch`
     *, lr:float|None=None, # Of the prompt, where rows say no movement
@@ -167,7 +195,10 @@ def diagnose(
     if first := _no_gradient(rows, asked): return [first]
     return [d for d in (_too_slow(rows, lr, steps), _off_scale(rows, asked), _at_chance(rows, guess)) if d]
 
-def doctor_line(found:list[dict])->str:
+
+def doctor_line(
+    found:list[dict] # From `diagnose`
+)->str:
     "The diagnosis as text"
-    return ' '.join(
-        f'{d["words"]} {d["advice"]}' for d in found) or 'Nothing speaks against it: the prompt gets a gradient and moves.'
+    if not found: return 'Nothing speaks against it: the prompt gets a gradient and moves.'
+    return ' '.join(f'{d["words"]} {d["advice"]}' for d in found)

@@ -7,13 +7,14 @@ __all__ = ['Seen', 'record_of', 'seen', 'answers', 'seen_html', 'answers_html', 
 
 # %% ../../nbs/90_lab/01_playground.ipynb #13d2952d
 import html, time
+from contextlib import contextmanager
 from dataclasses import dataclass
 import numpy as np, ipywidgets as W
 from ..base.core import UserError, one_of
 from ..data.suite import Example
 from ..data.templates import Template
 from ..measure.rank import rank
-from .panels import Panel, Raw, STYLE, bar, choice, line, refill, table_html
+from .panels import Panel, STYLE, bar, choice, line, refill, slider, table_html
 
 # %% ../../nbs/90_lab/01_playground.ipynb #686b50f9
 @dataclass
@@ -22,27 +23,30 @@ class Seen:
     source:str
     target:str
     choices:tuple|None
-    gold:int|None
-    kept:str
-    cut:str  # The source that stays, and what truncation takes away
-    source_tokens:int
-    choice_tokens:list  # Ids the model gets: of the source after the cut, of each choice
+    gold:int|None # Number of the right choice
+    kept:str # The part of the source that stays
+    cut:str # What truncation takes away
+    source_tokens:int # Ids the model gets: of the source after the cut
+    choice_tokens:list # and of each choice
     lost_tokens:int # Ids taken away
     problem:str|None # Why this record would be skipped; None if it would not
 
-def record_of(task, index:int, split:str='validation')->dict:
+# %% ../../nbs/90_lab/01_playground.ipynb #2040c31b
+def record_of(
+    task, index:int, split:str='validation' # A `Task`; which of its records
+)->dict: # Fields
     "The raw record behind a task's examples"
     rows = task.data.records[split]
     if not 0<=index<len(rows): raise UserError(f'the example must be between 0 and {len(rows)-1}, got {index}')
     return rows[index]
 
+# %% ../../nbs/90_lab/01_playground.ipynb #807770a7
 def _fits(backbone, text:str, limit:int)->tuple[str,str,int]:
     "The part of `text` within `limit` ids, the rest, and how many ids the rest has"
-    ids = backbone.tokenizer(text, add_special_tokens=False, verbose=False)['input_ids']
+    plain = dict(add_special_tokens=False, verbose=False)
+    ids = backbone.tokenizer(text, **plain)['input_ids']
     if len(ids)<=limit: return text,'',0
-    try:
-        ends = backbone.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)['offset_mapping']
+    try: ends = backbone.tokenizer(text, return_offsets_mapping=True, **plain)['offset_mapping']
     except NotImplementedError: at = len(backbone.tokenizer.decode(ids[:limit])) # slow tokenizers know no places
     else: at = ends[limit-1][1]
     return text[:at],text[at:],len(ids)-limit
@@ -55,13 +59,14 @@ def seen(
     *, max_source:int=768, max_target:int=192 # Tokens kept, `</s>` not counted
 )->Seen:
     "Render a record and count its tokens; `UserError` for a template that fails"
-    t = Template('your template', jinja, answer_choices if (answer_choices or '').strip() else None)
+    written = answer_choices if (answer_choices or '').strip() else None
+    t = Template('your template', jinja, written)
     source,target,choices = t.parts(record)
     kept,cut,lost = _fits(backbone, source, max_source)
-    texts = list(choices or (target,))
-    return Seen(source, target, choices, choices.index(target) if choices and target in choices else None, kept, cut,
-                len(backbone.sources([source], max_source)[0]), [len(i) for i in backbone.targets(texts, max_target)],
-                lost, t.problem(record))
+    gold = choices.index(target) if choices and target in choices else None
+    answers = backbone.targets(list(choices or (target,)), max_target)
+    return Seen(source, target, choices, gold, kept, cut, len(backbone.sources([source], max_source)[0]),
+                [len(ids) for ids in answers], lost, t.problem(record))
 
 # %% ../../nbs/90_lab/01_playground.ipynb #5d73c9aa
 def answers(
@@ -72,39 +77,46 @@ def answers(
     "How the model ranks the choices of a rendered record"
     one_of('rule', rule, ['mean','sum'])
     if not e.choices: raise UserError('ranking needs answer choices; write them as `no ||| yes`')
-    s, = rank(backbone, [[Example('playground', e.source, e.target, e.choices, e.gold or 0)]], prompt,
-              max_source=max_source, max_target=max_target)
-    by = np.asarray(getattr(s, rule)[0])
-    p = np.exp(by-by.max())
+    example = Example('playground', e.source, e.target, e.choices, e.gold or 0)
+    s, = rank(backbone, [[example]], prompt, max_source=max_source, max_target=max_target)
+    score = np.asarray(getattr(s, rule)[0])
+    p = np.exp(score-score.max())
     p = p/p.sum()
-    out = [dict(choice=c, gold=i==e.gold, tokens=n, logp=float(a), per_token=float(m), probability=float(q))
-           for i,(c,n,a,m,q) in enumerate(zip(e.choices, e.choice_tokens, s.sum[0], s.mean[0], p))]
+    out = [dict(choice=c, gold=i==e.gold, tokens=e.choice_tokens[i], logp=float(s.sum[0][i]),
+                per_token=float(s.mean[0][i]), probability=float(p[i])) for i,c in enumerate(e.choices)]
     return sorted(out, key=lambda d: -d['probability'])
 
 # %% ../../nbs/90_lab/01_playground.ipynb #a0e1f510
+def _labelled(label:str, soft:str, text:str, kind:str='')->str:
+    return f'<b>{label}</b> <span class="pb-soft">{soft}</span><div class="pb-text{kind}">{text}</div>'
+
 def seen_html(e:Seen)->str:
     "The rendered texts, with what truncation takes away struck out"
     cut = f'<span class="pb-cut">{html.escape(e.cut)}</span>' if e.cut else ''
-    target = html.escape(e.target or '(empty)')
-    head = f'<b>Source</b> <span class="pb-soft">{e.source_tokens} tokens'+(
-        f', {e.lost_tokens} more are cut off' if e.lost_tokens
-        else '')+f'</span><div class="pb-text pb-source">{html.escape(e.kept)}{cut}</div>'
-    tail = (
-        f'<b>Target</b> <span class="pb-soft">{"" if e.choices else f"{e.choice_tokens[0]} tokens"}</span><div '
-        f'class="pb-text">{target}</div>')
-    return head+tail+(
-        f'<div class="pb-warn">This record would be skipped: {html.escape(e.problem)}</div>' if e.problem else '')
+    tokens = f'{e.source_tokens} tokens'+(f', {e.lost_tokens} more are cut off' if e.lost_tokens else '')
+    source = _labelled('Source', tokens, html.escape(e.kept)+cut, ' pb-source')
+    size = '' if e.choices else f'{e.choice_tokens[0]} tokens'
+    target = _labelled('Target', size, html.escape(e.target or '(empty)'))
+    warning = f'<div class="pb-warn">This record would be skipped: {html.escape(e.problem)}</div>' if e.problem else ''
+    return source+target+warning
 
-def answers_html(ranked:list[dict], seconds:float)->str:
+def answers_html(
+    ranked:list[dict], # From `answers`
+    seconds:float # It took
+)->str: # HTML
     "The ranking as a table"
-    lines = [
-        (('✓ ' if d['gold'] else '')+d['choice'], bar(d['probability']), d['tokens'], f"{d['logp']:.2f}",
-         f"{d['per_token']:.2f}")
-        for d in ranked]
+    tick = lambda d: '✓ ' if d['gold'] else ''
+    lines = [(tick(d)+d['choice'], bar(d['probability']), d['tokens'], f"{d['logp']:.2f}", f"{d['per_token']:.2f}")
+             for d in ranked]
     verdict = 'right' if ranked[0]['gold'] else 'wrong'
-    return (
-        f'<b>Ranking</b> <span class="pb-soft">the model is {verdict}; ✓ is the right answer; {1000*seconds:.0f} ms</span>'
-        +table_html(['choice','probability among the choices','#tokens','#log p','#per token'], lines))
+    told = f'the model is {verdict}; ✓ is the right answer; {1000*seconds:.0f} ms'
+    return (f'<b>Ranking</b> <span class="pb-soft">{told}</span>'
+            +table_html(['choice','probability among the choices','#tokens','#log p','#per token'], lines))
+
+# %% ../../nbs/90_lab/01_playground.ipynb #37547472
+def _fields_html(record:dict)->str:
+    fields = [f'<b>{html.escape(str(k))}</b> {html.escape(str(v))}' for k,v in record.items()]
+    return '<span class="pb-soft">Record:</span> '+'; '.join(fields)
 
 class Playground(Panel):
     "Pick a task and a record, edit the template, watch the answer"
@@ -113,63 +125,71 @@ class Playground(Panel):
         prompts:dict|None=None, # Name -> prompt, to rank with
         *, role:str|None='eval', max_source:int=768 # Which tasks to offer; tokens kept at first
     ):
-        self._quiet = False
         self.backbone,self.suite,self.prompts = backbone,suite,{'no prompt':None}|dict(prompts or {})
-        names = list(dict.fromkeys(t.dataset for t in suite.tasks(role)))
-        self.dataset,self.template,self.prompt = choice('dataset', names),choice('template', []),choice(
-            'prompt', list(self.prompts))
-        self.index = W.BoundedIntText(
-            0, min=0, max=0, description='example', style=STYLE, layout=W.Layout(width='200px'))
-        self.limit = W.IntSlider(max_source, min=4, max=max(768, max_source), description='keep tokens', style=STYLE,
-                                 layout=W.Layout(width='320px'), continuous_update=False)
-        self.rule = choice('rule', ['mean','sum'], width='200px')
-        self.reset = W.Button(description='the original again', layout=W.Layout(width='160px'))
-        self.jinja = W.Textarea(description='template', style=STYLE, rows=5, layout=W.Layout(width='98%'))
-        self.choices = W.Text(description='choices', style=STYLE, layout=W.Layout(width='98%'))
-        self.fields,self.shown,self.ranked = W.HTML(),W.HTML(),W.HTML()
-        self.seconds = None
+        self.seen = self.answers = self.seconds = None
+        self._quiet = False
+        self._make_controls(list(dict.fromkeys(t.dataset for t in suite.tasks(role))), max_source)
         super().__init__(
             'Template playground', line(self.dataset, self.template, self.index), self.fields, self.jinja,
             self.choices, line(self.prompt, self.rule), line(self.limit, self.reset), self.shown, self.ranked,
-            note='Change the wording and see what the model reads and how it ranks the answers. Fields of the record stand in {{double braces}}; ||| parts source from target.')
+            note='Change the wording and see what the model reads and how it ranks the answers. Fields of the record '
+                 'stand in {{double braces}}; ||| parts source from target.')
         self.on(self.dataset, self._dataset)
         self.on(self.template, self._original)
         self.reset.on_click(self.guarded(lambda _: self._original()))
         self.on([self.index, self.jinja, self.choices, self.prompt, self.rule, self.limit], self.update)
         self.guarded(self._dataset)()
+
+    def _make_controls(self, datasets:list[str], max_source:int):
+        wide,narrow = W.Layout(width='98%'),W.Layout(width='200px')
+        self.dataset,self.template = choice('dataset', datasets),choice('template', [])
+        self.prompt,self.rule = choice('prompt', list(self.prompts)),choice('rule', ['mean','sum'], width='200px')
+        self.index = W.BoundedIntText(0, min=0, max=0, description='example', style=STYLE, layout=narrow)
+        self.limit = slider(max_source, max(768, max_source), 'keep tokens', least=4, width='320px')
+        self.reset = W.Button(description='the original again', layout=W.Layout(width='160px'))
+        self.jinja = W.Textarea(description='template', style=STYLE, rows=5, layout=wide)
+        self.choices = W.Text(description='choices', style=STYLE, layout=wide)
+        self.fields,self.shown,self.ranked = W.HTML(),W.HTML(),W.HTML()
+
     @property
-    def task(self): return self.suite.task(f'{self.dataset.value}/{self.template.value}')
-    def _dataset(self):
+    def task(self):
+        "The task that is chosen"
+        return self.suite.task(f'{self.dataset.value}/{self.template.value}')
+
+    @contextmanager
+    def _quietly(self):
+        "Set several controls; what they would trigger one by one is left to the caller"
         self._quiet = True
-        try:
+        try: yield
+        finally: self._quiet = False
+
+    def _dataset(self):
+        with self._quietly():
             refill(self.template, [t.template for t in self.suite.tasks(dataset=self.dataset.value)])
             self.index.max = max(0, self.task.size('validation')-1)
-        finally: self._quiet = False
         self._original()
+
     def _original(self):
         if self._quiet: return
         t = self.task.wording
-        self._quiet = True
-        try: self.jinja.value,self.choices.value = t.jinja,t.answer_choices or ''
-        finally: self._quiet = False
+        with self._quietly(): self.jinja.value,self.choices.value = t.jinja,t.answer_choices or ''
         self.update()
-    def update(self):
+
+    def update(self)->None:
         "Render and rank what the controls say"
         if self._quiet: return
         record = record_of(self.task, self.index.value)
-        self.fields.value = '<span class="pb-soft">Record:</span> '+'; '.join(
-            f'<b>{html.escape(str(k))}</b> {html.escape(str(v))}' for k,v in record.items())
+        self.fields.value = _fields_html(record)
         self.seen = self.answers = None
         self.ranked.value = ''
-        began = time.perf_counter()
-        options = dict(max_source=self.limit.value)
-        try: self.seen = seen(self.backbone, record, self.jinja.value, self.choices.value, **options)
+        began,limit = time.perf_counter(),dict(max_source=self.limit.value)
+        try: self.seen = seen(self.backbone, record, self.jinja.value, self.choices.value, **limit)
         except UserError:
             self.shown.value = '<span class="pb-soft">Nothing to show until the template is mended.</span>'
             raise
         self.shown.value = seen_html(self.seen)
-        if self.seen.choices:
-            self.answers = answers(
-                self.backbone, self.seen, self.prompts[self.prompt.value], rule=self.rule.value, **options)
-            self.seconds = time.perf_counter()-began
-            self.ranked.value = answers_html(self.answers, self.seconds)
+        if not self.seen.choices: return
+        prompt = self.prompts[self.prompt.value]
+        self.answers = answers(self.backbone, self.seen, prompt, rule=self.rule.value, **limit)
+        self.seconds = time.perf_counter()-began
+        self.ranked.value = answers_html(self.answers, self.seconds)

@@ -234,7 +234,12 @@ BankRun.capture = _capture
 # %% ../../nbs/60_train/09_tune.ipynb #469eeb9f
 class Tuning:
     "Rows of a bank being tuned; when they are all read, `bank` holds one prompt per task"
-    def __init__(self, rows, bank, steps:int): self._rows,self._bank,self._left,self._steps = rows,bank,True,steps
+    def __init__(self,
+        rows, bank, # Generator of rows; the bank that it changes
+        steps:int # Rows planned
+    ):
+        self.live = bank # As it is now, between two rows
+        self._rows,self._left,self._steps = rows,True,steps
     def __iter__(self): return self
     def __len__(self): return self._steps
     def __next__(self):
@@ -247,7 +252,7 @@ class Tuning:
         if self._left:
             raise UserError(
                 'the bank is not tuned yet; read all rows first, for instance with `for row in tuning: ...`')
-        return self._bank
+        return self.live
 
 # %% ../../nbs/60_train/09_tune.ipynb #d021c480
 def tune(
