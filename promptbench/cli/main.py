@@ -169,8 +169,9 @@ def _end(out:Path, note):
     import pandas as pd
     t = pd.read_csv(out/'table1.csv')
     cell = [f'{a:.1f}'+('*' if s else '')+f' [{l:.1f}, {h:.1f}]' for a,l,h,s in zip(t.arg, t.lo, t.hi, t.star)]
-    wide = (
-        t.assign(cell=cell, column=t.prompt+' '+t.shots.astype(str)).pivot(index='method', columns='column', values='cell').reindex(index=t.method.unique(), columns=(t.prompt+' '+t.shots.astype(str)).unique()))
+    t = t.assign(cell=cell, column=t.prompt+' '+t.shots.astype(str))
+    wide = t.pivot(index='method', columns='column', values='cell')
+    wide = wide.reindex(index=t.method.unique(), columns=t.column.unique())
     if note: typer.echo(note)
     typer.echo(
         '\nARG in points over chance, 95 % interval (* no prompt in this cell)\n'+wide.fillna('').to_string()+'\n')

@@ -138,7 +138,8 @@ def _check_placed(prompt, backbone, batch):
     "What is placed has a line for every example, and as many source positions as it says"
     soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
     for part in (soft_BPD,deep_BPX):
-        _need(part is None or (part.ndim==3 and len(part)==len(batch.index_B)), 'placed must give [B,P,numbers], or None')
+        fits = part is None or (part.ndim==3 and len(part)==len(batch.index_B))
+        _need(fits, 'placed must give [B,P,numbers], or None')
     _need(source_positions(prompt)==(0 if soft_BPD is None else soft_BPD.shape[1]),
           'positions must be the number of soft vectors that are placed')
 

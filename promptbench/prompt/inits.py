@@ -102,7 +102,8 @@ def small_noise(kind:str, backbone, length:int, *, seed=0, text=None)->Tensor:
 def _saying(kind, backbone, ids)->Tensor:
     "The prompt of `kind` that says the words with these ids"
     words = PROMPT_KINDS[kind].words
-    if not words: raise UserError(f'a {kind} prompt cannot start from words: it has no way to say them; choose an init of noise')
+    if not words:
+        raise UserError(f'a {kind} prompt cannot start from words: it has no way to say them; choose an init of noise')
     return load(words)(backbone, ids)
 
 def any_words(kind:str, backbone, length:int, *, seed=0, text=None)->Tensor:

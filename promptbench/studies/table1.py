@@ -8,7 +8,7 @@ __all__ = ['SCALES', 'Settings', 'at_scale', 'Part', 'parts', 'suite_of', 'pretr
            'environment', 'finish']
 
 # %% ../../nbs/80_studies/00_table1.ipynb #bb1c20b4
-import functools, json, os, queue, shutil, time
+import contextlib, functools, json, os, queue, shutil, time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,8 +25,10 @@ from ..train.scales import tiny_settings
 # %% ../../nbs/80_studies/00_table1.ipynb #09084b5a
 SCALES = {  # one dial: how much of everything
     'tiny':  dict(pretrain=dict(preset='tiny'), tune=tiny_settings()['tune'], **tiny_settings()['table']),
-    'quick': dict(pretrain=dict(preset='tiny', examples=1280), tune=tiny_settings()['tune']|dict(steps=10), n_eval=20, templates=1, init=tiny_settings()['table']['init']),
-    'paper': dict(pretrain=dict(preset='paper'), tune=dict(steps=100, lr=1e-3, dropout=.1), n_eval=None, templates=None, init='paper'),
+    'quick': dict(pretrain=dict(preset='tiny', examples=1280), tune=tiny_settings()['tune']|dict(steps=10),
+                  n_eval=20, templates=1, init=tiny_settings()['table']['init']),
+    'paper': dict(pretrain=dict(preset='paper'), tune=dict(steps=100, lr=1e-3, dropout=.1),
+                  n_eval=None, templates=None, init='paper'),
 }
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,8 @@ class Part:
     @property
     def parent(self)->'Part|None': # The pretraining run a cell starts from
         t,p = trains(self.method)
-        return Part(self.seed, self.method, self.prompt if p else 'none') if self.shots is not None and (t or p) else None
+        if self.shots is None or not (t or p): return None
+        return Part(self.seed, self.method, self.prompt if p else 'none')
 
 def _kinds(s:Settings, method:str, shots:int)->tuple:
     "A method that trains no prompt has none before tuning"
@@ -216,45 +219,56 @@ def _length(s:Settings)->int:
     d = at_scale(s, 'pretrain')
     return d.get('length', PRESETS[d['preset']]['length'])
 
+_TUNING = .85 # Share of a cell's time that tuning takes, if there is any
+
+def _tuned(s:Settings, part:Part, b, prompt, tasks, tick)->tuple: # Prompt or bank, settings, curves
+    "Prompts tuned on the shots; without shots, the prompt as it came"
+    from promptbench.train.tune import TuneConfig, tune
+    if not part.shots: return prompt,None,[]
+    settings = TuneConfig(shots=part.shots, seed=part.seed, length=_length(s), **tune_settings(s, part))
+    run,rows = tune(b, prompt, tasks, settings),[]
+    for row in run:
+        rows.append(row)
+        tick(_TUNING*len(rows)/len(run))
+    return run.bank,settings,_prompt_curves(rows, tasks)
+
+def _counting(total:int, begun:float, tick):
+    "To be told of examples as they are ranked; goes on from a share of the work to all of it"
+    seen = 0
+    def count(n:int):
+        nonlocal seen
+        if stop_asked(): raise Stopped(stop_note(False))
+        seen += n
+        tick(begun+(1-begun)*seen/total)
+    return count
+
+def _keep(place:Path, rows, predictions, card:dict):
+    "Write a cell, whole or not at all"
+    from promptbench.stats.results import write_predictions, write_rows
+    with atomic_folder(place) as f:
+        write_rows(f/'rows.parquet', rows)
+        write_predictions(f/'predictions.parquet', predictions)
+        write_atomic(f/'card.json', to_json(card))
+
 def do_cell(s:Settings, part:Part, out, tick):
     "Tune on the shots if there are any, rank, and write rows, predictions and card"
     from promptbench.model.backbone import freeze
     from promptbench.measure.evaluate import evaluate
-    from promptbench.stats.results import write_predictions, write_rows
-    from promptbench.train.tune import TuneConfig, tune
     suite = suite_of(s, part.seed)
     tasks = suite.tasks(role=s.role, limit=at_scale(s, 'templates'))
     b,prompt = _start(s, part, out)
     freeze(b)
-    t0,curve,settings,n = time.time(),[],None,at_scale(s, 'n_eval')
-    if part.shots:
-        d = tune_settings(s, part)
-        settings = TuneConfig(shots=part.shots, seed=part.seed, length=_length(s), **d)
-        run,rows = tune(b, prompt, tasks, settings),[]
-        for row in run:
-            rows.append(row)
-            tick(.85*len(rows)/len(run))
-        prompt,curve = run.bank,_prompt_curves(rows, tasks)
-        _give_back()  # tuning and ranking need their memory one after the other
+    began,n = time.time(),at_scale(s, 'n_eval')
+    prompt,settings,curve = _tuned(s, part, b, prompt, tasks, tick)
+    if part.shots: _give_back()  # tuning and ranking need their memory one after the other
     total = sum(len(t.examples('validation', n)) for t in tasks)
-    seen = [0]
-    def count(k):
-        if stop_asked(): raise Stopped(stop_note(False))
-        seen[0] += k
-        tick((.85+.15*seen[0]/total) if part.shots else seen[0]/total)
+    count = _counting(total, _TUNING if part.shots else 0., tick)
     rows,predictions = evaluate(b, tasks, suite=suite, prompt=prompt, method=part.method, prompt_kind=part.prompt,
                                 shots=part.shots, seed=part.seed, run=key(s, part), n=n, tick=count)
-    with atomic_folder(folder(out, s, part)) as f:
-        write_rows(f/'rows.parquet', rows)
-        write_predictions(f/'predictions.parquet', predictions)
-        write_atomic(
-            f/'card.json',
-            to_json(dict(
-                        job=asdict(part), tune=settings, seconds=round(time.time()-t0,1), tasks=len(tasks),
-                        instances=total,
-                        shots_key=shots_key(e for t in tasks for e in t.shots(part.shots, part.seed)) if part.shots
-                        else None,
-                        curve=curve, version=__version__)))
+    shots = shots_key(e for t in tasks for e in t.shots(part.shots, part.seed)) if part.shots else None
+    card = dict(job=asdict(part), tune=settings, seconds=round(time.time()-began,1), tasks=len(tasks),
+                instances=total, shots_key=shots, curve=curve, version=__version__)
+    _keep(folder(out, s, part), rows, predictions, card)
 
 def _prompt_curves(rows, tasks, most:int=40)->list[dict]:
     "Loss of every prompt in tuning, at most `most` points each, the mean of its stretch"
@@ -299,68 +313,84 @@ def cost(s:Settings, part:Part)->float:
     tasks = len(suite_of(s, s.seeds[0]).tasks(role=s.role, limit=at_scale(s, 'templates')))
     return tasks*((at_scale(s, 'n_eval') or 300)*1.5+2.2*part.shots*at_scale(s, 'tune').get('steps', 100))
 
+class _Work:
+    "Everything that tables need: what waits, what runs, what failed, and how far each is"
+    def __init__(self, tables, out):
+        # what two tables need is there once
+        self.all = {key(s, part):(s, part) for s in tables for part in parts(s)}
+        self.costs = {k:cost(*x) for k,x in self.all.items()}
+        self.above = {k:part.parent and key(s, part.parent) for k,(s,part) in self.all.items()}
+        self.cards = {k:folder(out, *x)/'card.json' for k,x in self.all.items()}
+        undone = [k for k in self.all if not self.cards[k].is_file()]
+        needed = {self.above[k] for k in undone if self.is_cell(k)}
+        todo = [k for k in undone if self.is_cell(k) or k in needed]
+        self.waiting = sorted(todo, key=lambda k: (self.is_cell(k), -self.costs[k]))
+        self.share = {k:float(k not in todo) for k in self.all}
+        self.running,self.failed = {},{}
+    def is_cell(self, k:str)->bool: return self.all[k][1].shots is not None
+    def name(self, k:str)->str: return str(self.all[k][1])
+    def is_ready(self, k:str)->bool: return self.above[k] is None or self.cards[self.above[k]].is_file()
+    def row(self, state:str, what:str|None)->dict:
+        "How far it all is"
+        total = sum(self.costs.values())
+        done = sum(self.costs[k]*share for k,share in self.share.items())/total
+        return dict(done=done, job=what, state=state, left=len(self.waiting)+len(self.running))
+    def give_up(self):
+        "What stands on something that failed fails with it"
+        for k in [k for k in self.waiting if self.above[k] in self.failed]:
+            self.failed[k] = f'needs {self.name(self.above[k])}, which failed'
+            self.waiting.remove(k)
+    def begin(self, start, most:int):
+        "Start what is ready, the longest first"
+        for k in [k for k in self.waiting if self.is_ready(k)][:most-len(self.running)]:
+            self.waiting.remove(k)
+            self.running[start(k)] = k
+    def hear(self, news):
+        "What the workers say about their shares"
+        with contextlib.suppress(queue.Empty):
+            while True:
+                k,share = news.get_nowait()
+                self.share[k] = max(self.share[k], min(share, .999))
+    def end(self, future)->dict:
+        "A part is over, one way or the other"
+        k = self.running.pop(future)
+        self.share[k],error = 1.,future.exception()
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                f'a worker process died while it worked on {self.name(k)}, most often because memory ran out; '
+                'finished parts are kept: run the same again, if need be with workers=1')
+        if error is not None: self.failed[k] = f'{type(error).__name__}: {error}'
+        return self.row('failed' if error is not None else 'done', self.name(k))
+
+# %% ../../nbs/80_studies/00_table1.ipynb #ad829ebc
 def run_jobs(
     s:Settings|list[Settings], # One table, or several that share a folder
     out, *, workers:int=2, threads:int=1
 )->Iterator[dict]: # rows: done (share of all work), job, state ('running' | 'done' | 'failed'), left
     "Run what is not finished yet, each part in one of `workers` processes; failures do not stop the rest"
     import multiprocessing as mp
-    # what two tables need is there once
-    jobs = {key(t,j):(t,j) for t in ([s] if isinstance(s, Settings) else s) for j in parts(t)}
-    costs = {k:cost(*x) for k,x in jobs.items()}
-    total = sum(costs.values())
-    above = {k:j.parent and key(t, j.parent) for k,(t,j) in jobs.items()}
-    card = {k:folder(out, *x)/'card.json' for k,x in jobs.items()}
-    todo = [k for k in jobs if not card[k].is_file()]
-    cell = lambda k: jobs[k][1].shots is not None
-    needed = {above[k] for k in todo if cell(k)}
-    todo = [k for k in todo if cell(k) or k in needed]
-    share = {k:float(k not in todo) for k in jobs}
-    at = lambda: sum(costs[k]*v for k,v in share.items())/total
-    if not todo:
+    work = _Work([s] if isinstance(s, Settings) else s, out)
+    if not work.waiting:
         yield dict(done=1., job=None, state='done', left=0)
         return
     ctx = mp.get_context('spawn')
     news = ctx.Queue()
-    failed = {}
-    with ProcessPoolExecutor(
-            min(workers, len(todo)), mp_context=ctx, initializer=_init, initargs=(os.getpid(), threads, news)) as pool:
-        ready = lambda k: above[k] is None or card[above[k]].is_file()
-        waiting = sorted(todo, key=lambda k:(cell(k), -costs[k]))
-        running = {}
-        name = lambda k: str(jobs[k][1])
-        while waiting or running:
-            if stop_asked(): waiting.clear()
-            for k in [k for k in waiting if above[k] in failed]:
-                failed[k] = f'needs {name(above[k])}, which failed'
-                waiting.remove(k)
-            for k in [k for k in waiting if ready(k)][:workers-len(running)]:
-                waiting.remove(k)
-                running[pool.submit(_work, *map(asdict, jobs[k]), str(out), k)] = k
-            over,_ = wait(running, timeout=.5, return_when=FIRST_COMPLETED)
-            while True:
-                try:
-                    n,v = news.get_nowait()
-                    share[n] = max(share[n], min(v, .999))
-                except queue.Empty: break
-            for f in over:
-                k = running.pop(f)
-                share[k] = 1.
-                e = f.exception()
-                if isinstance(e, BrokenProcessPool):
-                    raise UserError(
-                        f'a worker process died while it worked on {name(k)}, most often because memory ran out; '
-                        'finished parts are kept: run the same again, if need be with workers=1')
-                if e is not None: failed[k] = f'{type(e).__name__}: {e}'
-                yield dict(
-                    done=at(), job=name(k), state='failed' if e is not None else 'done',
-                    left=len(waiting)+len(running))
-            yield dict(done=at(), job=', '.join(map(name, running.values())), state='running',
-                       left=len(waiting)+len(running))
+    pool = ProcessPoolExecutor(min(workers, len(work.waiting)), mp_context=ctx, initializer=_init,
+                               initargs=(os.getpid(), threads, news))
+    def start(k): return pool.submit(_work, *map(asdict, work.all[k]), str(out), k)
+    with pool:
+        while work.waiting or work.running:
+            if stop_asked(): work.waiting.clear()
+            work.give_up()
+            work.begin(start, workers)
+            over,_ = wait(work.running, timeout=.5, return_when=FIRST_COMPLETED)
+            work.hear(news)
+            for future in over: yield work.end(future)
+            yield work.row('running', ', '.join(map(work.name, work.running.values())))
     if stop_asked(): raise Stopped('stopped as asked; finished parts are kept, the same call goes on from here')
-    if failed:
-        raise UserError(
-            'these parts failed, the others are kept: '+'; '.join(f'{name(k)}: {m}' for k,m in failed.items()))
+    if work.failed:
+        told = '; '.join(f'{work.name(k)}: {why}' for k,why in work.failed.items())
+        raise UserError(f'these parts failed, the others are kept: {told}')
 
 # %% ../../nbs/80_studies/00_table1.ipynb #824f4784
 def gather(
@@ -427,6 +457,12 @@ def environment()->dict:
     return dict(version=__version__, python=platform.python_version(), torch=md.version('torch'),
                 transformers=md.version('transformers'), device=f'{platform.machine()} CPU, {os.cpu_count()} cores')
 
+def _told(s:Settings, groups:dict, **more)->dict:
+    "What the report says about how it was made"
+    told = asdict(s)|dict(init={kind: _begin(s, kind) for kind in s.prompts})
+    if any(dataset!=group for dataset,group in groups.items()): told['groups'] = groups
+    return told|more|dict(pretrain=at_scale(s, 'pretrain'), tune=at_scale(s, 'tune'))|environment()
+
 def finish(
     s:Settings, out, *, n:int=2000, # Bootstrap samples
     command:str='' # What made it, for the report
@@ -447,16 +483,8 @@ def finish(
     write_rows(out/'rows.parquet', got['rows'])
     write_predictions(out/'predictions.parquet', got['predictions'])
     columns = ['method','prompt','shots','arg','lo','hi','seeds']
-    write_atomic(
-        out/'table1.csv',
-        got['table'][
-            columns+[c for c in got['table'].columns if c not in columns]].to_csv(index=False, float_format='%.4f'))
+    table = got['table'][columns+[c for c in got['table'].columns if c not in columns]]
+    write_atomic(out/'table1.csv', table.to_csv(index=False, float_format='%.4f'))
     write_claims(out/'claims.csv', got['claims'])
-    got['report'] = write_report(
-        out, rows=got['rows'], predictions=got['predictions'], table=got['table'], claims=got['claims'],
-        curves=got['curves'], cards=got['cards'],
-        settings=asdict(s) |dict(init={k:_begin(s, k) for k in s.prompts})
-        |(dict(groups=groups) if any(a!=b for a,b in groups.items()) else {})
-        |dict(
-            command=command, samples=n, pretrain=at_scale(s, 'pretrain'), tune=at_scale(s, 'tune'), **environment()))
+    got['report'] = write_report(out, **got, settings=_told(s, groups, command=command, samples=n))
     return got

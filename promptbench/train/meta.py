@@ -10,18 +10,18 @@ __all__ = ['CHOICES', 'META_PRESETS', 'meta_methods', 'MetaConfig', 'meta_preset
 import contextlib, copy, json, math, time, warnings
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 import torch
 from torch import Tensor
 from ..base.catalogue import PROMPT_KINDS, called, run_by
 from ..base.core import UserError, key_of, one_of, rng, to_json
 from ..data.suite import render
 from ..model.batch import make_batch
-from ..model.backbone import freeze, weight_hashes
+from ..model.backbone import fingerprint, freeze
 from ..prompt.bank import a_prompt, for_prompt
 from .scales import tiny_settings
 from .draws import task_batches, task_passes
-from ..model.ranks import ranks, share, sum_over
+from ..model.ranks import share, sum_over, world
 from .fit import Adafactor, backward, micro_batches, seeded, token_nll, training
 from ..prompt.checkpoint import last_step, load_state, read_card, restore, save_step, stopping
 from ..base.stop import Stopped, stop_note
@@ -293,9 +293,13 @@ def _next(state, a, after, wave, config):
     "The statistics the next wave starts from: the mean over the tasks of this one"
     if config.carry=='fresh': return state
     out = _each(lambda v: v.sum(0, keepdim=True)*wave.weight, _states(a.opt)),_each(lambda v: v*wave.weight, after)
-    _mean_over_tasks(
-        [v for part in out for s in part for v in s.values() if torch.is_tensor(v) and v.ndim], wave.n*wave.weight)
+    statistics = [v for s in chain(*out) for v in _tables(s)]
+    _mean_over_tasks(statistics, wave.n*wave.weight)
     return out
+
+def _tables(statistics:dict)->list[Tensor]:
+    "The statistics of a parameter that are more than a number"
+    return [v for v in statistics.values() if torch.is_tensor(v) and v.ndim]
 
 # %% ../../nbs/60_train/07_meta.ipynb #c162f00a
 def _meta_batches(tasks, config):
@@ -314,8 +318,8 @@ def _meta_batches(tasks, config):
         stream = islice(task_batches(tasks, config.draw, seed=config.seed, rule=config.mixture, cap=config.cap), n)
     else: stream = task_passes(tasks, config.draw, seed=config.seed, rule=config.mixture, cap=config.cap)
     used = 0
-    while (
-            config.updates is None or used<config.updates*config.tasks) and (batch := list(islice(stream, config.tasks))):
+    most = math.inf if config.updates is None else config.updates*config.tasks
+    while used<most and (batch := list(islice(stream, config.tasks))):
         used += len(batch)
         yield batch
     if config.examples and used<n:
@@ -369,8 +373,13 @@ def _ready(backbone, prompt, tasks, config):
         config.lr, clip=config.clip)
 
 def _flat(state)->dict[str,Tensor]:
-    return {
-        f'inner.{j}.{i}.{k}':torch.as_tensor(v) for j,part in enumerate(state or ()) for i,s in enumerate(part) for k,v in s.items()}
+    "Inner statistics under names, for a checkpoint"
+    flat = {}
+    for j,part in enumerate(state or ()):
+        for i,statistics in enumerate(part):
+            flat |= {f'inner.{j}.{i}.{k}':torch.as_tensor(v) for k,v in statistics.items()}
+    return flat
+
 def _unflat(tensors, device):
     "Inner statistics from a checkpoint; a step count that was a number is one again"
     state = ([],[])
@@ -395,6 +404,23 @@ def _resume(folder, card, **objects)->dict:
     return restore(path, **objects)
 
 # %% ../../nbs/60_train/07_meta.ipynb #ebb2e32a
+def _card(backbone, tasks, config)->dict:
+    "What a run is: another run's checkpoints are refused by it"
+    begins = [(t.name, t.size('train'), [str(e) for e in islice(render(t, 'train'), 2)]) for t in tasks]
+    return dict(config=json.loads(to_json(config)), data=key_of(begins), start=key_of(fingerprint(backbone)))
+
+def _check_finite(row:dict, step:int):
+    if all(map(math.isfinite, [row['loss'], *row['inner']])): return
+    raise UserError(
+        f'the loss must stay finite, got {row["loss"]} at step {step}; lower the learning rates, or train in fp32')
+
+def _follow(opt, params, moves)->float: # Norm of the direction
+    "One step of the outer optimiser along a direction"
+    for p,move in zip(params, moves): p.grad = move
+    norm = opt.step().item()
+    opt.zero_grad()
+    return norm
+
 def meta_train(
     backbone, # A `Backbone`; changed in place, and frozen afterwards
     prompt, # One prompt, changed in place
@@ -409,10 +435,7 @@ def meta_train(
     tasks = list(tasks)
     opt = _ready(backbone, prompt, tasks, config)
     shared,own = list(backbone.model.parameters()),list(prompt.parameters())
-    card = dict(
-        config=json.loads(to_json(config)),
-        data=key_of([(t.name, t.size('train'), [str(e) for e in islice(render(t, 'train'), 2)]) for t in tasks]),
-        start=key_of(weight_hashes(backbone))) if folder else {}
+    card = _card(backbone, tasks, config) if folder else {}
     first = [p.detach().clone() for p in own]
     saved = _resume(folder, card, backbone=backbone, prompt=prompt, optimizer=opt)
     rows,state,nll_of = saved['rows'],_unflat(saved, backbone.device),partial(token_nll, backbone)
@@ -429,18 +452,14 @@ def meta_train(
                 more = dict(before=_unadapted(nll_of, prompt, waves, config)) if before else {}
                 (move_T,move_P),row,state = direction(
                     nll_of, shared, prompt, waves, config, state=state, seed=(config.seed,step))
-                if not all(map(math.isfinite, [row['loss'], *row['inner']])):
-                    raise UserError(
-                        f'the loss must stay finite, got {row["loss"]} at step {step}; lower the learning rates, or train in fp32')
-                for p,g in zip(shared+own, move_T+move_P): p.grad = g
-                norm = opt.step().item()
-                opt.zero_grad()
+                _check_finite(row, step)
+                norm = _follow(opt, shared+own, move_T+move_P)
                 drift = max((p-q).square().mean().sqrt().item() for p,q in zip(own, first))
                 rows.append(
                     dict(
                         step=step, **row, **more, drift=drift, grad_norm=norm, examples=len(batch)*config.draw,
                         tokens=inner+outer, budget=spent, seconds=time.perf_counter()-began))
-                if ((stop := stopping()) or len(rows)%every==0) and folder and ranks().main:
+                if ((stop := stopping()) or len(rows)%every==0) and folder and world().main:
                     save_step(
                         folder, len(rows), backbone=backbone, prompt=prompt, optimizer=opt,
                         state=dict(rows=rows, **_flat(state)), card=card)
