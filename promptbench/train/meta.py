@@ -17,11 +17,11 @@ from ..base.catalogue import PROMPT_KINDS, called, run_by
 from ..base.core import UserError, key_of, one_of, rng, to_json
 from ..data.suite import render
 from ..model.batch import make_batch
-from ..model.backbone import fingerprint, freeze
+from ..model.backbone import freeze, weight_hashes
 from ..prompt.bank import a_prompt, for_prompt
 from .scales import tiny_settings
 from .draws import task_batches, task_passes
-from ..model.ranks import share, sum_over, world
+from ..model.ranks import ranks, share, sum_over
 from .fit import Adafactor, backward, micro_batches, seeded, token_nll, training
 from ..prompt.checkpoint import last_step, load_state, read_card, restore, save_step, stopping
 from ..base.stop import Stopped, stop_note
@@ -407,7 +407,7 @@ def _resume(folder, card, **objects)->dict:
 def _card(backbone, tasks, config)->dict:
     "What a run is: another run's checkpoints are refused by it"
     begins = [(t.name, t.size('train'), [str(e) for e in islice(render(t, 'train'), 2)]) for t in tasks]
-    return dict(config=json.loads(to_json(config)), data=key_of(begins), start=key_of(fingerprint(backbone)))
+    return dict(config=json.loads(to_json(config)), data=key_of(begins), start=key_of(weight_hashes(backbone)))
 
 def _check_finite(row:dict, step:int):
     if all(map(math.isfinite, [row['loss'], *row['inner']])): return
@@ -459,7 +459,7 @@ def meta_train(
                     dict(
                         step=step, **row, **more, drift=drift, grad_norm=norm, examples=len(batch)*config.draw,
                         tokens=inner+outer, budget=spent, seconds=time.perf_counter()-began))
-                if ((stop := stopping()) or len(rows)%every==0) and folder and world().main:
+                if ((stop := stopping()) or len(rows)%every==0) and folder and ranks().main:
                     save_step(
                         folder, len(rows), backbone=backbone, prompt=prompt, optimizer=opt,
                         state=dict(rows=rows, **_flat(state)), card=card)
