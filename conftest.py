@@ -2,14 +2,30 @@
 
 A page runs in this process with nbdev's directives obeyed, except that its exported cells are not executed: their
 names come from the exported module. So the examples test the file that people import, and a module that lacks an
-import fails here although its page would pass. Pages in a folder with a `.notest` are left out."""
-import contextlib, importlib, io, os, re, sys
+import fails here although its page would pass. Pages in a folder with a `.notest` are left out.
+
+Tests must hold on any processor. PROMPTBENCH_TEST_NUMERICS=onednn,threads=2,nudge=1e-6 runs them with other roundings;
+tests/numerics/sitecustomize.py says what can be asked. Tests whose verdict could hang on the outcome of a training run
+carry the marker `outcome`; pages get it by a cell that trains, see `TRAINS`. `run.py test` runs those a second time so."""
+import contextlib, importlib, importlib.util, io, os, re, sys
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
 EXPORT = {'export','exporti','exports'}
 sys.path.insert(0, str(ROOT/'tests'))   # so that tests can share helpers
+
+def load_numerics():
+    spec = importlib.util.spec_from_file_location('numerics', ROOT/'tests'/'numerics'/'sitecustomize.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+numerics = load_numerics()
+NUMERICS = numerics.apply()   # before anything imports the package
+
+def pytest_report_header(config): return f'numerics: {NUMERICS}' if NUMERICS else None
+
+def pytest_runtest_setup(item): numerics.threads(NUMERICS)   # some tests set threads themselves and leave it so
 
 def pytest_addoption(parser): parser.addoption('--nb-flags', default='', help='nbdev flags to run that are normally skipped, e.g. "slow"')
 

@@ -14,6 +14,7 @@ __all__ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'desc
            'evaluate', 'results', 'load_paper', 'compare_to_paper', 'judge', 'load_claims']
 
 # %% ../nbs/99_all.ipynb #4285084f
+from .base.catalogue import METHODS
 from .base.core import UserError, progress
 from .data.suite import Dataset, Example, Suite, Task, describe, load_suite, show
 from .data.templates import Template, read_templates, write_templates
@@ -28,7 +29,7 @@ from .prompt.packed import target_nll
 from .train.fit import Adafactor, fit
 from .prompt.checkpoint import load_checkpoint, save_checkpoint
 from .prompt.peft import export_peft, import_peft, import_table
-from .train.pretrain import METHODS, PretrainConfig, pretrain, preset
+from .train.pretrain import PretrainConfig, pretrain, preset
 from .train.tune import TuneConfig, tune
 from .stats.results import read_predictions, read_rows, write_predictions, write_rows
 from .stats.metrics import arg, arg_table, relative_gain

@@ -2,11 +2,11 @@
 import itertools, torch
 from promptbench.model.backbone import random_backbone
 from promptbench.prompt.inits import new_prompt
-from promptbench.train.meta import METAS, MetaConfig, meta_train
+from promptbench.train.meta import MetaConfig, meta_train, meta_methods
 from promptbench.data.suite import Dataset, Suite
 from promptbench.data.templates import Template
 
-CELLS = [(m,p) for m in METAS for p in ('shallow','deep')]
+CELLS = [(m,p) for m in meta_methods() for p in ('shallow','deep')]
 WORDS = 'ann ben cat dan red blue green likes what color does it is the of say two one three'.split()
 
 def suite():

@@ -5,6 +5,8 @@ import numpy as np, pandas as pd, pytest
 import synth
 from promptbench.base.core import UserError
 from promptbench.stats import results as R; from promptbench.stats import metrics as M; from promptbench.stats import bootstrap as B
+from promptbench.stats.intervals import holm
+from promptbench.stats.wu2022 import wu2022
 from promptbench.stats.paper import released_rows
 
 BENCH = Path(__file__).resolve().parent/'bench'
@@ -149,32 +151,32 @@ def test_the_committed_figures():
 
 # --- Holm, the paper's procedure -------------------------------------------------------------------------------------
 def test_holm_by_hand_and_in_any_order():
-    p = np.array([.01,.04,.03,.005,np.nan]); assert B.holm(p)==pytest.approx([.03,.06,.06,.02,np.nan], nan_ok=True)
-    for o in itertools.islice(itertools.permutations(range(5)), 0, 120, 7): assert B.holm(p[list(o)])==pytest.approx(B.holm(p)[list(o)], nan_ok=True)
-    assert B.holm([.6,.6]).tolist()==[1,1] and B.holm([]).tolist()==[]
+    p = np.array([.01,.04,.03,.005,np.nan]); assert holm(p)==pytest.approx([.03,.06,.06,.02,np.nan], nan_ok=True)
+    for o in itertools.islice(itertools.permutations(range(5)), 0, 120, 7): assert holm(p[list(o)])==pytest.approx(holm(p)[list(o)], nan_ok=True)
+    assert holm([.6,.6]).tolist()==[1,1] and holm([]).tolist()==[]
 
 def released(): return [R.pick(released_rows(), method=m) for m in ('T+P','T-only')]
 
 def test_wu2022_on_the_released_scores():
-    a,b = released(); e = B.wu2022(a, b); assert e['estimate']==pytest.approx(43.19-42.91, abs=.01)
+    a,b = released(); e = wu2022(a, b); assert e['estimate']==pytest.approx(43.19-42.91, abs=.01)
     assert e['p']==pytest.approx(.217, abs=3*np.sqrt(.217*.783/1000))                            # its own thousand iterations
-    more = B.wu2022(a, b, n=20000); assert more['p']==pytest.approx(.217, abs=3*np.sqrt(.217*.783/1000)) and more['sd']==pytest.approx(.37, abs=.01)
-    assert B.wu2022(b, a)['p']>.7 and B.wu2022(a.sample(frac=1, random_state=1), b.sample(frac=1, random_state=2))==e
+    more = wu2022(a, b, n=20000); assert more['p']==pytest.approx(.217, abs=3*np.sqrt(.217*.783/1000)) and more['sd']==pytest.approx(.37, abs=.01)
+    assert wu2022(b, a)['p']>.7 and wu2022(a.sample(frac=1, random_state=1), b.sample(frac=1, random_state=2))==e
 
 def test_wu2022_is_what_the_paper_wrote():
     "Rebuild, zip and resample literally: n right ones, then zeros"
     a,b = (r[r.dataset.isin(['cb','copa'])] for r in released()); gen = np.random.default_rng(0); out = []
     lists = [(1/(2*sum(a.dataset==x.dataset)*x.chance), *(np.arange(x.n)<round(v*x.n) for v in (x.value,y.value))) for x,y in zip(a.itertuples(), b.itertuples())]
     for _ in range(600): out.append(100*sum(w*(np.mean(p[at])-np.mean(q[at])) for w,p,q in lists for at in [gen.integers(0, len(p), len(p))]))
-    e = B.wu2022(a, b, n=4000); assert np.std(out)==pytest.approx(e['sd'], rel=.1) and np.mean(np.array(out)<0)==pytest.approx(e['p'], abs=.05)
+    e = wu2022(a, b, n=4000); assert np.std(out)==pytest.approx(e['sd'], rel=.1) and np.mean(np.array(out)<0)==pytest.approx(e['p'], abs=.05)
 
 def test_wu2022_from_predictions_and_its_refusals(small):
     one = small[(small.seed==0)&(small.shots==16)]; e = B.bootstrap_arg(one, CELL_A, CELL_B, procedure='wu2022', n=2000); assert e['estimate']==pytest.approx(B.bootstrap_arg(one, CELL_A, CELL_B, n=10)['estimate'])
     with pytest.raises(UserError, match='compares single runs, but 2 seeds'): B.bootstrap_arg(small, CELL_A, CELL_B, procedure='wu2022')
     with pytest.raises(UserError, match='give cell_b'): B.bootstrap_arg(one, CELL_A, procedure='wu2022')
     a,b = released()
-    with pytest.raises(UserError, match='same templates'): B.wu2022(a, b[1:])
-    with pytest.raises(UserError, match='one entry per key'): B.wu2022(a, pd.concat([b,b]))
+    with pytest.raises(UserError, match='same templates'): wu2022(a, b[1:])
+    with pytest.raises(UserError, match='one entry per key'): wu2022(a, pd.concat([b,b]))
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 def test_refuses_damaged_predictions(small):

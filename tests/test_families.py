@@ -2,6 +2,7 @@
 import copy, json
 import numpy as np, pytest, torch
 from types import SimpleNamespace
+from promptbench.base.catalogue import PROMPT_KINDS
 from promptbench.base.core import UserError, rng
 from promptbench.model.batch import Batch, make_batch
 from promptbench.model.backbone import *
@@ -9,7 +10,7 @@ from promptbench.prompt.decoder_only import *
 from promptbench.measure.evaluate import evaluate
 from promptbench.prompt.forward import *
 from promptbench.prompt.inits import deep_from_ids, new_prompt, shallow_from_ids
-from promptbench.prompt.bank import PROMPTS, NoPrompt, prompt_from
+from promptbench.prompt.bank import NoPrompt, prompt_from
 from promptbench.measure.rank import rank
 from promptbench.data.suite import Example
 from promptbench.train.tune import TuneConfig, tune
@@ -53,7 +54,7 @@ def test_sizes_count_key_heads(causal):
     past = prefill(causal, make_batch(PAIRS)); k,_ = past.kv[0]
     assert causal.causal and causal.slots==attention and k.shape[1]==causal.heads and k.shape[3]==causal.head_dim and p.table.shape[2]==2*2*causal.heads*causal.head_dim
 
-@pytest.mark.parametrize('kind', list(PROMPTS))
+@pytest.mark.parametrize('kind', list(PROMPT_KINDS))
 def test_contract(causal, kind):
     for n in (1,3): check_prompt(lambda: new_prompt(kind, causal, length=3, n=n, init='vocab'), causal)
 

@@ -1,13 +1,13 @@
 "P3 in all its layouts, promptsource on datasets of the hub, and what the mixture adds up to"
 import csv, os, random, struct, subprocess, sys, warnings
 import datasets, numpy as np, pandas as pd, pytest
-from promptbench.data import hub; from promptbench.data import tables
+from promptbench.data import p3, tables
 from promptbench.base.core import UserError
-from promptbench.data.hub import cut_ids, find_templates, group_choices, hub_suite, p3_ids, p3_suite, save_p3
-from promptbench.data.p3 import CAPS, capped, mixture, p3_index
+from promptbench.data.hub import hub_suite
+from promptbench.data.p3 import CAPS, capped, cut_ids, group_choices, p3_ids, p3_index, p3_mixture, p3_suite, save_p3
 from promptbench.data.suite import load_suite, render
 from promptbench.data.tables import Table, local_tables
-from promptbench.data.templates import Template, write_templates
+from promptbench.data.templates import Template, find_templates, write_templates
 from promptbench.data.tfrecord import TFRecords, crc32c
 
 RTE,AG,DEV = 'super_glue_rte_does_this_imply_score_eval','ag_news_classify','openbookqa_main_choices'
@@ -158,8 +158,8 @@ def test_the_list_agrees_with_the_table_of_datasets(shared):
     assert (per.astype(float)==d.mixture_examples_after_per_template_500k_cap)[d.role=='train'].all()
 
 def test_statistics():
-    m = mixture(); assert (m['templates'],m['eval_templates'],m['examples'],m['steps'],m['capped'])==(313,116,31_558_816,7_704,34)
-    assert m['meta_steps']==1_925 and mixture(draw=32)['meta_steps']==7_703 and mixture(rule='t0')['examples']==17_058_802 and mixture(rule='none')['examples']==p3_index().query("role=='train'").train.sum()
+    m = p3_mixture(); assert (m['templates'],m['eval_templates'],m['examples'],m['steps'],m['capped'])==(313,116,31_558_816,7_704,34)
+    assert m['meta_steps']==1_925 and p3_mixture(draw=32)['meta_steps']==7_703 and p3_mixture(rule='t0')['examples']==17_058_802 and p3_mixture(rule='none')['examples']==p3_index().query("role=='train'").train.sum()
 
 class Fake:
     "As many rows as the index says, made when asked for"
@@ -172,11 +172,11 @@ INDEX = p3_index().set_index('template', drop=False)
 
 def test_the_whole_suite_adds_up(tmp_path, monkeypatch):
     "313 + 116 tasks, 31,558,816 examples, 7,704 steps: through the suite itself, with empty rows in place of 300 million"
-    monkeypatch.setattr(hub, 'p3_table', lambda template, split, **how: Fake(template, 'validation' if split=='val' else split))
-    monkeypatch.setattr(hub, '_sample', lambda n, cap: range(cap))   # the shuffle of millions has a test of its own
+    monkeypatch.setattr(p3, 'p3_table', lambda template, split, **how: Fake(template, 'validation' if split=='val' else split))
+    monkeypatch.setattr(p3, '_sample', lambda n, cap: range(cap))   # the shuffle of millions has a test of its own
     names = [n.split('2016_')[1].removesuffix('_score_eval').replace('_',' ') for n in INDEX.index if n.startswith('story')]
     write_templates(tmp_path/'story_cloze'/'2016'/'templates.yaml', [Template(n, '{{story_id}} ||| {{answer_choices[answer_right_ending-1]}}', '{{sentence_quiz1}} ||| {{sentence_quiz2}}') for n in names+['Generate Ending']], 'story_cloze', '2016')
-    for k in ('val','test'): (tmp_path/f'x cloze_test_{k}__spring2016.csv').write_text(','.join(hub._FIELDS)+'\ns,a,b,1,w,x,y,z\n')
+    for k in ('val','test'): (tmp_path/f'x cloze_test_{k}__spring2016.csv').write_text(','.join(p3._FIELDS)+'\ns,a,b,1,w,x,y,z\n')
     s = p3_suite(story_cloze=tmp_path, templates=tmp_path); train,judge = s.tasks('train'),s.tasks('eval'); n = sum(t.size('train') for t in train)
     assert (len(train),len(judge),n,n//4096,s.missing)==(313,116,31_558_816,7_704,[]) and len(s.datasets)==38+11 and s.groups==dict.fromkeys(('anli_r1','anli_r2','anli_r3'),'ANLI')
     assert [sum(t.size('validation') for t in judge if t.dataset==d) for d in ('cb','copa','wsc','anli_r3')]==[56*15,8*100+2*48+2*52,1040,1200*15]
@@ -184,7 +184,7 @@ def test_the_whole_suite_adds_up(tmp_path, monkeypatch):
     part_ = p3_suite(cap='t0', roles=('train',)); assert sum(t.size('train') for t in part_.tasks('train', cluster='Sentiment') if t.dataset!='app_reviews')==9*55555+7*71428+11*25000+10*8530
 
 def test_the_rows_under_a_cap():
-    order = list(range(50)); random.Random(3).shuffle(order); assert hub._sample(50, 7).tolist()==sorted(order[:7])
+    order = list(range(50)); random.Random(3).shuffle(order); assert p3._sample(50, 7).tolist()==sorted(order[:7])
     with pytest.raises(UserError) as e: p3_suite(cap='dataset')
     says(e, "cap must be one of ['per_template', 't0', 'none']")
 
@@ -193,8 +193,8 @@ def test_p3_in_the_cache_of_ids_and_in_batches(tmp_path, monkeypatch):
     from promptbench.model.backbone import load_backbone
     from promptbench.train.draws import task_batches
     from promptbench.train.rendered import records_key, rendered
-    monkeypatch.setattr(hub, 'capped', lambda index, rule: pd.Series(3, index=index.index)); src = write(tmp_path/'p', as_tfrecord); s = still(p3_suite, src, cap='t0'); b = load_backbone('tiny')
-    ag,rte = s.task(f'ag_news/{AG}'),s.task(f'rte/{RTE}'); es = ag.examples('train'); assert [e.id for e in es]==[f'ag_news/train/{AG}/{i}' for i in hub._sample(5, 3)]
+    monkeypatch.setattr(p3, 'capped', lambda index, rule: pd.Series(3, index=index.index)); src = write(tmp_path/'p', as_tfrecord); s = still(p3_suite, src, cap='t0'); b = load_backbone('tiny')
+    ag,rte = s.task(f'ag_news/{AG}'),s.task(f'rte/{RTE}'); es = ag.examples('train'); assert [e.id for e in es]==[f'ag_news/train/{AG}/{i}' for i in p3._sample(5, 3)]
     store = rendered([ag,rte], b, folder=tmp_path/'c'); assert store.pairs(range(9))==b.pairs(es+rte.examples('train')) and store.pairs(list(store.in_rows(ag.name, [2,0])))==b.pairs([es[2],es[0]])
     assert records_key(ag.data,'train')==ag.data.records['train'].fingerprint!=records_key(still(p3_suite, src).task(ag.name).data,'train')   # another cap, another key
     assert sorted(e.id for _,got in task_batches([ag], 1, seed=0, rule='proportional') for e in got)==sorted(e.id for e in es)
@@ -203,7 +203,7 @@ def test_p3_in_the_cache_of_ids_and_in_batches(tmp_path, monkeypatch):
 # --- hub -------------------------------------------------------------------------------------------------------------
 def test_p3_from_the_parquet_copy_and_the_released_file(tmp_path, monkeypatch):
     "The calls to the hub, with a folder in its place"
-    monkeypatch.setattr(hub, 'converted', lambda repo, config, split: str(tmp_path/'parquet'/config/split/'*.parquet')); write(tmp_path/'parquet', as_parquet, {RTE:ROWS[RTE]}); write(tmp_path/'data', as_tfrecord, {AG:ROWS[AG]}); asked = []
+    monkeypatch.setattr(p3, 'converted', lambda repo, config, split: str(tmp_path/'parquet'/config/split/'*.parquet')); write(tmp_path/'parquet', as_parquet, {RTE:ROWS[RTE]}); write(tmp_path/'data', as_tfrecord, {AG:ROWS[AG]}); asked = []
     monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda repo, name, repo_type, revision: asked.append((repo,name,repo_type,revision)) or str(tmp_path/name))
     s = still(p3_suite, revision='abc'); es = s.task(f'rte/{RTE}').examples('validation'); assert len(es)==4 and not asked
     assert len(s.task(f'ag_news/{AG}').examples('train'))==5 and asked==[('bigscience/P3', f'data/{AG}/train.tfrecord-00000-of-00001', 'dataset', 'abc')]
@@ -241,7 +241,7 @@ def test_names_of_files_are_what_the_hub_takes(monkeypatch):
     "The hub's own reading of our addresses, without the hub"
     from huggingface_hub import HfFileSystem
     fs = HfFileSystem(); monkeypatch.setattr(fs, '_repo_and_revision_exist', lambda *a: (True, None))
-    got = fs.resolve_path(tables.converted(hub.REPO, AG, 'train').removeprefix('hf://')); assert (got.repo_id,got.revision,got.path_in_repo)==('bigscience/P3','refs/convert/parquet',f'{AG}/train/*.parquet')
+    got = fs.resolve_path(tables.converted(p3.REPO, AG, 'train').removeprefix('hf://')); assert (got.repo_id,got.revision,got.path_in_repo)==('bigscience/P3','refs/convert/parquet',f'{AG}/train/*.parquet')
 
 def rte_copy(place, splits=('train','validation')):
     fs = datasets.Features(premise=datasets.Value('string'), hypothesis=datasets.Value('string'), idx=datasets.Value('int32'), label=datasets.ClassLabel(names=['entailment','not_entailment']))

@@ -6,7 +6,8 @@ from promptbench.base.core import data_dir
 from promptbench.stats.metrics import arg, relative_gain
 from promptbench.train.scales import tiny_settings
 from promptbench.stats.results import read_rows
-from promptbench.studies.table1 import METHOD_ORDER, Settings, at_scale, gather, run_all
+from promptbench.base import catalogue
+from promptbench.studies.table1 import Settings, at_scale, gather, run_all
 
 KEPT = data_dir('results','table1-tiny')
 
@@ -50,7 +51,7 @@ CELL = ['method','prompt','shots']
 
 @pytest.fixture(scope='module')
 def runs(rows): return pd.concat([rows[rows.method.isin(METHODS)], read_rows(ONE/'rows.parquet').assign(seed=lambda d: d.seed+100)], ignore_index=True)
-METHODS = list(METHOD_ORDER)
+METHODS = list(catalogue.METHODS)
 
 def test_the_second_backbone_had_the_same_settings(settings):
     other = json.loads((ONE/'settings.json').read_text()); assert other['backbone']=='tiny-1' and list(other['methods'])==METHODS

@@ -8,7 +8,7 @@ from promptbench.model.batch import make_batch
 from promptbench.train.fit import token_nll
 from promptbench.prompt.forward import forward, sequence_nll
 from promptbench.train.maml import maml, maml_direction, maml_memory
-from promptbench.train.meta import METAS, MetaConfig, Wave, _waves, direction, task_batches
+from promptbench.train.meta import MetaConfig, Wave, _waves, direction, task_batches, meta_methods
 from meta_cell import CELLS, cell, suite
 
 # --- the naive reference ---------------------------------------------------------------------------------------------
@@ -80,12 +80,12 @@ def test_equals_a_copy_per_task(method, prompt, inner):
     assert all((w!=0).any() for w in want) and row['moved']>0
 
 @pytest.mark.parametrize('changes', [dict(support='same'), dict(inner='adam'), dict(inner_clip=.02, inner='sgd', inner_lr=3.), dict(loss='example', inner='sgd'), dict(lanes=1), dict(lanes=3)], ids=str)
-@pytest.mark.parametrize('method', METAS)
+@pytest.mark.parametrize('method', meta_methods())
 def test_options_equal_a_copy_per_task(method, changes):
     b,p,config = cell(method, **changes); b.model.double(); got,want,_,_ = both(config, b, p); close(got, want, (b,p), config)
 
 @pytest.mark.parametrize('lanes,inner', [(1,'adafactor'),(3,'adafactor'),(3,'adam')])
-@pytest.mark.parametrize('method', METAS)
+@pytest.mark.parametrize('method', meta_methods())
 def test_carried_statistics_equal_a_chain_of_copies(method, lanes, inner):
     "Two meta-batches of four tasks: waves of 1 (the paper's code), of 3 and 1"
     b,p,config = cell(method, carry='run', lanes=lanes, inner=inner); b.model.double(); state = None,None
@@ -157,7 +157,7 @@ def test_second_order_equals_finite_differences():
 class Given:
     kind = 'deep'
     def __init__(self, kind, table): self.kind,self.table = kind,table
-    def rows(self, index_B): return self.table.expand(len(index_B), -1, -1)
+    def placed(self, backbone, index_B): return None,self.table.expand(len(index_B), -1, -1)
 
 def test_second_order_is_refused_before_it_starts():
     b,p,_ = cell(); s = make_batch(b.pairs(suite().tasks('train')[0].examples('train', 4)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from promptbench.base.core import UserError
 from promptbench.model.backbone import weight_hashes
 from promptbench.prompt.inits import new_prompt
-from promptbench.train.meta import META_PRESETS, METAS, MetaConfig, _meta_batches, meta_preset, meta_train, task_batches
+from promptbench.train.meta import META_PRESETS, MetaConfig, _meta_batches, meta_preset, meta_train, task_batches, meta_methods
 from promptbench.train.pretrain import flops
 from meta_cell import CELLS, cell, run, suite
 
@@ -55,7 +55,7 @@ def test_micro_batches_and_lanes_change_nothing():
     "In double precision: Adafactor turns a row of rounding errors into a row of full steps, and Reptile takes such a step per task"
     tasks = suite().tasks('train')
     def losses(method, tokens, **changes): b,p,c = cell(method, updates=3, **changes); b.model.double(); return [[r['loss'], r['moved'], r['grad_norm'], *r['inner']] for r in meta_train(b, p, tasks, c, micro_tokens=tokens)]
-    for method in METAS:
+    for method in meta_methods():
         want = losses(method, None)
         for other in (losses(method, 30), losses(method, 50, lanes=3)): torch.testing.assert_close(torch.tensor(other), torch.tensor(want), atol=1e-5, rtol=1e-5)
     assert losses('fomaml', 30, loss='example')[0]==pytest.approx(losses('fomaml', None, loss='example')[0], abs=1e-5) and losses('fomaml', 30, loss='example')[0]!=pytest.approx(losses('fomaml', 30)[0], abs=1e-5)
@@ -83,7 +83,7 @@ def test_bad_input():
     with pytest.raises(UserError, match='must stay finite'): list(meta_train(*cell()[:2], tasks, replace(config, lr=1e30)))
     with pytest.raises(UserError, match='preset must be one of'): meta_preset('huge')
     assert all(meta_preset(n, method=m, prompt=p).method==m for n in META_PRESETS for m,p in CELLS) and meta_preset('paper', mixture='even')==MetaConfig()
-    assert [meta_preset('code', method=m).support for m in METAS]==['same','different']
+    assert [meta_preset('code', method=m).support for m in meta_methods()]==['same','different']
 
 if __name__=='__main__':
     GOLDEN.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 import itertools, json, os
 import numpy as np, pandas as pd, pytest
 import synth
+from promptbench.base.catalogue import METHODS
 from promptbench.show import findings as F; from promptbench.stats import metrics as M; from promptbench.show import frame as W; from promptbench.show import plots as P; from promptbench.show import report as R; from promptbench.show import look as S
 from promptbench.base.core import UserError
 
@@ -142,7 +143,7 @@ def contrast(a, b): hi,lo = sorted((float(linear(c)@[.2126,.7152,.0722]) for c i
 @pytest.mark.parametrize('theme', ['light','dark'])
 @pytest.mark.parametrize('which', ['METHODS','VERDICT'])
 def test_colours_stay_apart_for_every_eye(eye, theme, which):
-    colours = [S.night(c) if theme=='dark' else c for c,_ in getattr(S, which).values()]
+    colours = [S.night(c) if theme=='dark' else c for c,_ in (S.VERDICT.values() if which=='VERDICT' else map(S.look, METHODS))]
     assert closest(colours, eye)>.08, 'Okabe and Ito with a grey reach 0.03 for deuteranopes'
     assert min(contrast(c, '#16171a' if theme=='dark' else '#fcfbf8') for c in colours)>=3
 
@@ -152,8 +153,8 @@ def test_a_method_keeps_its_look_in_every_figure(rows, table):
     where = {}
     for f in (P.plot_table1(table), P.plot_slope(table), P.plot_accuracy(rows, 'deep', 16), P.plot_gain(rows, 'deep', 16)):
         for t in markers(f): where.setdefault(t.name, set()).add((t.marker.color, t.marker.symbol))
-    assert {m for m in where if m in S.METHODS}=={'none','T-only','T+P'} and all(looks=={S.METHODS[m]} for m,looks in where.items() if m in S.METHODS)
-    c = synth.curves(steps=12, seeds=(0,)); assert {(t.name.split(',')[0], t.line.color) for t in P.plot_curves(c, 'tune').data}<={(m,k[0]) for m,k in S.METHODS.items()}
+    assert {m for m in where if m in METHODS}=={'none','T-only','T+P'} and all(looks=={S.look(m)} for m,looks in where.items() if m in METHODS)
+    c = synth.curves(steps=12, seeds=(0,)); assert {(t.name.split(',')[0], t.line.color) for t in P.plot_curves(c, 'tune').data}<={(m,S.look(m)[0]) for m in METHODS}
     assert S.look('a')[0]==S.look('b')[0] and len({S.look(f'method{i}')[1] for i in range(40)})>4
 
 # --- files -----------------------------------------------------------------------------------------------------------

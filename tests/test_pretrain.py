@@ -10,7 +10,8 @@ from promptbench.model.batch import make_batch
 from promptbench.model.tokens import encode_examples
 from promptbench.train.fit import token_nll
 from promptbench.prompt.inits import new_prompt
-from promptbench.train.pretrain import METHODS, PRESETS, PretrainConfig, flops, mixture, preset, pretrain
+from promptbench.base.catalogue import trains
+from promptbench.train.pretrain import PRESETS, PretrainConfig, flops, mixture, preset, pretrain
 from promptbench.data.suite import Dataset, Suite
 from promptbench.data.templates import Template
 
@@ -74,9 +75,9 @@ def test_only_what_is_meant_is_trained(method, prompt):
     def loss():
         with torch.no_grad(): return token_nll(b, p)(all_examples).mean().item()
     first = loss(); list(pretrain(b, p, tasks, config)); after = weight_hashes(b)
-    if METHODS[method][0]: assert all(before[n]!=after[n] for n in before)
+    if trains(method)[0]: assert all(before[n]!=after[n] for n in before)
     else: assert before==after
-    assert all(((x-y)!=0).all() for x,y in zip(p.parameters(), start)) and len(list(p.parameters()))==METHODS[method][1]
+    assert all(((x-y)!=0).all() for x,y in zip(p.parameters(), start)) and len(list(p.parameters()))==trains(method)[1]
     assert not b.model.training and not any(x.requires_grad for x in b.model.parameters())
     assert loss()<first
 

@@ -1,6 +1,7 @@
 "Prompts against the obvious: typed tokens, and a T5 written out with loops over heads and positions"
 import math
 import pytest, torch
+from promptbench.base.catalogue import PROMPT_KINDS
 from promptbench.model.batch import make_batch, Batch
 from promptbench.model.backbone import *
 from promptbench.prompt.forward import *
@@ -145,7 +146,7 @@ def test_a_bank_row_learns_from_its_own_examples_only(toy, kind):
     alone = bank.select([2]); b2 = make_batch(PAIRS[1:]); sequence_nll(forward(t, b2, alone), b2.tgt_BU, b2.tgt_mask_BU).sum().backward()
     torch.testing.assert_close(alone.table.grad[0], g[2], atol=1e-4, rtol=1e-3)
 
-@pytest.mark.parametrize('kind', list(PROMPTS))
+@pytest.mark.parametrize('kind', list(PROMPT_KINDS))
 @pytest.mark.parametrize('init', ['paper','vocab','text','zeros'])
 @pytest.mark.parametrize('untied', [True,False])
 def test_contract(kind, init, untied):

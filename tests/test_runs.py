@@ -4,7 +4,7 @@ from pathlib import Path
 import nbformat, pytest
 from promptbench.base.core import UserError
 from promptbench.engine.folder import begin, find_run, gc, list_runs, lock_of, needed_by, read_json, remove, run_state, set_card
-from promptbench.engine.pages import EXITS, ask_to_stop, check_parameters, declared, execute, page, parameters, parse_value, run_key
+from promptbench.engine.pages import EXITS, ask_to_stop, check_parameters, declared, execute, find_page, parameters, parse_value, run_key
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ('lm_pretrain','pretrain','tune','evaluate','table1','report')
@@ -43,7 +43,7 @@ def test_refused_before_a_kernel_starts(name, tmp_path):
 def test_values_from_a_command_line(tmp_path):
     d = declared(toy(tmp_path)); v = lambda n,t: parse_value(d[n], t)
     assert [v('lr','1e-3'), v('n','None'), v('n','5'), v('way','5'), v('flag','true'), v('some','[1,2]'), v('steps','x')]==[1e-3,None,5,'5',True,[1,2],'x']
-    assert parse_value(declared(page('table1'))['methods'], 'none,T+P')==['none','T+P']
+    assert parse_value(declared(find_page('table1'))['methods'], 'none,T+P')==['none','T+P']
 
 @pytest.mark.parametrize('source,tags,said', [('steps = 1', (), 'one cell tagged `parameters`, it has 0'), ('a = 1\nb = a+1', ('parameters',), 'line 2 .* must be `name = literal`'), ('import os', ('parameters',), 'line 1')])
 def test_a_page_without_the_tag_or_with_more_than_literals(tmp_path, source, tags, said):
@@ -62,17 +62,17 @@ def test_the_key_is_page_code_parameters_and_version(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', PAGES)
 def test_every_page_declares_what_it_takes(name):
-    cells = nbformat.read(page(name), 4).cells; d = declared(page(name))
+    cells = nbformat.read(find_page(name), 4).cells; d = declared(find_page(name))
     assert re.match(r'# .+\n\n> .+\n\n.+', cells[0].source) and 'parameters' in cells[1].metadata['tags'], 'title, line, reason, then the parameters'
     assert any(c.cell_type=='code' and not c.source.strip().split('\n')[-1].startswith(('import','from','pio.')) for c in cells[2:6]), 'no result in the first six cells'
     assert d['out'].default=='' and all(p.note for p in d.values()), 'every parameter is explained, and `out` may stay empty'
-    assert check_parameters(page(name), {})==parameters(page(name)), 'a default must be among its own choices'
+    assert check_parameters(find_page(name), {})==parameters(find_page(name)), 'a default must be among its own choices'
     assert all(p.kinds for p in d.values()) and not [n for n,p in d.items() if p.note.startswith('one of') and not p.choices]
 
 def test_known_choices():
-    assert declared(page('pretrain'))['method'].choices==('T-only','P-only','T+P','FOMAML','Reptile')
+    assert declared(find_page('pretrain'))['method'].choices==('T-only','P-only','T+P','FOMAML','Reptile')
     for given in (dict(scale='huge'), dict(methods=['none','T0'])):
-        with pytest.raises(UserError, match='must be one of'): check_parameters(page('table1'), given)
+        with pytest.raises(UserError, match='must be one of'): check_parameters(find_page('table1'), given)
 
 # --- the command -----------------------------------------------------------------------------------------------------
 def test_wrong_calls_exit_with_2_and_leave_nothing(tmp_path):

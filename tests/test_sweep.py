@@ -5,7 +5,7 @@ import pytest
 from promptbench.base.core import UserError
 from promptbench.cli.sweep import plan_text
 from promptbench.engine.folder import list_runs, read_json
-from promptbench.engine.grid import estimate, expand
+from promptbench.engine.grid import expand, time_estimate
 from toy_sweep import complete, differences, table, write_page, write_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +47,7 @@ def test_estimates_come_from_earlier_runs(tmp_path):
     runs = expand(grid(tmp_path)); root = tmp_path/'runs'; assert 'no earlier run' in plan_text(runs, root)
     for i,(method,shots,spent) in enumerate([('T+P',4,40),('T+P',4,60),('none',4,500)]):
         f = root/f'old{i}'; f.mkdir(parents=True); (f/'card.json').write_text(json.dumps(dict(state='done', page='then', spent=spent, parameters=dict(method=method, shots=shots, seed=i, steps=6, start='run:x'))))
-    took = {str(r):v for r,v in estimate(runs, root).items() for r in [next(q for q in runs if q.key==r)]}
+    took = {str(r):v for r,v in time_estimate(runs, root).items() for r in [next(q for q in runs if q.key==r)]}
     assert took['then method=T+P shots=4 seed=0']==50 and took['then method=none shots=4 seed=0']==500 and took['first method=T+P seed=0'] is None
 
 def test_a_failure_stops_only_what_needs_it_and_nothing_is_computed_twice(tmp_path):

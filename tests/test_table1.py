@@ -3,7 +3,7 @@ import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd, psutil, pytest
 from promptbench.base.core import UserError
-from promptbench.studies.table1 import Settings, finished, folder, gather, plan, run_all
+from promptbench.studies.table1 import Settings, finished, folder, gather, parts, run_all
 
 SMALL = dict(scale='quick', methods=('none','T+P'), prompts=('shallow',), shots=(0,4), pretrain=dict(examples=512, batch_size=16), tune=dict(steps=4), n_eval=6, precision='fp32')
 SCRIPT = '''
@@ -33,7 +33,7 @@ def same(a, b):
     pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 def test_killed_and_started_again_gives_the_same_numbers(undisturbed, tmp_path):
-    s,out,script = Settings(**SMALL),tmp_path/'out',tmp_path/'go.py'; script.write_text(SCRIPT); jobs = plan(s)
+    s,out,script = Settings(**SMALL),tmp_path/'out',tmp_path/'go.py'; script.write_text(SCRIPT); jobs = parts(s)
     one = start(script, out)                                   # first kill: early, workers and all, whatever they are doing
     wait_for(lambda: (out/"progress.json").exists(), one)
     time.sleep(1.5); os.killpg(one.pid, signal.SIGKILL); one.wait()
@@ -62,13 +62,13 @@ def test_a_worker_that_dies_is_said_so(tmp_path):
 def test_a_failing_part_does_not_stop_the_rest(tmp_path):
     s = Settings(**SMALL|dict(shots=(0,65), methods=('none',)))            # 64 examples to draw from
     with pytest.raises(UserError, match='none shallow 65-shot.*must have 65 training examples'): run_all(s, tmp_path, workers=1, quiet=True)
-    assert [j.shots for j in plan(s) if finished(tmp_path, s, j)]==[0]
+    assert [j.shots for j in parts(s) if finished(tmp_path, s, j)]==[0]
     with pytest.raises(UserError, match='1 cells are not computed yet'): gather(s, tmp_path)
 
 def test_keys_change_with_what_matters():
     from promptbench.studies.table1 import key
     from dataclasses import replace
-    s = Settings(**SMALL); pre = next(j for j in plan(s) if j.shots is None); cell = [j for j in plan(s) if j.shots==4][0]
+    s = Settings(**SMALL); pre = next(j for j in parts(s) if j.shots is None); cell = [j for j in parts(s) if j.shots==4][0]
     assert key(s, pre)==key(replace(s, tune=dict(steps=9)), pre), 'tuning does not matter to pretraining'
     assert key(s, cell)!=key(replace(s, tune=dict(steps=9)), cell)
     assert key(s, pre)!=key(replace(s, pretrain=dict(examples=256)), pre)
@@ -77,9 +77,9 @@ def test_keys_change_with_what_matters():
     assert len({key(replace(s, init=dict(shallow=i)), cell) for i in ('normal','small')})==2
 
 def test_a_setting_for_one_kind_leaves_the_scale_to_the_other():
-    from promptbench.studies.table1 import Job, _begin, tune_settings
+    from promptbench.studies.table1 import Part, _begin, tune_settings
     s = Settings(tune=dict(lr=dict(shallow=.5)), init=dict(shallow='zeros')); own = Settings()
-    at = lambda s,kind: (tune_settings(s, Job(0,'none',kind,16)), _begin(s, kind))
+    at = lambda s,kind: (tune_settings(s, Part(0,'none',kind,16)), _begin(s, kind))
     assert at(s,'deep')==at(own,'deep') and at(s,'shallow')==({**at(own,'shallow')[0], 'lr':.5}, 'zeros') and 'lr' in at(own,'deep')[0]
 
 def test_prompts_start_where_the_settings_say(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .. import __version__
+from ..base.catalogue import listed, trains
 from ..base.core import UserError, key_of, to_json, write_atomic
 from . import lab as cli_lab
 from . import results as cli_results
@@ -78,7 +79,7 @@ def _aside(fn, *args):
 
 def _prepare(given:dict, workers:int, out:str)->dict: # settings, done
     "Check everything that can be checked before a run, and whether `out` already holds exactly this table"
-    from promptbench.studies.table1 import Settings, asdict, finished, plan, resolved
+    from promptbench.studies.table1 import Settings, asdict, finished, parts, resolved
     s = Settings(**given)
     _check(s, workers)
     settings = json.loads(json.dumps(asdict(s)))
@@ -86,18 +87,25 @@ def _prepare(given:dict, workers:int, out:str)->dict: # settings, done
     try: old = json.loads((out/'done.json').read_text())
     except (OSError, ValueError): old = None
     done = old==dict(settings=settings, version=__version__) and (out/'report.html').exists()
-    return dict(
-        settings=settings,
-        done=bool(
-            done and all(finished(out, t, j) for t in [resolved(s, out)] for j in plan(t) if j.shots is not None)))
+    if not done: return dict(settings=settings, done=False)
+    fixed = resolved(s, out)
+    return dict(settings=settings, done=all(finished(out, fixed, p) for p in parts(fixed) if p.shots is not None))
+
+def _names(what:str, between:str=', ')->str:
+    "Names of the catalogue for a help text; if its files are wrong, the command that uses them says so, and not the import"
+    try: return between.join(listed(what))
+    except UserError: return ''
+
+_SUITES = f'{_names("suites")}, or a folder of datasets with templates'
+_BACKBONES = f'{_names("backbones")}, a folder, or another hub id'
 
 @app.command()
 def table1(
-        suite:Annotated[str, typer.Option(help='microworld, or a folder of datasets with templates')]='microworld',
-        backbone:Annotated[str, typer.Option(help='tiny, a folder, or a hub id')]='tiny',
+        suite:Annotated[str, typer.Option(help=_SUITES)]='microworld',
+        backbone:Annotated[str, typer.Option(help=_BACKBONES)]='tiny',
         methods:Annotated[
-            str, typer.Option(help='none, T-only, P-only, T+P, FOMAML, Reptile')]='none,T-only,P-only,T+P,FOMAML,Reptile',
-        prompts:Annotated[str, typer.Option(help='shallow, deep')]='shallow,deep',
+            str, typer.Option(help=_names('methods'))]=_names('methods', ','),
+        prompts:Annotated[str, typer.Option(help=_names('columns'))]=_names('columns', ','),
         shots:Annotated[str, typer.Option(help='numbers of examples per task')]='0,16',
         seeds:Annotated[str, typer.Option(help='how many (3), or which (7,8)')]='1',
         scale:Annotated[str, typer.Option(help='tiny, quick or paper')]='tiny',
@@ -152,7 +160,7 @@ def _check(s, workers:int):
             f"suite {s.suite} must have datasets with the role {s.role!r}, it has none; name them in its manifest")
     for t in tasks:
         for k in s.shots: t.shots(k, s.seeds[0])
-    if any(m!='none' for m in s.methods) and not suite_of(s, s.seeds[0]).tasks(role='train'):
+    if any(any(trains(m)) for m in s.methods) and not suite_of(s, s.seeds[0]).tasks(role='train'):
         raise UserError(
             f"suite {s.suite} has no datasets with the role 'train' to pretrain on; add some, or ask for --methods none")
     _source(s.backbone, s.precision)
@@ -172,15 +180,15 @@ def _end(out:Path, note):
 # %% ../../nbs/95_cli/07_main.ipynb #aee057fe
 @app.command()
 def evaluate(
-        suite:Annotated[str, typer.Option(help='microworld, or a folder of datasets with templates')]='microworld',
-        backbone:Annotated[str, typer.Option(help='tiny, a folder, or a hub id')]='tiny',
+        suite:Annotated[str, typer.Option(help=_SUITES)]='microworld',
+        backbone:Annotated[str, typer.Option(help=_BACKBONES)]='tiny',
         checkpoint:Annotated[
             Optional[Path],
             typer.Option(help='a checkpoint of pretraining: its backbone and prompt instead of --backbone')]=None,
         role:Annotated[str, typer.Option(help='which datasets: eval, dev or train')]='eval',
         n_eval:Annotated[Optional[int], typer.Option(help='validation examples per task')]=None,
         quick:Annotated[bool, typer.Option('--quick', help='16 examples and one template per dataset')]=False,
-        seed:Annotated[int, typer.Option(help='draw of the microworld')]=0,
+        seed:Annotated[int, typer.Option(help='draw of a suite that is drawn')]=0,
         rule:Annotated[str, typer.Option(help='score of a choice: mean log-probability per token, or sum')]='mean',
         out:Annotated[Optional[Path], typer.Option(help='folder for rows.parquet and predictions.parquet')]=None,
         store:Annotated[
@@ -193,10 +201,10 @@ def evaluate(
     from promptbench.prompt.checkpoint import load_checkpoint
     from promptbench.measure.evaluate import by_dataset, evaluate as measure
     from promptbench.stats.results import write_predictions, write_rows
-    from promptbench.data.suite import load_suite
+    from promptbench.data.suite import load_draw
     for f in (out, store):
         if f is not None: writable(f)
-    s = load_suite(suite, seed=seed) if suite=='microworld' else load_suite(suite)
+    s = load_draw(suite, seed)
     b,prompt,name = (load_backbone(backbone, precision='auto'),None,'none') if checkpoint is None else (
         *load_checkpoint(checkpoint, precision='auto')[:2],checkpoint.name)
     tasks = [t for t in s.tasks(role=role, limit=1 if quick else None) if t.ranked]

@@ -62,7 +62,7 @@ def run(
     Examples: `promptbench run pretrain -p method P-only -p seed 1` · `promptbench run tune -p checkpoint run:pretrain-0a1b` · `promptbench run table1 --list`
     """
     from promptbench.engine import pages as runs
-    path = runs.page(page)
+    path = runs.find_page(page)
     if list_: return _list(path)
     given = given_parameters(path, p or [], rest or [])
     if out is not None:

@@ -10,6 +10,7 @@ import os, sys
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from ..base.catalogue import SUITES, load
 from ..base.core import UserError
 
 # %% ../../nbs/95_cli/01_suites.ipynb #8b6239d9
@@ -43,13 +44,8 @@ def suites(
     Examples: `promptbench suites` · `promptbench suites --in ../data` · `promptbench suites check my_data`
     """
     if context.invoked_subcommand is not None: return
-    import importlib
-    from promptbench.data.suite import SUITES
-    for name,where in SUITES.items():
-        module,fn = where.split(':')
-        try:
-            said = (getattr(importlib.import_module(module), fn).__doc__
-                    or '').strip().splitlines()[0].split('; `UserError`')[0]
+    for name,source in SUITES.items():
+        try: said = (load(source.make).__doc__ or source.what).strip().splitlines()[0].split('; `UserError`')[0]
         except ImportError as e: said = f'needs {e.name}'
         typer.echo(f'{name:24} {said}')
     if not folder.is_dir(): raise UserError(f'--in must be a folder, got {str(folder)!r}; check the path')

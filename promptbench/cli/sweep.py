@@ -14,7 +14,7 @@ import typer
 from ..base.core import UserError, one_of, to_json, write_atomic
 from ..engine.board import clock, counts, follow
 from ..engine.folder import read_json
-from ..engine.grid import estimate, expand, is_done, read_sweep
+from ..engine.grid import expand, is_done, read_sweep, time_estimate
 from .terminal import writable
 
 # %% ../../nbs/95_cli/04_sweep.ipynb #294dc2f1
@@ -22,7 +22,7 @@ def plan_text(
     runs:list, root, *, jobs:int=2, most:int=40 # From `expand`; folder of runs; runs at a time; lines
 )->str:
     "What a sweep would compute, what is there already, and about how long it takes"
-    took = estimate(runs, root)
+    took = time_estimate(runs, root)
     done = {r.key for r in runs if is_done(r, root)}
     todo = [r for r in runs if r.key not in done]
     out = [f'{"step":12}{"runs":>6}{"done":>6}{"to do":>6}  time']

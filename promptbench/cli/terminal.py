@@ -8,7 +8,8 @@ __all__ = ['values', 'seed_list', 'place_of', 'writable', 'print_table']
 # %% ../../nbs/95_cli/00_terminal.ipynb #c9347078
 from pathlib import Path
 import typer
-from ..base.core import UserError, embedded, write_atomic
+from ..base.catalogue import SUITES, embedded
+from ..base.core import UserError, write_atomic
 
 # %% ../../nbs/95_cli/00_terminal.ipynb #0c3909ba
 def values(what:str, text:str, kind=str)->list:
@@ -29,7 +30,6 @@ def seed_list(text:str)->list[int]:
 # %% ../../nbs/95_cli/00_terminal.ipynb #5dac27e1
 def place_of(name:str)->str:
     "A path becomes absolute, because the page may run elsewhere; names that promptbench knows stay, whatever lies in this folder"
-    from promptbench.data.suite import SUITES
     kind,colon,rest = name.partition(':')
     if colon and kind in SUITES and Path(rest).expanduser().exists():
         return f'{kind}:{Path(rest).expanduser().resolve()}'

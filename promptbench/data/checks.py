@@ -74,7 +74,8 @@ def _shares(examples:list[_Parts])->dict[str,float]:
 
 # %% ../../nbs/10_data/06_checks.ipynb #8be9521c
 SAY = { # kind -> level, what, what to do
-    'skipped': ('note', 'gives no target and skips {n} of {all} rows', 'fine for a template that fits only some records'),
+    'skipped': ('note', 'gives no target and skips {n} of {all} rows',
+                'fine for a template that fits only some records'),
     'empty source': ('error', 'gives an empty source for {n} of {all} rows',
                      'mend the template or fill the field; these rows are skipped'),
     'target outside': ('warning', 'has a target that is not among its choices in {n} of {all} rows',
@@ -97,8 +98,8 @@ def _kind(source:str, target:str, choices:tuple|None)->str|None:
 # %% ../../nbs/10_data/06_checks.ipynb #36d31467
 GIVE_UP = 20   # rows on which a template may fail before it is believed to fail on all
 
-def _tried(template:Template, rows:list, bad:Callable)->tuple[dict,list[_Parts],int]: # kind -> rows; examples; failed rows
-    "What a template makes of its rows"
+def _tried(template:Template, rows:list, bad:Callable)->tuple[dict,list[_Parts],int]:
+    "What a template makes of its rows: the rows of every odd kind, the examples, and how many rows failed"
     kinds,kept,failed = {},[],0
     for n,record in rows:
         if failed==GIVE_UP and not kinds and not kept: break
@@ -158,7 +159,7 @@ def lint(
     template:Template,
     rows:Iterable[tuple[int,dict]], # Pairs of row and record
     file:str|Path, # Where they come from
-    *, bad:Callable[[int,UserError],object]|None=None # Called with (row, error) when a rendering fails; None: such a row becomes a problem here
+    *, bad:Callable[[int,UserError],object]|None=None # Called when a rendering fails; None: such a row becomes a problem here
 )->list[Problem]:
     "What is wrong with a template, judged by its rows"
     name,file,rows,out = f'template {template.name!r}',str(file),list(rows),[]
@@ -227,8 +228,9 @@ def _row_problems(records:dict, files:dict)->Iterator[Problem]:
             what = f'{len(again)} {of} are copies of earlier ones'
             yield _warning(file, what, 'remove them', again[0], count=len(again))
         if shared:
-            yield _warning(file, f'{len(shared)} {of} stand in another split too',
-                           'remove them from one; methods are trained on what judges them', shared[0], count=len(shared))
+            what = f'{len(shared)} {of} stand in another split too'
+            todo = 'remove them from one; methods are trained on what judges them'
+            yield _warning(file, what, todo, shared[0], count=len(shared))
         for field,at in _empty(rows).items():
             say = _warning if len(at)<len(rows) else _note
             yield say(file, f'it is null or NaN in {len(at)} {of}', 'fill it; a template prints None or nan',
@@ -241,8 +243,8 @@ def _one_for(problems:list[Problem])->Problem:
     if not more: return problems[0]
     return replace(problems[0], what=f'{problems[0].what} (and {more} more template{"s"*(more>1)})')
 
-def _failure(cause:tuple, at:dict[int,list[str]], file:str)->Problem: # at: row -> names of the templates that fail there
-    "One mistake that templates met in some rows"
+def _failure(cause:tuple, at:dict[int,list[str]], file:str)->Problem:
+    "One mistake that templates met; `at` has the names of those that fail for every row"
     what,todo,field = cause
     names = sorted({name for names in at.values() for name in names})
     rows = f' ({len(at)} rows)' if len(at)>1 else ''
@@ -344,14 +346,18 @@ def token_counter(
         from tokenizers import Tokenizer
         tokenizer = Tokenizer.from_file(str(file))
         tokenizer.no_truncation()
-        def count(texts): return [len(e.ids) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        def count(texts):
+            found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [len(e.ids) for e in found]
         return count
     from transformers import AutoTokenizer
     try: tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as e:
         reason = str(e).splitlines()[0]
         raise UserError(f'a tokenizer must be tiny, a folder or a hub id, got {name!r} ({reason:.120}); check the name') from None
-    def count(texts): return list(map(len, tokenizer(list(texts), add_special_tokens=False, verbose=False)['input_ids']))
+    def count(texts):
+        found = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+        return [len(ids) for ids in found['input_ids']]
     return count
 
 # %% ../../nbs/10_data/06_checks.ipynb #151454f6
@@ -361,8 +367,8 @@ def lengths(
     *, tasks:Iterable|None=None, # Only these
     n:int=50, # Examples per task, from the beginning of the split
     split:str|None=None # None: validation, or train where there is none
-)->pd.DataFrame: # One row per example: cluster, dataset, template, role, source, target (tokens; of the longest choice where there are choices)
-    "Lengths of sources and targets"
+)->pd.DataFrame: # One row per example: cluster, dataset, template, role, source, target (tokens)
+    "Lengths of sources and targets; where there are choices, of the longest"
     out = []
     for t in suite.tasks() if tasks is None else tasks:
         where = split or ('validation' if 'validation' in t.data.records else 'train')

@@ -10,6 +10,7 @@ __all__ = ['MAX_LINE', 'MAX_FIELD', 'ENDINGS', 'Flaw', 'halt', 'ArrowRows', 'end
 import csv, gzip, io, itertools, json, re, zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 from ..base.core import UserError
 
 # %% ../../nbs/10_data/00_files.ipynb #3316196c
@@ -29,7 +30,7 @@ class Flaw(UserError):
         if field is not None: where += f', field {field!r}'
         super().__init__(f'{where}: {what}; {todo}')
 
-def halt(flaw:Flaw):
+def halt(flaw:Flaw)->NoReturn:
     "What to do about a flaw, if nothing else is asked: raise it"
     raise flaw
 
@@ -193,7 +194,8 @@ def _csv(path:Path, bad:Callable)->list[tuple[int,dict]]:
         bad(Flaw(path, f'it must be CSV, but {e}', 'look for a quotation mark that is not closed'))
         return []
     for n,got in odd:
-        bad(Flaw(path, f'it has {got} fields, the header has {len(names)}', 'put texts with commas in quotation marks', n))
+        what = f'it has {got} fields, the header has {len(names)}'
+        bad(Flaw(path, what, 'put texts with commas in quotation marks', n))
     gone = {n for n,_ in odd}
     numbers = (n for n in itertools.count(2) if n not in gone)
     columns = [_column(table[name].to_pylist()) for name in names]

@@ -8,31 +8,38 @@ __all__ = ['TEST_CATEGORIES', 'closed_set', 'Instruction', 'near_eval', 'natural
 # %% ../../nbs/10_data/09_natural.ipynb #4dff33c8
 import functools, json, re, warnings
 from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from ..base.core import UserError, one_of, progress
 from .suite import Dataset, Suite, read_jsonl
 
 # %% ../../nbs/10_data/09_natural.ipynb #df6e501e
 def closed_set(
-    outputs, # A list of reference answers for each instance
-    *, most:int=30, cover:float=.97, each:int=5 # At most so many answers, which cover this share, with so many instances per answer
+    outputs:Iterable[list[str]], # A list of reference answers for each instance
+    *, most:int=30, # At most so many answers,
+    cover:float=.97, # which cover this share of the instances,
+    each:int=5 # with so many instances per answer
 )->list[str]|None: # Sorted answers; None where answers are free
     "The answers of a classification task"
     outputs = [[o.strip() for o in os] for os in outputs]
     if not outputs or any(len(os)!=1 for os in outputs): return None
-    count = Counter(os[0] for os in outputs)
     found,seen = [],0
-    for o,c in count.most_common():
+    for answer,count in Counter(os[0] for os in outputs).most_common():
         if seen>=cover*len(outputs): break
-        found.append(o)
-        seen += c
-    return sorted(found) if 2<=len(found)<=most and len(outputs)>=each*len(found) and all(found) else None
+        found.append(answer)
+        seen += count
+    closed = 2<=len(found)<=most and len(outputs)>=each*len(found) and all(found)
+    return sorted(found) if closed else None
 
 # %% ../../nbs/10_data/09_natural.ipynb #02d36596
 class Instruction:
     "A task's definition as a template"
-    # `positives`: (input, output) pairs shown before the instance
-    def __init__(self, definition:str, positives, labels):
+    def __init__(self,
+        definition:str,
+        positives:Collection[tuple[str,str]], # (input, output) pairs shown before the instance
+        labels:list[str]|None # Answer choices; None where answers are free
+    ):
         self.name = f'definition+{len(positives)}' if positives else 'definition'
         self.labels,self.metadata = labels,{}
         self._head = '\n\n'.join([definition.strip(), *(f'Input: {i}\nOutput: {o}' for i,o in positives)])
@@ -41,11 +48,11 @@ class Instruction:
     def apply(self, row:dict)->tuple|None: # source, target, choices, gold; None if the instance is skipped
         "One instance"
         target = row['output'][0].strip() if row['output'] else ''
-        if not target or (self.labels is not None and target not in self.labels): return None
+        if not target: return None
         source = f"{self._head}\n\nInput: {row['input'].strip()}\nOutput:"
-        return (
-            source, target, None if self.labels is None else tuple(self.labels),
-            None if self.labels is None else self.labels.index(target))
+        if self.labels is None: return source, target, None, None
+        if target not in self.labels: return None
+        return source, target, tuple(self.labels), self.labels.index(target)
 
 # %% ../../nbs/10_data/09_natural.ipynb #5b17e406
 TEST_CATEGORIES = (
@@ -56,40 +63,76 @@ _NEAR = re.compile(
     r'anli|swag|story[ _-]?cloze|roc[ _-]?stor|copa|winogra|wsc|(?<![a-z])rte(?![a-z])|commitment|wic(?![a-z])')
 
 def near_eval(
-    name:str, sources # Name of the task; names of the datasets it was made from
+    name:str, # Of the task
+    sources:Iterable[str] # Names of the datasets it was made from
 )->bool:
     "Whether a task is made from a dataset the paper judges by, or from a close relative of one"
     return any(_NEAR.search(s.lower()) for s in (name, *sources))
 
-def _role(t, judged)->str:
-    if t['near']: return 'held'
-    if t['split']=='test' if judged is None else t['category'] in judged: return 'eval' if t['labels'] else 'held'
-    return 'held' if t['split']=='test' else 'train'
+# %% ../../nbs/10_data/09_natural.ipynb #64f8e4d4
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    "What is needed of a task besides its instances"
+    name:str
+    definition:str
+    category:str
+    near:bool # Made from what the paper judges by
+    split:str # 'train' or 'test', as published
+    positives:list # (input, output) pairs
+    languages:set
+    labels:list|None # None where answers are free
+
+def _role(
+    t:_Task,
+    judged:list[str]|None, # Categories; None: the official test tasks
+    near:bool # Whether relatives of P3's eval datasets count like others
+)->str: # 'train', 'eval' or 'held'
+    "What a task may be used for"
+    is_judged = t.split=='test' if judged is None else t.category in judged
+    if t.near and not near: return 'held'
+    if is_judged: return 'eval' if t.labels else 'held'
+    return 'held' if t.split=='test' else 'train'
 
 # %% ../../nbs/10_data/09_natural.ipynb #027852ac
-def _list(x)->list: return [] if x is None else [x] if isinstance(x, str) else list(x)
+def _list(x)->list:
+    "A list of what may be one text, a list or nothing"
+    if x is None: return []
+    return [x] if isinstance(x, str) else list(x)
 
-def _task(name:str, d:dict, split:str|None)->dict:
-    "What is needed of a task, from either form of the files"
-    get = lambda k: d.get(k, d.get(k.replace('_',' ').title(), d.get(k.capitalize())))
-    definition,instances = ' '.join(_list(get('definition'))).strip(),get('instances')
-    if not definition or not isinstance(instances, list) or not all(
-            isinstance(i, dict) and {'input','output'}<=set(i) for i in instances):
+def _get(d:dict, key:str):
+    "A field of a task under any of its spellings: `positive_examples`, `Positive Examples`, `Positive_examples`"
+    spellings = (key, key.replace('_',' ').title(), key.capitalize())
+    return next((d[k] for k in spellings if k in d), None)
+
+def _instances(name:str, d:dict)->list[dict]: # input: text, output: list of references
+    "The instances of a task; `UserError` if it has no definition, or instances of another form"
+    found,definition = _get(d, 'instances'),' '.join(_list(_get(d, 'definition'))).strip()
+    whole = isinstance(found, list) and all(isinstance(i, dict) and {'input','output'}<=set(i) for i in found)
+    if not definition or not whole:
         raise UserError(f'task {name} must have a definition and instances with input and output, it has '
                         f'{sorted(d)}; see the files of natural-instructions')
-    category = (_list(get('categories')) or ['other'])[0]
-    near = d['overlaps_eval_suite'] if 'overlaps_eval_suite' in d else near_eval(name, _list(get('source')))
-    rows = [dict(input=i['input'], output=_list(i['output'])) for i in instances]
-    return dict(
-        name=name, definition=definition, category=category, near=near,
-        split=split or d.get('split') or ('test' if category in TEST_CATEGORIES else 'train'),
-        positives=[(p['input'],p['output']) for p in get('positive_examples') or []],
-        languages={l for k in ('Input_language','Output_language','Instruction_language') for l in _list(d.get(k))},
-        labels=(d['labels'] and sorted(d['labels'])) if 'labels' in d else closed_set([r['output'] for r in rows]),
-        rows=rows)
+    return [dict(input=i['input'], output=_list(i['output'])) for i in found]
 
+def _labels(d:dict, rows:list[dict])->list[str]|None:
+    "The answers a task offers: those its line names, or what its instances say"
+    if 'labels' in d: return d['labels'] and sorted(d['labels'])
+    return closed_set([r['output'] for r in rows])
+
+def _task(name:str, d:dict, split:str|None)->tuple[_Task,list[dict]]:
+    "A task and its instances, from either form of the files"
+    rows = _instances(name, d)
+    category = (_list(_get(d, 'categories')) or ['other'])[0]
+    official = 'test' if category in TEST_CATEGORIES else 'train'
+    near = d['overlaps_eval_suite'] if 'overlaps_eval_suite' in d else near_eval(name, _list(_get(d, 'source')))
+    spoken = [l for k in ('Input_language','Output_language','Instruction_language') for l in _list(d.get(k))]
+    return _Task(
+        name=name, definition=' '.join(_list(_get(d, 'definition'))).strip(), category=category, near=near,
+        split=split or d.get('split') or official, languages=set(spoken), labels=_labels(d, rows),
+        positives=[(p['input'],p['output']) for p in _get(d, 'positive_examples') or []]), rows
+
+# %% ../../nbs/10_data/09_natural.ipynb #58a7efe5
 @functools.lru_cache(2)
-def _parsed(path:Path, stamp)->dict: return json.loads(path.read_text(encoding='utf8'))
+def _parsed(path:Path, stamp:int)->dict: return json.loads(path.read_text(encoding='utf8'))
 
 def _read(path:Path)->dict:
     "A task's file; the last two are kept, since its splits are read one after the other"
@@ -98,73 +141,82 @@ def _read(path:Path)->dict:
         raise UserError(
             f'{path} must be a task of natural-instructions as JSON, but {e}; fetch the file again') from None
 
-def _cut(n:int, cap:int|None)->dict: # split -> slice of n instances
+def _cut(n:int, cap:int|None)->dict[str,slice]:
+    "Which of n instances are for training, and which are held back to judge by"
     held = min(100, n//2)
     return dict(train=slice(held, None if cap is None else held+cap), validation=slice(0, held))
 
-def _rows(path:Path, split:str, cap)->list[dict]:
-    rows = _task(path.stem, _read(path), None)['rows']
+def _rows(path:Path, split:str, cap:int|None)->list[dict]:
+    "The instances of one split of a file"
+    rows = _instances(path.stem, _read(path))
     return rows[_cut(len(rows), cap)[split]]
 
-def _from_lines(path, cap):
+# %% ../../nbs/10_data/09_natural.ipynb #a620f03b
+_Found = Iterator[tuple[_Task,dict]] # tasks with their splits, as for `Dataset`
+
+def _from_lines(path:Path, cap:int|None)->_Found:
     "Tasks of a file with one task a line; their instances stay in memory"
     for i,d in enumerate(read_jsonl(path), 1):
-        t = _task(str(d.get('name') or d.get('id') or f'line{i}'), d, None)
-        rows = t.pop('rows')
-        yield t,{s:rows[c] for s,c in _cut(len(rows), cap).items()}
+        t,rows = _task(str(d.get('name') or d.get('id') or f'line{i}'), d, None)
+        yield t,{split:rows[part] for split,part in _cut(len(rows), cap).items()}
 
-def _from_files(folder, files, cap):
+def _official(folder:Path)->dict[str,str]: # name of a task -> 'train' or 'test'; empty if the folder does not say
+    "The official split"
+    splits = {}
+    for split in ('train','test'):
+        path = folder/'splits'/'default'/f'{split}_tasks.txt'
+        if path.is_file(): splits |= dict.fromkeys(path.read_text(encoding='utf8').split(), split)
+    return splits
+
+def _from_files(folder:Path, files:list[Path], cap:int|None)->_Found:
     "Tasks of a folder, each read once for its card; instances are read again when they are needed"
-    splits = {n:s
-              for s in ('train','test')
-              for f in [folder/'splits'/'default'/f'{s}_tasks.txt']
-              if f.is_file()
-              for n in f.read_text(encoding='utf8').split()}
+    splits = _official(folder)
     listed = [f for f in files if not splits or f.stem in splits]
     if not listed:
         raise UserError(
             f'{folder} has {len(files)} tasks, but none of them is in splits/default; check that both are of one release')
-    if len(listed)<len(files):
-        warnings.warn(
-            f'{len(files)-len(listed)} of {len(files)} tasks are in neither of splits/default and are left out', stacklevel=3)
+    lost = len(files)-len(listed)
+    if lost:
+        warnings.warn(f'{lost} of {len(files)} tasks are in neither of splits/default and are left out', stacklevel=3)
     for f in progress(listed, desc='tasks', quiet=True if len(listed)<100 else None):
-        t = _task(f.stem, _read(f), splits.get(f.stem))
-        t.pop('rows')
-        yield t,{s:functools.partial(_rows, f, s, cap) for s in ('train','validation')}
+        t,_ = _task(f.stem, _read(f), splits.get(f.stem))
+        yield t,{split:functools.partial(_rows, f, split, cap) for split in ('train','validation')}
 
-def _tasks(path, cap):
+def _tasks(path:str|Path, cap:int|None)->_Found:
+    "The tasks of a checkout or of a file"
     path = Path(path).expanduser()
     if path.is_file(): return _from_lines(path, cap)
-    lines = [f for f in (path/'tasks.jsonl', path/'tasks.jsonl.gz') if f.is_file()]
-    files = sorted((path/'tasks' if (path/'tasks').is_dir() else path).glob('task*.json')) if path.is_dir() else []
+    home = path/'tasks' if (path/'tasks').is_dir() else path
+    files = sorted(home.glob('task*.json'))
     if files: return _from_files(path, files, cap)
-    if lines: return _from_lines(lines[0], cap)
+    for lines in (path/'tasks.jsonl', path/'tasks.jsonl.gz'):
+        if lines.is_file(): return _from_lines(lines, cap)
     raise UserError('ni: needs a checkout of natural-instructions (tasks/task*.json) or a file with one task a '
                     f'line (tasks.jsonl or .jsonl.gz), got {path}; check the path')
 
 # %% ../../nbs/10_data/09_natural.ipynb #cfbc1f13
+def _as_dataset(t:_Task, splits:dict, role:str, shown:Iterable[int])->Dataset:
+    "A task as a dataset; a template for every number of examples `shown` before the instance"
+    counts = sorted({min(k, len(t.positives)) for k in shown})
+    cluster = re.sub(r'\W+', '_', t.category.lower()).strip('_')
+    templates = [Instruction(t.definition, t.positives[:k], t.labels) for k in counts]
+    return Dataset(t.name, cluster, role, splits, templates)
+
 def natural_suite(
-    path, # A checkout of natural-instructions, or a file with one task a line
-    *, positives=0, # Examples shown before the instance: 0, 1, 2, or a list of these for several templates
+    path:str|Path, # A checkout of natural-instructions, or a file with one task a line
+    *, positives:int|Iterable[int]=0, # Examples shown before the instance: 0, 1, 2, or a list of these for several templates
     cap:int|None=None, # Most training instances of a task
-    judged=None, # Category or categories whose classification tasks are 'eval'; None: the official test tasks
+    judged:str|Iterable[str]|None=None, # Category or categories whose classification tasks are 'eval'; None: the official test tasks
     near:bool=False, # Train on tasks made from P3's eval datasets and their relatives too
     language:str|None='English' # Only tasks in this language throughout; None: all
 )->Suite:
     "The tasks of Super-NaturalInstructions; `UserError` for a broken file or a wrong path"
-    ks = sorted({positives} if isinstance(positives, int) else set(positives))
-    for k in ks: one_of('positives', k, [0,1,2])
+    shown = sorted({positives} if isinstance(positives, int) else set(positives))
+    for k in shown: one_of('positives', k, [0,1,2])
     if cap is not None and cap<1: raise UserError(f'cap must be at least 1, got {cap}')
-    found = [(t,rows) for t,rows in _tasks(path, cap) if not (language and t['languages']-{language})]
-    judged = [judged] if isinstance(judged, str) else judged
+    found = [(t,splits) for t,splits in _tasks(path, cap) if not (language and t.languages-{language})]
     if not found: raise UserError(f'no task in {path} is in {language} throughout; give another language, or None')
-    for c in judged or (): one_of('category', c, sorted({t['category'] for t,_ in found}))
-    sets = []
-    for t,rows in found:
-        t['near'] &= not near
-        shown = sorted({min(k, len(t['positives'])) for k in ks})
-        slug = re.sub(r'\W+', '_', t['category'].lower()).strip('_')
-        sets.append(
-            Dataset(t['name'], slug, _role(t, judged), rows,
-                    [Instruction(t['definition'], t['positives'][:k], t['labels']) for k in shown]))
-    return Suite('ni:'+Path(path).name, sets)
+    if judged is not None: judged = [judged] if isinstance(judged, str) else list(judged)
+    categories = sorted({t.category for t,_ in found})
+    for c in judged or (): one_of('category', c, categories)
+    return Suite('ni:'+Path(path).name, [_as_dataset(t, splits, _role(t, judged, near), shown) for t,splits in found])

@@ -11,7 +11,8 @@ import ipywidgets as W, pandas as pd, plotly.graph_objects as go
 from ..base.core import UserError, one_of
 from ..stats.query import results
 from ..stats.results import CELL
-from ..data.suite import SUITES, load_suite
+from ..base.catalogue import SUITES
+from ..data.suite import load_suite
 from ..show.look import TEXT, dots, layout, look, plural, prompt_text, shots_text
 from ..show.plots import plot_accuracy
 from .panels import Panel, Plot, STYLE, choice, line, refill, several, table_html, tone

@@ -15,7 +15,8 @@ from ..world.suite import draw
 from ..model.batch import make_batch
 from ..prompt.bank import prompt_from
 from ..prompt.forward import forward, sequence_nll
-from ..show.look import LINE, METHODS, OTHER, bars, dots, layout, rows_axis
+from ..base.catalogue import METHODS, REFERENCE, trains
+from ..show.look import LINE, OTHER, bars, dots, layout, look, rows_axis
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #8b72714b
 def small_task(
@@ -57,7 +58,7 @@ def figure(
     traces:list, layout:dict # Of plotly
 )->go.Figure:
     "A figure without plotly's default template, which would be 7 KB in every output of a lesson"
-    return go.Figure(traces, layout|dict(template=dict(layout=dict(colorway=[c for c,_ in METHODS.values()]))))
+    return go.Figure(traces, layout|dict(template=dict(layout=dict(colorway=[look(m)[0] for m in METHODS]))))
 
 def scores_title(scores:pd.DataFrame, chance:float, what:str)->str: # One sentence
     "Best against worst, how many answers, and chance"
@@ -78,8 +79,8 @@ def plot_scores(
     lo,hi = wilson(scores.value, scores.n)
     names = list(scores['name'])
     text = [f'{a}: {v:.1%} [{l:.0%}, {h:.0%}], n = {n}' for a,v,l,h,n in zip(names, scores.value, lo, hi, scores.n)]
-    points = dots('accuracy', scores.value, range(len(names)), METHODS['T-only'][0], 'circle', text=text,
-                  error_x=bars(scores.value, lo, hi, METHODS['T-only'][0]))
+    points = dots('accuracy', scores.value, range(len(names)), look('T-only')[0], 'circle', text=text,
+                  error_x=bars(scores.value, lo, hi, look('T-only')[0]))
     return figure(
         [points],
         layout(
@@ -100,13 +101,14 @@ def plot_lines(
     x:str='step', at=None # Name of the horizontal axis, and its values if they are not 0, 1, 2, ...
 )->go.Figure:
     "One line per name, told apart by colour and dash; a method has its own colour, as in every figure"
-    pens = [METHODS[m][0] for m in ('T+P','T-only','P-only','FOMAML','Reptile','none')]+[OTHER[0]]
+    order = sorted(METHODS, key=lambda m: (not any(trains(m)), m!=REFERENCE))
+    pens = [look(m)[0] for m in order]+[OTHER[0]]
     dashes = ['solid','dash','dot','dashdot','longdash','solid','dash']
     def line(i, name, v):
         return go.Scatter(
             x=list(range(len(v))) if at is None else list(at), y=np.round(np.asarray(v, float), 4).tolist(),
             name=name, mode='lines' if len(v)>12 else 'lines+markers',
-            line=dict(color=METHODS.get(name, (pens[i%7],))[0], dash=dashes[i%7], width=2.2))
+            line=dict(color=look(name)[0] if name in METHODS else pens[i%len(pens)], dash=dashes[i%7], width=2.2))
     return figure([line(i, n, v) for i,(n,v) in enumerate(lines.items())],
                   layout(title, 380, left=64, xaxis=dict(title=x), yaxis=dict(title=y)))
 
@@ -208,7 +210,7 @@ def data_flow()->go.Figure:
     half_x,half_y = .55,.42
     boxes = [
         dict(type='rect', x0=x-half_x, x1=x+half_x, y0=y-half_y, y1=y+half_y,
-             line=dict(color=METHODS['T-only'][0], width=1.5), fillcolor='rgba(43,99,198,.10)')
+             line=dict(color=look('T-only')[0], width=1.5), fillcolor='rgba(43,99,198,.10)')
         for x,y in at.values()]
     names = [
         dict(x=at[n][0], y=at[n][1], text=f'<b>{name}</b><br><span style="font-size:11px">{what}</span>',

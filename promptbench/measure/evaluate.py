@@ -6,7 +6,7 @@
 __all__ = ['instance_ids', 'evaluate', 'by_dataset']
 
 # %% ../../nbs/55_measure/01_evaluate.ipynb #2aa5687a
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import numpy as np, pandas as pd
 from torch import nn
 from ..base.core import UserError, one_of
@@ -25,21 +25,25 @@ def instance_ids(
     return [f'{draw}{e.id}' for e in examples]
 
 # %% ../../nbs/55_measure/01_evaluate.ipynb #a1b1aeb4
-def _predictions(task, examples, ids, scores, head:dict, rule:str)->pd.DataFrame:
+def _place(task)->dict: return dict(cluster=task.cluster, dataset=task.dataset, template=task.template)
+
+def _predictions(task, ids:list[str], scores, head:dict, rule:str)->pd.DataFrame:
+    "One line per instance"
     pred = scores.pred(rule)
-    return pd.DataFrame(
-        {**head, 'cluster':task.cluster, 'dataset':task.dataset, 'template':task.template, 'instance':ids,
-         'gold':scores.gold, 'pred':pred, 'correct':pred==scores.gold, 'scores_sum':[s.tolist() for s in scores.sum],
-         'scores_mean':[s.tolist() for s in scores.mean]})
+    lists = dict(scores_sum=[s.tolist() for s in scores.sum], scores_mean=[s.tolist() for s in scores.mean])
+    return pd.DataFrame({**head, **_place(task), 'instance':ids, 'gold':scores.gold, 'pred':pred,
+                         'correct':pred==scores.gold, **lists})
 
 def _row(task, p:pd.DataFrame, head:dict)->dict:
+    "What a task's predictions come to"
     choices = np.array([len(s) for s in p.scores_sum])
-    share = np.bincount(p.gold)/len(p)
-    return {**head, 'cluster':task.cluster, 'dataset':task.dataset, 'template':task.template, 'metric':'accuracy',
-            'value':float(p.correct.mean()), 'n':len(p),
-            'chance':float((1/choices).mean()) if getattr(task, 'baseline', None) is None else task.baseline,
-            'majority':float(share.max())}
+    chance = getattr(task, 'baseline', None)
+    if chance is None: chance = float((1/choices).mean())
+    majority = float((np.bincount(p.gold)/len(p)).max())
+    return {**head, **_place(task), 'metric':'accuracy', 'value':float(p.correct.mean()), 'n':len(p),
+            'chance':chance, 'majority':majority}
 
+# %% ../../nbs/55_measure/01_evaluate.ipynb #88936368
 def evaluate(
     backbone:Backbone,
     tasks:Sequence[Task],
@@ -54,21 +58,23 @@ def evaluate(
     "Rank the validation examples of `tasks` (paper, section 4); baselines are of the instances used"
     one_of('rule', rule, ['mean','sum'])
     if not tasks:
-        raise UserError(
-            "there must be at least one task to evaluate, got none; does the suite have datasets with the role 'eval'?")
-    examples = [t.examples('validation', n) for t in tasks]
+        raise UserError('there must be at least one task to evaluate, got none; '
+                        "does the suite have datasets with the role 'eval'?")
+    if not prompt_kind: prompt_kind = 'none' if prompt is None else prompt.kind
     head = dict(run=run, suite=suite.name, backbone=backbone.name, method=method,
-                prompt=prompt_kind or (prompt.kind if prompt is not None else 'none'), shots=shots, seed=seed)
+                prompt=prompt_kind, shots=shots, seed=seed)
+    examples = [t.examples('validation', n) for t in tasks]
     scores = rank(backbone, examples, prompt, tick=tick, show=show)
-    tables = [_predictions(t, es, instance_ids(suite, es), s, head, rule) for t,es,s in zip(tasks, examples, scores)]
+    tables = [_predictions(t, instance_ids(suite, es), s, head, rule) for t,es,s in zip(tasks, examples, scores)]
     rows = check_rows(pd.DataFrame([_row(t, p, head) for t,p in zip(tasks, tables)]))
-    return rows, check_predictions(pd.concat(tables, ignore_index=True))
+    return rows,check_predictions(pd.concat(tables, ignore_index=True))
 
 # %% ../../nbs/55_measure/01_evaluate.ipynb #a15a7a29
 def by_dataset(
     rows:pd.DataFrame # Rows of one cell
-)->pd.DataFrame: # cluster, dataset, templates, n, accuracy, chance, majority
+)->pd.DataFrame: # cluster, dataset, templates, n, accuracy, lowest, highest, chance, majority
     "Accuracy per dataset: the mean over its templates"
-    g = rows.groupby(['cluster','dataset'], sort=False)
-    return g.agg(templates=('template','nunique'), n=('n','max'), accuracy=('value','mean'), lowest=('value','min'),
-                 highest=('value','max'), chance=('chance','mean'), majority=('majority','mean')).reset_index()
+    grouped = rows.groupby(['cluster','dataset'], sort=False)
+    return grouped.agg(
+        templates=('template','nunique'), n=('n','max'), accuracy=('value','mean'), lowest=('value','min'),
+        highest=('value','max'), chance=('chance','mean'), majority=('majority','mean')).reset_index()

@@ -9,6 +9,7 @@ __all__ = ['Backbone', 'autocast', 'read_ids', 'write_ids', 'freeze', 'unfreeze'
 
 # %% ../../nbs/40_model/06_backbone.ipynb #7db3da78
 import contextlib, copy, hashlib, os, re, socket, time, urllib.parse, urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,13 +21,23 @@ from .tokens import encode_texts
 from .linear import faster
 from .attention import is_slot, register_attention, use_attention
 
-# %% ../../nbs/40_model/06_backbone.ipynb #82dfec7f
+# %% ../../nbs/40_model/06_backbone.ipynb #99627508
 def _fuse_gelu(model):
     "The tanh GELU as one kernel instead of seven: the same formula"
     for m in list(model.modules()):
         for name,child in m.named_children():
             if type(child).__name__=='NewGELUActivation': setattr(m, name, nn.GELU(approximate='tanh'))
 
+def _find_slots(model)->list[nn.Module]:
+    "Attention layers: encoder self, decoder self, decoder cross; decoder self only, if there is no encoder"
+    if not model.config.is_encoder_decoder: return [m for m in model.base_model.modules() if is_slot(m)]
+    encoder = [m for m in model.get_encoder().modules() if is_slot(m)]
+    decoder = [(n,m) for n,m in model.get_decoder().named_modules() if is_slot(m)]
+    is_cross = re.compile('EncDec|encoder_attn|cross').search
+    own,cross = [m for n,m in decoder if not is_cross(n)],[m for n,m in decoder if is_cross(n)]
+    return encoder+own+cross
+
+# %% ../../nbs/40_model/06_backbone.ipynb #82dfec7f
 @dataclass
 class Backbone:
     "A transformers encoder-decoder or decoder-only model, its tokenizer and the precision it computes in"
@@ -40,34 +51,30 @@ class Backbone:
         if not self.model._can_set_attn_implementation():
             raise UserError('a backbone must send its attention through the AttentionInterface of transformers, '
                             f'and {type(self.model).__name__} does not; choose another model')
-        for f in ('eos_source','eos_target'):
-            if getattr(self, f) is None: setattr(self, f, not self.causal)
+        for end in ('eos_source','eos_target'):
+            if getattr(self, end) is None: setattr(self, end, not self.causal)
         register_attention()
         use_attention(self.model)
         _fuse_gelu(faster(self.model))
-    def __repr__(self):
-        n = sum(p.numel() for p in self.model.parameters())
+
+    def __repr__(self)->str:
+        millions = sum(p.numel() for p in self.model.parameters())/1e6
         return (
-            f'Backbone({self.name!r}, {n/1e6:.2f} M parameters, width {self.dim}, vocabulary {self.vocab}, '
+            f'Backbone({self.name!r}, {millions:.2f} M parameters, width {self.dim}, vocabulary {self.vocab}, '
             f'{len(self.slots)} attention slots, {self.precision}, {self.device})')
+
     @property
     def dim(self)->int: return self.model.get_input_embeddings().weight.shape[1]
     @property
     def vocab(self)->int: return self.model.get_input_embeddings().weight.shape[0]
     @property
-    def device(self): return self.model.get_input_embeddings().weight.device
+    def device(self)->torch.device: return self.model.get_input_embeddings().weight.device
     @property
     def causal(self)->bool: return not self.model.config.is_encoder_decoder # Decoder-only: answers continue the source
     @cached_property
-    def slots(self)->list: # Encoder self, decoder self, decoder cross; decoder self only, if there is no encoder
-        if self.causal: return [m for m in self.model.base_model.modules() if is_slot(m)]
-        enc,dec = ([(n,m) for n,m in s.named_modules() if is_slot(m)]
-                   for s in (self.model.get_encoder(), self.model.get_decoder()))
-        cross = lambda n: bool(re.search('EncDec|encoder_attn|cross', n))
-        return [m for _,m in enc]+[m for n,m in dec if not cross(n)]+[m for n,m in dec if cross(n)]
+    def slots(self)->list[nn.Module]: return _find_slots(self.model)
     @property
-    def relative(self)->bool:
-        return hasattr(self.slots[0], 'relative_attention_bias')  # T5 and its kin know distances only
+    def relative(self)->bool: return hasattr(self.slots[0], 'relative_attention_bias') # T5 and its kin know distances only
     @property
     def heads(self)->int: # Of keys and values; queries may have more
         if not self.causal: return getattr(self.slots[0], 'n_heads', None) or self.slots[0].num_heads
@@ -78,9 +85,9 @@ class Backbone:
         if not self.slots:
             raise UserError('a deep prompt needs attention layers with plain keys and values, and '
                             f'{type(self.model).__name__} has none that are known here; use a shallow prompt')
-        return next(getattr(self.slots[0], n)
-                    for n in ('key_value_proj_dim','head_dim','head_size')
-                    if getattr(self.slots[0], n, None))
+        sizes = [getattr(self.slots[0], n, None) for n in ('key_value_proj_dim','head_dim','head_size')]
+        return next(size for size in sizes if size)
+
     def clone(self)->'Backbone': return replace(self, model=copy.deepcopy(self.model))
     def to(self, device)->'Backbone':
         self.model.to(device)
@@ -89,19 +96,24 @@ class Backbone:
         self.model.train(mode)
         return self
     def eval(self)->'Backbone': return self.train(False)
-    def sources(self, texts, limit:int=768)->list:
-        return read_ids(self, texts, limit)  # Ids as the model wants to read them
-    def targets(self, texts, limit:int=192)->list:
-        return write_ids(self, texts, limit)  # Ids as the model shall write them
-    # (source ids, target ids) of things with `.source` and `.target`
-    def pairs(self, examples, *, max_source:int=768, max_target:int=192)->list:
+
+    def sources(self, texts:Iterable[str], limit:int=768)->list[list[int]]:
+        "Ids as the model wants to read them"
+        return read_ids(self, texts, limit)
+    def targets(self, texts:Iterable[str], limit:int=192)->list[list[int]]:
+        "Ids as the model shall write them"
+        return write_ids(self, texts, limit)
+    def pairs(self, examples:Iterable, *, max_source:int=768, max_target:int=192)->list[tuple[list[int],list[int]]]:
+        "(source ids, target ids) of things with `.source` and `.target`"
         examples = list(examples)
-        return list(
-            zip(self.sources([e.source for e in examples], max_source),
-                self.targets([e.target for e in examples], max_target)))
+        sources = self.sources([e.source for e in examples], max_source)
+        targets = self.targets([e.target for e in examples], max_target)
+        return list(zip(sources, targets))
 
 # %% ../../nbs/40_model/06_backbone.ipynb #64de5977
-def autocast(backbone):
+def autocast(
+    backbone:Backbone
+)->torch.autocast:
     "The context in which `backbone` computes: bfloat16 autocast over its fp32 weights, or nothing"
     return torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=backbone.precision=='bf16')
 
@@ -113,135 +125,170 @@ def _once(texts, make)->list:
     found = dict(zip(unique, make(unique)))
     return [found[t] for t in texts]
 
-def read_ids(backbone, texts, limit:int)->list[list[int]]:
+def _first_id(backbone)->list[int]:
+    "What the tokenizer of a decoder-only model writes in front of every text"
+    t = backbone.tokenizer
+    if not backbone.causal or t.bos_token_id is None: return []
+    first = t('a', verbose=False)['input_ids'][:1]
+    return first if first==[t.bos_token_id] else []
+
+def read_ids(
+    backbone:Backbone, texts:Iterable[str],
+    limit:int # Most ids kept
+)->list[list[int]]:
     "Ids of sources, cut to `limit`; a decoder-only model gets its first token in front if its tokenizer writes one"
     t = backbone.tokenizer
     if not backbone.causal and backbone.eos_source: return encode_texts(t, texts, limit)
-    plain = t('a', verbose=False)['input_ids']
-    first = [t.bos_token_id] if backbone.causal and t.bos_token_id is not None and plain[:1]==[t.bos_token_id] else []
+    first = _first_id(backbone)
     def make(unique):
-        ids = encode_texts(t, [u.rstrip(' ') for u in unique] if backbone.causal else unique, limit)
-        return [first+(i if backbone.eos_source else i[:-1]) or [t.eos_token_id] for i in ids]
+        if backbone.causal: unique = [u.rstrip(' ') for u in unique]
+        ids = encode_texts(t, unique, limit)
+        if not backbone.eos_source: ids = [i[:-1] for i in ids]
+        return [first+i or [t.eos_token_id] for i in ids]
     return _once(texts, make)
 
-def write_ids(backbone, texts, limit:int)->list[list[int]]:
+# %% ../../nbs/40_model/06_backbone.ipynb #c2c1ce47
+def write_ids(
+    backbone:Backbone, texts:Iterable[str],
+    limit:int # Most ids kept
+)->list[list[int]]:
     "Ids of targets, cut to `limit`; those of a decoder-only model go on after a space"
     t = backbone.tokenizer
     if not backbone.causal and backbone.eos_target: return encode_texts(t, texts, limit)
-    stem = t('a', add_special_tokens=False, verbose=False)['input_ids']
-    n = len(stem) if backbone.causal else 0
+    stem = t('a', add_special_tokens=False, verbose=False)['input_ids'] if backbone.causal else []
+    n = len(stem)
     def make(unique):
-        ids = encode_texts(t, ['a'+(u if u[:1].isspace() else ' '+u) for u in unique] if n else unique, limit+n)
-        return [(i[n:] if backbone.eos_target else i[n:-1]) or [t.eos_token_id] for i in ids]
+        if n: unique = ['a'+(u if u[:1].isspace() else ' '+u) for u in unique]
+        ids = [i[n:] for i in encode_texts(t, unique, limit+n)]
+        if not backbone.eos_target: ids = [i[:-1] for i in ids]
+        return [i or [t.eos_token_id] for i in ids]
     return _once(texts, make)
 
 # %% ../../nbs/40_model/06_backbone.ipynb #7b235ed1
-def freeze(backbone)->Backbone:
+def freeze(
+    backbone:Backbone # Changed in place
+)->Backbone: # The same one
     "No gradient reaches the backbone's weights"
     backbone.model.requires_grad_(False)
     return backbone
 
-def unfreeze(backbone)->Backbone:
+def unfreeze(
+    backbone:Backbone # Changed in place
+)->Backbone: # The same one
     "All of the backbone's weights are trainable"
     backbone.model.requires_grad_(True)
     return backbone
 
-def weight_hashes(backbone)->dict[str,str]:
+# %% ../../nbs/40_model/06_backbone.ipynb #f55b3e68
+def weight_hashes(
+    backbone:Backbone
+)->dict[str,str]: # Name of a tensor: 64 hex digits
     "SHA-256 of every tensor (name, type, shape and bytes): equal exactly if the weights are equal"
-    def sha(n, t): 
-        t = t.detach().cpu().contiguous()
-        return hashlib.sha256(
-            f'{n} {t.dtype} {tuple(t.shape)} '.encode()+t.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-    return {n:sha(n,t) for n,t in _tensors(backbone.model).items()}
+    return {n:_hash(n, t) for n,t in _tensors(backbone.model).items()}
+
+def _hash(name:str, t:Tensor)->str:
+    t = t.detach().cpu().contiguous()
+    said = f'{name} {t.dtype} {tuple(t.shape)} '.encode()
+    return hashlib.sha256(said+t.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 def _tensors(model)->dict[str,Tensor]:
     "The state without repeats: a tensor that several names share is kept under its first"
+    by_name = sorted(model.state_dict().items(), key=lambda nt: (nt[0]!='shared.weight', nt[0]))
     seen,out = set(),{}
-    for n,t in sorted(model.state_dict().items(), key=lambda nt: (nt[0]!='shared.weight', nt[0])):
-        key = (t.data_ptr(), t.shape) if t.numel() else n
-        if key not in seen:
-            seen.add(key)
-            out[n] = t
+    for name,t in by_name:
+        place = (t.data_ptr(), t.shape) if t.numel() else name
+        if place in seen: continue
+        seen.add(place)
+        out[name] = t
     return out
 
 # %% ../../nbs/40_model/06_backbone.ipynb #29122349
 @contextlib.contextmanager
 def _quiet():
-    from transformers.utils import logging as l
-    level = l.get_verbosity()
-    l.set_verbosity_error()
-    bars = l.is_progress_bar_enabled()
-    l.disable_progress_bar()
+    "Within the block, transformers neither speaks nor draws bars"
+    from transformers.utils import logging
+    level,bars = logging.get_verbosity(),logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try: yield
     finally:
-        l.set_verbosity(level)
-        if bars: l.enable_progress_bar()
+        logging.set_verbosity(level)
+        if bars: logging.enable_progress_bar()
 
+# %% ../../nbs/40_model/06_backbone.ipynb #ddca8774
 def _find(name)->tuple[str,bool]:
     "Where `name` leads (folder or hub id), and whether it is a folder"
     if folder := embedded(name):
         if not (folder/'config.json').exists():
-            raise UserError(
-                f'the tiny backbone must lie in {folder}, but it is not there; train it with nbs/runs/lm_pretrain.ipynb')
+            raise UserError(f'the tiny backbone must lie in {folder}, but it is not there; '
+                            'train it with nbs/runs/lm_pretrain.ipynb')
         return str(folder),True
     p = Path(name).expanduser()
     if p.is_dir():
-        if not (p/'config.json').exists():
-            raise UserError(
-                f'a backbone folder must hold config.json, and {p} does not; give the folder that save_backbone or save_pretrained wrote')
-        if not list(p.glob('*.safetensors')):
-            raise UserError(f'a backbone folder must hold its weights as .safetensors, and {p} does not; convert '
-                            'other formats first (they are not opened: they can run code)')
+        _check_folder(p)
         return str(p),True
     if p.exists(): raise UserError(f'a backbone must be a folder, and {p} is a file')
     if not re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?', str(name)):
-        raise UserError(
-            f"backbone {str(name)!r} must be 'tiny', a folder or a hub id such as 'google/t5-small-lm-adapt'; there is no such folder")
+        raise UserError(f"backbone {str(name)!r} must be 'tiny', a folder or a hub id such as "
+                        "'google/t5-small-lm-adapt'; there is no such folder")
     return str(name),False
 
+def _check_folder(p:Path):
+    if not (p/'config.json').exists():
+        raise UserError(f'a backbone folder must hold config.json, and {p} does not; '
+                        'give the folder that save_backbone or save_pretrained wrote')
+    if not list(p.glob('*.safetensors')):
+        raise UserError(f'a backbone folder must hold its weights as .safetensors, and {p} does not; convert '
+                        'other formats first (they are not opened: they can run code)')
+
 # %% ../../nbs/40_model/06_backbone.ipynb #6be6fb9d
-def hub_reachable(timeout:float=3.)->bool:
+def hub_reachable(
+    timeout:float=3. # Seconds
+)->bool:
     "Whether the Hugging Face hub answers; False at once if HF_HUB_OFFLINE is set"
     import huggingface_hub.constants as c
     if c.HF_HUB_OFFLINE: return False
     if urllib.request.getproxies(): return True
-    u = urllib.parse.urlparse(c.ENDPOINT)
-    try: socket.create_connection((u.hostname, u.port or (80 if u.scheme=='http' else 443)), timeout).close()
+    hub = urllib.parse.urlparse(c.ENDPOINT)
+    port = hub.port or (80 if hub.scheme=='http' else 443)
+    try: socket.create_connection((hub.hostname, port), timeout).close()
     except OSError: return False
     return True
 
 # %% ../../nbs/40_model/06_backbone.ipynb #0f9e63ef
 def load_backbone(
-    name, # 'tiny', a folder, or a Hugging Face hub id
-    *, device='cpu', # Where it shall compute
+    name:str|Path, # 'tiny', a folder, or a Hugging Face hub id
+    *, device:torch.device|str='cpu', # Where it shall compute
     precision:str='fp32', # 'fp32', 'bf16' (autocast over fp32 weights), or 'auto': bf16 where it is measured to be faster
-    eos_source:bool|None=None, eos_target:bool|None=None # Whether sources and targets end in `</s>`; None: as the file says, or the family does
+    eos_source:bool|None=None, # Whether sources end in `</s>`; None: as the file says, or the family does
+    eos_target:bool|None=None # The same for targets
 )->Backbone: # In evaluation mode, fp32 weights, all trainable
     "Load an encoder-decoder or a decoder-only model and its tokenizer; raises `UserError` if that cannot be done"
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedConfig
     precision = pick_precision(precision, device)
     where,local = _find(name)
     here = dict(local_files_only=local or not hub_reachable())
     try:
-        with _quiet():
-            raw,_ = PreTrainedConfig.get_config_dict(where, **here)
-            auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(
-                where, **here).is_encoder_decoder else AutoModelForCausalLM
-            model,info = auto.from_pretrained(
-                where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **here)
-            tokenizer = AutoTokenizer.from_pretrained(where, **here)
+        with _quiet(): raw,model,info,tokenizer = _read(where, here)
     except Exception as e: raise UserError(_why(name, local, e)) from e
-    if info['missing_keys'] or info['mismatched_keys']:
-        raise UserError(f"the weights of backbone {name!r} must fit its config, but "
-                        f"{sorted(map(str,info['missing_keys']|info['mismatched_keys']))[:3]} are missing or of "
-                        "another size; it is damaged or of another version")
+    if gaps := info['missing_keys']|info['mismatched_keys']:
+        raise UserError(f"the weights of backbone {name!r} must fit its config, but {sorted(map(str, gaps))[:3]} "
+                        "are missing or of another size; it is damaged or of another version")
     _mend_head(model, raw)
-    ends = [saved if asked is None else asked
-            for asked,saved in zip((eos_source,eos_target), raw.get('promptbench_eos') or (None,None))]
+    saved = raw.get('promptbench_eos') or (None,None)
+    ends = [kept if asked is None else asked for asked,kept in zip((eos_source,eos_target), saved)]
     return Backbone(str(name), model.to(device).eval(), tokenizer, precision, *ends)
 
+def _read(where:str, here:dict)->tuple: # Config as the file has it, model, what did not fit, tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedConfig
+    raw,_ = PreTrainedConfig.get_config_dict(where, **here)
+    two_sided = AutoConfig.from_pretrained(where, **here).is_encoder_decoder
+    auto = AutoModelForSeq2SeqLM if two_sided else AutoModelForCausalLM
+    model,info = auto.from_pretrained(
+        where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **here)
+    return raw,model,info,AutoTokenizer.from_pretrained(where, **here)
+
 # %% ../../nbs/40_model/06_backbone.ipynb #c9897535
-def _why(name, local, e)->str:
+def _why(name, local:bool, e:Exception)->str:
     "The reason a backbone cannot be loaded, in the user's terms"
     first = next(iter(str(e).strip().splitlines()), type(e).__name__)
     if 'AutoModelFor' in str(e) or 'model type' in str(e):
@@ -253,7 +300,7 @@ def _why(name, local, e)->str:
 
 # %% ../../nbs/40_model/06_backbone.ipynb #e93bc937
 def _mend_head(model, raw:dict):
-    "Follow the file about the output layer: transformers 5 may share it with the input table although the file says otherwise"
+    "Share the output layer with the input table, or not, as the file says"
     head,table = model.get_output_embeddings(),model.get_input_embeddings()
     if head is None: return
     if raw.get('tie_word_embeddings') is False and head.weight is table.weight:
@@ -262,42 +309,52 @@ def _mend_head(model, raw:dict):
 
 # %% ../../nbs/40_model/06_backbone.ipynb #6c4b831d
 @lru_cache
-def bf16_pays(device:str='cpu')->bool:
-    "Whether bfloat16 products are native here and measured to be at least 1.3 times as fast; takes a few hundredths of a second, once"
+def bf16_pays(
+    device:str='cpu' # Type of a device
+)->bool:
+    "Whether bfloat16 products are native here and measured to be at least 1.3 times as fast"
     if str(device).startswith('cuda'): return torch.cuda.is_bf16_supported()
-    if not any(getattr(torch.cpu, f, lambda: False)() for f in ('_is_avx512_bf16_supported','_is_amx_tile_supported')):
-        return False
-    def best(dtype):
-        a,w = torch.ones(1024,256).to(dtype),torch.ones(256,256).to(dtype)
-        times = []
-        for _ in range(8):
-            t = time.perf_counter()
-            a@w
-            times.append(time.perf_counter()-t)
-        return min(times)
-    return best(torch.float32)>1.3*best(torch.bfloat16)
+    signs = [getattr(torch.cpu, f, None) for f in ('_is_avx512_bf16_supported','_is_amx_tile_supported')]
+    if not any(sign() for sign in signs if sign): return False
+    return _best_time(torch.float32)>1.3*_best_time(torch.bfloat16)
 
-def pick_precision(precision:str, device='cpu')->str:
+def _best_time(dtype, rounds:int=8)->float:
+    "Of a product of usual size, in seconds"
+    a,w = torch.ones(1024,256).to(dtype),torch.ones(256,256).to(dtype)
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        a@w
+        times.append(time.perf_counter()-began)
+    return min(times)
+
+# %% ../../nbs/40_model/06_backbone.ipynb #13f8903d
+def pick_precision(
+    precision:str, # 'fp32', 'bf16' or 'auto'
+    device:torch.device|str='cpu'
+)->str:
     "'fp32' or 'bf16'; 'auto' asks the processor"
     one_of('precision', precision, ['fp32','bf16','auto'])
-    return precision if precision!='auto' else 'bf16' if bf16_pays(torch.device(device).type) else 'fp32'
+    if precision!='auto': return precision
+    return 'bf16' if bf16_pays(torch.device(device).type) else 'fp32'
 
 # %% ../../nbs/40_model/06_backbone.ipynb #e7dbbdb0
 def save_backbone(
-    backbone, # A `Backbone`
-    folder, # Appears when everything is written; an older one is replaced
+    backbone:Backbone,
+    folder:str|Path, # Appears when everything is written; an older one is replaced
     card:dict|None=None, # What this is and where it comes from, for card.json
     *, dtype:str='fp32' # 'fp32', or 'bf16' to halve the file (loading rounds nothing further)
 )->Path:
     "Write weights, config, tokenizer and card in the format of the hub: `load_backbone(folder)` gives the same logits"
     from safetensors.torch import save_file
     kind = dict(fp32=torch.float32, bf16=torch.bfloat16)[one_of('dtype', dtype, ['fp32','bf16'])]
-    tensors = {n:(t.to(kind) if t.is_floating_point() else t).detach().cpu().contiguous()
-               for n,t in _tensors(backbone.model).items()}
+    as_kept = lambda t: (t.to(kind) if t.is_floating_point() else t).detach().cpu().contiguous()
+    tensors = {n:as_kept(t) for n,t in _tensors(backbone.model).items()}
+    config = _config(backbone.model, kind)|_ends(backbone)
     with atomic_folder(folder) as tmp:
         save_file(tensors, tmp/'model.safetensors', metadata=dict(format='pt'))
         (tmp/'model.safetensors').chmod(0o644)
-        (tmp/'config.json').write_text(to_json(_config(backbone.model, kind)|_ends(backbone)), encoding='utf8')
+        (tmp/'config.json').write_text(to_json(config), encoding='utf8')
         backbone.tokenizer.save_pretrained(tmp)
         (tmp/'card.json').write_text(to_json(dict(card or {})), encoding='utf8')
     return Path(folder)
@@ -311,21 +368,22 @@ def _config(model, dtype)->dict:
     "The config as a file: `tie_word_embeddings` says what the weights are, `scale_decoder_outputs` what the model does"
     c = model.config.to_diff_dict()
     head,table = model.get_output_embeddings(),model.get_input_embeddings()
-    c.update(architectures=[type(model).__name__], dtype=str(dtype).split('.')[-1],
-             tie_word_embeddings=head is not None and head.weight is table.weight)
+    shared = head is not None and head.weight is table.weight
+    c.update(architectures=[type(model).__name__], dtype=str(dtype).split('.')[-1], tie_word_embeddings=shared)
     if hasattr(model.config, 'scale_decoder_outputs'): c['scale_decoder_outputs'] = model.config.scale_decoder_outputs
     return c
 
 # %% ../../nbs/40_model/06_backbone.ipynb #7c4315f9
 def word_tokenizer(
-    words, # The vocabulary, in order; repeats are dropped
+    words:Iterable[str], # The vocabulary, in order; repeats are dropped
     *, sentinels:int=10 # How many <extra_id_i>, for span corruption
-): # A fast tokenizer: <pad>=0, </s>=1, <unk>=2, sentinels, words
+)->object: # A fast tokenizer: <pad>=0, </s>=1, <unk>=2, sentinels, words
     "Tokenizer that splits at white space and knows exactly `words`"
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-    special = ['<pad>','</s>','<unk>']+[f'<extra_id_{i}>' for i in range(sentinels)]
-    t = Tokenizer(models.WordLevel({w:i for i,w in enumerate(dict.fromkeys(special+list(words)))}, unk_token='<unk>'))
+    special = ['<pad>','</s>','<unk>',*(f'<extra_id_{i}>' for i in range(sentinels))]
+    ids = {w:i for i,w in enumerate(dict.fromkeys([*special, *words]))}
+    t = Tokenizer(models.WordLevel(ids, unk_token='<unk>'))
     t.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     t.post_processor = processors.TemplateProcessing(
         single='$A </s>', pair='$A </s> $B </s>', special_tokens=[('</s>',1)])
@@ -334,61 +392,72 @@ def word_tokenizer(
 
 # %% ../../nbs/40_model/06_backbone.ipynb #759a9fc9
 def new_backbone(
-    tokenizer, # Its length is the vocabulary size
+    tokenizer:object, # Its length is the vocabulary size
     *, dim:int=32, # Model width D
     layers:tuple[int,int]=(2,2), # Encoder and decoder depth
     heads:int=2, head_dim:int|None=None, # Attention heads and their width; by default D/heads
     ff:int|None=None, # Width inside the feed-forward layer; by default 2 D
-    dropout:float=0., seed=0, # Same seed, same weights
+    dropout:float=0., seed:int|str=0, # Same seed, same weights
     kind:str='t5', # 't5', or a decoder-only 'llama', 'qwen', 'mistral', 'neox', 'gpt2'
     **options # Other fields of the model's config, such as relative_attention_num_buckets
 )->Backbone:
     "An untrained backbone; by default of the T5 v1.1 type: gated GELU, an output layer of its own, no scaling"
+    head_dim,ff = head_dim or dim//heads,ff or 2*dim
     if one_of('kind', kind, ['t5',*_CAUSAL])!='t5':
-        return _new_causal(
-            tokenizer, kind,
-            dict(dim=dim, layers=layers[-1], heads=heads, head_dim=head_dim or dim//heads, ff=ff or 2*dim,
-                 dropout=dropout),
-            seed, options)
+        size = dict(dim=dim, layers=layers[-1], heads=heads, head_dim=head_dim, ff=ff, dropout=dropout)
+        return _new_causal(tokenizer, kind, size, seed, options)
     from transformers import T5Config, T5ForConditionalGeneration
-    known = dict(vocab_size=len(tokenizer), d_model=dim, d_kv=head_dim or dim//heads, d_ff=ff or 2*dim,
-                 num_layers=layers[0], num_decoder_layers=layers[1], num_heads=heads, dropout_rate=dropout,
-                 feed_forward_proj='gated-gelu', tie_word_embeddings=False, decoder_start_token_id=0, use_cache=False)
-    with torch.random.fork_rng(devices=[]), _quiet():
-        torch.manual_seed(seed_of('new_backbone', seed))
+    known = dict(vocab_size=len(tokenizer), d_model=dim, d_kv=head_dim, d_ff=ff, num_layers=layers[0],
+                 num_decoder_layers=layers[1], num_heads=heads, dropout_rate=dropout, feed_forward_proj='gated-gelu',
+                 tie_word_embeddings=False, decoder_start_token_id=0, use_cache=False)
+    with _drawn_from(seed):
         model = T5ForConditionalGeneration(T5Config(**{**known, **options})).eval()
         if not model.config.scale_decoder_outputs:
             model.lm_head.weight = nn.Parameter(torch.randn(len(tokenizer), dim)*dim**-.5)
     model.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
     return Backbone('random', model, tokenizer)
 
+@contextlib.contextmanager
+def _drawn_from(seed):
+    "Within the block, weights come from `seed`; the draws of others go on as if nothing had been drawn"
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.manual_seed(seed_of('new_backbone', seed))
+        yield
+
 # %% ../../nbs/40_model/06_backbone.ipynb #95b6a4c5
 # Names of classes in transformers
 _CAUSAL = dict(llama='Llama', qwen='Qwen3', mistral='Mistral', neox='GPTNeoX', gpt2='GPT2')
 
 def _new_causal(tokenizer, kind:str, size:dict, seed, options:dict)->Backbone:
-    "An untrained decoder-only backbone, half as many key/value heads as query heads where the family can"
+    "An untrained decoder-only backbone"
     import transformers
-    known = dict(vocab_size=len(tokenizer), hidden_size=size['dim'], num_hidden_layers=size['layers'],
-                 num_attention_heads=size['heads'], intermediate_size=size['ff'], attention_dropout=size['dropout'],
-                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=None,
-                 use_cache=False, tie_word_embeddings=False, max_position_embeddings=2048)
-    if kind in ('llama','qwen','mistral'):
-        known.update(head_dim=size['head_dim'], num_key_value_heads=max(1, size['heads']//2))
-    if kind=='neox': known.update(hidden_dropout=size['dropout'])
-    if kind=='gpt2':
-        known.update(n_inner=known.pop('intermediate_size'), attn_pdrop=known.pop('attention_dropout'),
-                     resid_pdrop=size['dropout'], embd_pdrop=size['dropout'])
-    with torch.random.fork_rng(devices=[]), _quiet():
-        torch.manual_seed(seed_of('new_backbone', seed))
-        config = getattr(transformers, _CAUSAL[kind]+'Config')(**{**known, **options})
-        model = getattr(transformers, 'GPT2LMHeadModel' if kind=='gpt2' else _CAUSAL[kind]+'ForCausalLM')(config).eval()
+    fields = _causal_fields(kind, size)|dict(
+        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    family = _CAUSAL[kind]
+    with _drawn_from(seed):
+        config = getattr(transformers, family+'Config')(**{**fields, **options})
+        model = getattr(transformers, 'GPT2LMHeadModel' if kind=='gpt2' else family+'ForCausalLM')(config).eval()
+        table = model.get_input_embeddings().weight
         for p in model.parameters():
-            if p.ndim==2: p.data.normal_(0, p.shape[-1]**-.5 if p is not model.get_input_embeddings().weight else 1.)
+            if p.ndim==2: p.data.normal_(0, 1. if p is table else p.shape[-1]**-.5)
     return Backbone('random', model, tokenizer)
 
+def _causal_fields(kind:str, size:dict)->dict:
+    "A size in the words of a family's config; half as many key/value heads as query heads where the family can"
+    fields = dict(hidden_size=size['dim'], num_hidden_layers=size['layers'], num_attention_heads=size['heads'],
+                  pad_token_id=None, use_cache=False, tie_word_embeddings=False, max_position_embeddings=2048)
+    drop = size['dropout']
+    if kind=='gpt2': return fields|dict(n_inner=size['ff'], attn_pdrop=drop, resid_pdrop=drop, embd_pdrop=drop)
+    fields |= dict(intermediate_size=size['ff'], attention_dropout=drop)
+    if kind=='neox': return fields|dict(hidden_dropout=drop)
+    return fields|dict(head_dim=size['head_dim'], num_key_value_heads=max(1, size['heads']//2))
+
 # %% ../../nbs/40_model/06_backbone.ipynb #63715b06
-def random_backbone(words=None, **options)->Backbone: # Options of `new_backbone`, and `sentinels`
-    "A small untrained backbone with a word tokenizer, for examples and tests; by default its words are w0 ... w99"
-    tokenizer = word_tokenizer(words or [f'w{i}' for i in range(100)], sentinels=options.pop('sentinels', 10))
+def random_backbone(
+    words:Iterable[str]|None=None, # The vocabulary; by default w0 ... w99
+    **options # Of `new_backbone`, and `sentinels`
+)->Backbone:
+    "A small untrained backbone with a word tokenizer, for examples and tests"
+    words = words or [f'w{i}' for i in range(100)]
+    tokenizer = word_tokenizer(words, sentinels=options.pop('sentinels', 10))
     return new_backbone(tokenizer, **options)

@@ -7,6 +7,7 @@ __all__ = ['Ranks', 'ranks', 'share', 'sum_over', 'barrier', 'main_first']
 
 # %% ../../nbs/40_model/07_ranks.ipynb #9a909417
 import atexit, contextlib, os
+from collections.abc import Sequence
 from dataclasses import dataclass
 import torch
 from torch import Tensor
@@ -23,44 +24,51 @@ class Ranks:
 
 def ranks()->Ranks:
     "The process group this program was started in, joined at the first call; alone if there is none"
-    dist = torch.distributed
-    if not (dist.is_available() and (dist.is_initialized() or int(os.environ.get('WORLD_SIZE', 1))>1)):
+    if not _several():
         return Ranks(device='cuda' if torch.cuda.is_available() else 'cpu')
     from accelerate import PartialState
+    dist = torch.distributed
     joined = dist.is_initialized()
     state = PartialState(cpu=not torch.cuda.is_available())
     if not joined and dist.is_initialized(): atexit.register(_leave)
     return Ranks(state.process_index, state.num_processes, str(state.device))
+
+def _several()->bool:
+    dist = torch.distributed
+    return dist.is_available() and (dist.is_initialized() or int(os.environ.get('WORLD_SIZE', 1))>1)
 
 def _leave():
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 # %% ../../nbs/40_model/07_ranks.ipynb #5e64237c
 def share(
-    items, # Anything with a length
+    items:Sequence, # Anything with a length
     rank:int|None=None, # Whose part; None: this process's
     size:int|None=None # Of how many; None: of all there are
 )->list[tuple]: # (number of the item, item)
     "Every `size`-th item beginning with the `rank`-th: nobody gets two more than another, and some may get none"
     if rank is None:
-        w = ranks()
-        rank,size = w.rank,w.size
+        mine = ranks()
+        rank,size = mine.rank,mine.size
     return list(enumerate(items))[rank::size]
 
 # %% ../../nbs/40_model/07_ranks.ipynb #40d9a117
 def sum_over(
-    tensors, # Tensors of the same shapes in every process; changed in place
+    tensors:Sequence[Tensor], # Of the same shapes in every process; changed in place
     bucket:int=2**25 # Numbers sent at a time
 ):
     "Replace every tensor by its sum over all processes"
     if ranks().size==1: return
     groups = {}
     for t in tensors: groups.setdefault((t.device,t.dtype), []).append(t)
-    for ts in groups.values():
-        for part in _buckets(ts, bucket):
-            flat = torch.cat([t.reshape(-1) for t in part])
-            torch.distributed.all_reduce(flat)
-            for t,x in zip(part, flat.split([t.numel() for t in part])): t.copy_(x.view_as(t))
+    for alike in groups.values():
+        for part in _buckets(alike, bucket): _sum_in_one(part)
+
+def _sum_in_one(part:list[Tensor]):
+    flat = torch.cat([t.reshape(-1) for t in part])
+    torch.distributed.all_reduce(flat)
+    sums = flat.split([t.numel() for t in part])
+    for t,x in zip(part, sums): t.copy_(x.view_as(t))
 
 def _buckets(tensors, most:int)->list[list[Tensor]]:
     "Runs of tensors of at most `most` numbers, or a single larger one"

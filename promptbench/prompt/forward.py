@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..base.core import UserError, one_of
+from ..base.catalogue import PROMPT_KINDS
+from ..base.core import UserError
 from ..model.batch import Batch, make_batch
 from ..model.attention import deep_prompt
 from ..model.backbone import autocast, freeze
-from .bank import PROMPTS
-from .decoder_only import extend, prefill
+from .bank import placed, source_positions
+from .decoder_only import extend, prefill, put_before
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #d77104cc
 @dataclass
@@ -33,29 +34,19 @@ class Memory:
 def encode(
     backbone, # A `Backbone`
     batch, # A `Batch`; only its source side and `index_B` are used
-    prompt=None # Anything with `.kind` and `.rows(index_B)`, or None
+    prompt=None # A prompt, or None
 )->Memory:
     "Run the encoder over the sources, with each example's own prompt"
     if backbone.causal: return prefill(backbone, batch, prompt)
     batch = batch.to(backbone.device)
-    mask_BT,deep_BPX = batch.src_mask_BT,None
+    mask_BT = batch.src_mask_BT
     with autocast(backbone):
         x_BTD = backbone.model.get_input_embeddings()(batch.src_BT)
-        kind = one_of('prompt', 'none' if prompt is None else prompt.kind, ['none','shallow','deep'])
-        if kind=='shallow':
-            soft_BPD = prompt.rows(batch.index_B)
-            _check_width(backbone, soft_BPD)
-            x_BTD = torch.cat([soft_BPD.to(x_BTD.dtype), x_BTD], 1)
-            mask_BT = torch.cat([mask_BT.new_ones(soft_BPD.shape[:2]), mask_BT], 1)
-        if kind=='deep': deep_BPX = prompt.rows(batch.index_B)
+        soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
+        if soft_BPD is not None: x_BTD,mask_BT = put_before(soft_BPD, x_BTD, mask_BT)
         with deep_prompt(backbone, deep_BPX):
             states_BTD = backbone.model.get_encoder()(inputs_embeds=x_BTD, attention_mask=mask_BT)[0]
     return Memory(states_BTD, mask_BT, deep_BPX)
-
-def _check_width(backbone, soft_BPD):
-    if soft_BPD.shape[-1]!=backbone.dim:
-        raise UserError(f'a shallow prompt for {backbone.name} must be {backbone.dim} wide, got '
-                        f'{soft_BPD.shape[-1]}; it was made for another backbone')
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #71a45447
 def shift_right(
@@ -130,10 +121,11 @@ def check_prompt(
     "Fail unless `make()` follows the contract that tuning, pretraining and ranking rely on"
     a,b = make(),make()
     backbone = freeze(backbone.clone())
-    _need(a.kind in PROMPTS, f'kind must be one of {list(PROMPTS)}, got {a.kind!r}')
+    _need(a.kind in PROMPT_KINDS, f'kind must be one of {list(PROMPT_KINDS)}, got {a.kind!r}')
     _need(all(torch.equal(x,y) for x,y in zip(a.parameters(), b.parameters())),
           'two fresh prompts differ: the start is not seeded')
     batch = _check_batch(backbone, len(a))
+    _check_placed(a, backbone, batch)
     logits = forward(backbone, batch, a)
     _need(logits.shape==forward(backbone, batch).shape, 'a prompt must not change the shape of the logits')
     _need(bool(logits.isfinite().all()), 'a fresh prompt gives logits that are not finite')
@@ -141,6 +133,14 @@ def check_prompt(
           'the prompt stays in the backbone after the call')
     _check_gradient(a, backbone, batch)
     _check_rows(a, backbone, batch, logits)
+
+def _check_placed(prompt, backbone, batch):
+    "What is placed has a line for every example, and as many source positions as it says"
+    soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
+    for part in (soft_BPD,deep_BPX):
+        _need(part is None or (part.ndim==3 and len(part)==len(batch.index_B)), 'placed must give [B,P,numbers], or None')
+    _need(source_positions(prompt)==(0 if soft_BPD is None else soft_BPD.shape[1]),
+          'positions must be the number of soft vectors that are placed')
 
 def _check_batch(backbone, n:int)->Batch:
     "Four short examples of unequal length over prompts 0..n-1"

@@ -6,11 +6,13 @@
 __all__ = ['nearest_words', 'deep_norms', 'prompt_map', 'slot_names', 'attention_mass']
 
 # %% ../../nbs/50_prompt/07_neighbours.ipynb #5722fe0c
-import contextlib, re
+import contextlib
+from collections.abc import Callable, Iterable
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from ..base.core import UserError
-from ..model.attention import ATTENTION, use_attention
+from ..model.attention import ATTENTION, same_heads, use_attention
+from ..model.backbone import Backbone
 from ..model.batch import make_batch
 from .forward import forward
 from .inits import word_ids
@@ -18,42 +20,50 @@ from .inits import word_ids
 # %% ../../nbs/50_prompt/07_neighbours.ipynb #1f652286
 def _word(tokenizer, i:int)->str: return (tokenizer.convert_ids_to_tokens(int(i)) or '').lstrip('▁') or '▁'
 
+def _as_words(tokenizer, ids, found)->list[list[tuple[str,float]]]:
+    "What `topk` found, in words"
+    named = lambda value,place: (_word(tokenizer, ids[place]), float(value))
+    return [list(map(named, values, places)) for values,places in zip(*found)]
+
+def _kind(prompt)->str: return getattr(prompt, 'kind', 'none')
+
+# %% ../../nbs/50_prompt/07_neighbours.ipynb #9f4c6f64
 @torch.no_grad()
 def nearest_words(
-    backbone, # A `Backbone`
-    prompt, # A shallow prompt
+    backbone:Backbone,
+    prompt:torch.nn.Module, # A shallow prompt
     *, index:int=0, # Which prompt of a bank
     k:int=5 # Words per vector
-)->pd.DataFrame: # position, norm, of_words (norm over the median norm of words), cosine and euclidean: lists of (word, value), nearest first
-    "Words of the vocabulary nearest to every vector of a prompt"
-    if getattr(prompt, 'kind', 'none')!='shallow':
-        raise UserError(
-            f'nearest words need a shallow prompt: only its vectors live among the words; got {getattr(prompt, "kind", "none")!r}')
+)->pd.DataFrame: # position, norm, of_words, cosine and euclidean: lists of (word, value), nearest first
+    "Words of the vocabulary nearest to every vector of a prompt; `of_words` is its norm over the median norm of words"
+    if _kind(prompt)!='shallow':
+        raise UserError('nearest words need a shallow prompt: only its vectors live among the words; '
+                        f'got {_kind(prompt)!r}')
     ids = torch.tensor(word_ids(backbone))
     table_VD = backbone.model.get_input_embeddings().weight.detach().float().cpu()[ids]
     rows_PD = prompt.table[index].detach().float().cpu()
     k = min(k, len(ids))
     cos_PV = F.normalize(rows_PD, dim=-1)@F.normalize(table_VD, dim=-1).T
     far_PV = torch.cdist(rows_PD, table_VD, compute_mode='donot_use_mm_for_euclid_dist')
+    norm_P = rows_PD.norm(dim=-1)
     usual = table_VD.norm(dim=-1).median()
-    best = lambda t: [[(_word(backbone.tokenizer, ids[i]), float(v)) for v,i in zip(*pair)] for pair in zip(*t)]
-    return pd.DataFrame(
-        dict(position=range(len(rows_PD)), norm=rows_PD.norm(dim=-1).numpy(),
-             of_words=(rows_PD.norm(dim=-1)/usual).numpy(), cosine=best(cos_PV.topk(k)),
-             euclidean=best(far_PV.topk(k, largest=False))))
+    return pd.DataFrame(dict(
+        position=range(len(rows_PD)), norm=norm_P.numpy(), of_words=(norm_P/usual).numpy(),
+        cosine=_as_words(backbone.tokenizer, ids, cos_PV.topk(k)),
+        euclidean=_as_words(backbone.tokenizer, ids, far_PV.topk(k, largest=False))))
 
 # %% ../../nbs/50_prompt/07_neighbours.ipynb #33e7d556
 def deep_norms(
-    backbone, # A `Backbone`
-    prompt, # A deep prompt for it
+    backbone:Backbone,
+    prompt:torch.nn.Module, # A deep prompt for it
     index:int=0 # Which prompt of a bank
 )->pd.DataFrame: # slot, keys, values: mean norm of a head's vector
     "How large the keys and values of a deep prompt are in every slot"
-    if getattr(prompt, 'kind', 'none')!='deep':
-        raise UserError(f'norms per slot need a deep prompt, got {getattr(prompt, "kind", "none")!r}')
+    if _kind(prompt)!='deep': raise UserError(f'norms per slot need a deep prompt, got {_kind(prompt)!r}')
     S,H,K = len(backbone.slots),backbone.heads,backbone.head_dim
-    n_SJ = prompt.table[index].detach().float().cpu().view(-1,S,2,H,K).norm(dim=-1).mean((0,3))
-    return pd.DataFrame(dict(slot=slot_names(backbone), keys=n_SJ[:,0].numpy(), values=n_SJ[:,1].numpy()))
+    rows_PSJHK = prompt.table[index].detach().float().cpu().view(-1,S,2,H,K)
+    norm_SJ = rows_PSJHK.norm(dim=-1).mean((0,3))
+    return pd.DataFrame(dict(slot=slot_names(backbone), keys=norm_SJ[:,0].numpy(), values=norm_SJ[:,1].numpy()))
 
 # %% ../../nbs/50_prompt/07_neighbours.ipynb #f14f19ae
 def prompt_map(
@@ -61,87 +71,102 @@ def prompt_map(
 )->tuple[np.ndarray,np.ndarray]: # Places [N,2]; share of the variance each axis shows [2]
     "Principal components of prompts, all numbers of a prompt taken as one vector"
     tables = [p.table.detach().float().cpu().flatten(1) for p in prompts]
-    shapes = {t.shape[1] for t in tables}
-    if len(shapes)!=1: raise UserError(f'a map needs prompts of one kind and length, got {sorted(shapes)} numbers each')
+    widths = {t.shape[1] for t in tables}
+    if len(widths)!=1: raise UserError(f'a map needs prompts of one kind and length, got {sorted(widths)} numbers each')
     x = torch.cat(tables).double()
-    x = x-x.mean(0)
-    u,s,_ = torch.linalg.svd(x, full_matrices=False)
+    u,s,_ = torch.linalg.svd(x-x.mean(0), full_matrices=False)
     total = s.square().sum().clamp(min=1e-300)
-    place = torch.zeros(len(x), 2, dtype=torch.float64)
     m = min(2, len(s))
-    place[:,:m] = u[:,:m]*s[:m]
-    sign = torch.sign(place.gather(0, place.abs().argmax(0, keepdim=True)))
-    share = torch.zeros(2, dtype=torch.float64)
-    share[:m] = s[:m].square()/total
-    return (place*torch.where(sign==0, 1., sign)).numpy(),share.numpy()
+    place_N2,share_2 = torch.zeros(len(x), 2, dtype=torch.float64),torch.zeros(2, dtype=torch.float64)
+    place_N2[:,:m] = u[:,:m]*s[:m]
+    share_2[:m] = s[:m].square()/total
+    farthest = place_N2.abs().argmax(0, keepdim=True)
+    sign = torch.sign(place_N2.gather(0, farthest))
+    return (place_N2*torch.where(sign==0, 1., sign)).numpy(),share_2.numpy()
 
 # %% ../../nbs/50_prompt/07_neighbours.ipynb #a38e8072
-def slot_names(backbone)->list[str]:
+def slot_names(
+    backbone:Backbone
+)->list[str]:
     "What every attention slot is: 'encoder 0', 'decoder 0', 'cross 0' ..."
     if backbone.causal: return [f'decoder {i}' for i in range(len(backbone.slots))]
     inside = {id(m) for m in backbone.model.get_encoder().modules()}
     n = sum(id(s) in inside for s in backbone.slots)
     half = (len(backbone.slots)-n)//2
-    return [f'encoder {i}' for i in range(n)]+[f'decoder {i}' for i in range(half)]+[f'cross {i}' for i in range(half)]
+    return [f'{part} {i}' for part,layers in (('encoder',n),('decoder',half),('cross',half)) for i in range(layers)]
 
-@contextlib.contextmanager
-def _watched(backbone, keep):
-    "Within the block, attention is written out and `keep(module, weights, visible)` is called, both [B,H,T,P+T']"
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
+# %% ../../nbs/50_prompt/07_neighbours.ipynb #3c031e88
+def _written_out(keep:Callable)->Callable:
+    "Attention for transformers that tells its weights"
     def look(module, query, key, value, attention_mask, scaling=None, dropout=0., position_bias=None, **more):
         kv = getattr(module, 'prompt_kv', None)
         P = 0 if kv is None else kv[0].shape[2]
         if P: key,value = (torch.cat([p.to(t.dtype), t], 2) for p,t in zip(kv, (key,value)))
-        if query.shape[1]!=key.shape[1]:
-            key,value = (t.repeat_interleave(query.shape[1]//t.shape[1], 1) for t in (key,value))
+        key,value = same_heads(query, key, value)
         score = query@key.transpose(2,3)*(query.shape[-1]**-.5 if scaling is None else scaling)
         for bias in (position_bias, attention_mask):
             if bias is not None: score = score+F.pad(bias, (P,0))
         weight = score.float().softmax(-1)
         keep(module, weight, score>-1e8)
         return (weight.to(value.dtype)@value).transpose(1,2).contiguous(),weight
-    AttentionInterface.register('promptbench_watched', look)
-    AttentionMaskInterface.register('promptbench_watched', AttentionMaskInterface()[ATTENTION])
-    try:
-        use_attention(backbone.model, 'promptbench_watched')
-        yield
-    finally: use_attention(backbone.model)
+    return look
 
-@torch.no_grad()
-def attention_mass(
-    backbone, # A `Backbone`
-    examples, # With `.source` and `.target`; one batch
-    prompt, # A shallow or deep prompt
-    *, index:int=0, # Which prompt of a bank
-    max_source:int=768, max_target:int=192 # Tokens kept
-)->pd.DataFrame: # slot, its place and layer, head, mass (share of the attention of text positions that goes to the prompt), fair (the prompt's share of what they can see); slots that cannot see it are left out
-    "How much every head looks at the prompt, averaged over the positions of the text"
-    if getattr(prompt, 'kind', 'none') not in ('shallow','deep') or not prompt.length:
-        raise UserError('attention on a prompt needs a shallow or deep prompt of at least one position')
-    pairs = backbone.pairs(list(examples), max_source=max_source, max_target=max_target)
-    batch = make_batch(pairs, [index]*len(pairs)).to(backbone.device)
-    P,deep = prompt.length,prompt.kind=='deep'
-    names = slot_names(backbone)
-    of,out = {id(s):n for s,n in zip(backbone.slots, names)},{}
-    def keep(module, weight_BHTS, visible_BHTS):
-        name = of.get(id(module))
-        kind = (name or ' ').split()[0]
-        if name is None or name in out or (kind=='decoder' and not deep and not backbone.causal): return
-        own = kind=='encoder' or backbone.causal
-        first = P if own and not deep else 0
-        text = (batch.src_mask_BT if own else batch.tgt_mask_BU).to(weight_BHTS)
-        text = text/text.sum()
-        rows = slice(first, first+text.shape[1])
-        out[name] = (weight_BHTS[:,:,rows,:P].sum(-1)*text[:,None]).sum((0,2)), float(
-            (P/visible_BHTS[:,0,rows].sum(-1)*text).sum())
+@contextlib.contextmanager
+def _watched(backbone, keep:Callable):
+    "Within the block, attention is written out and `keep(module, weights, visible)` is called, both [B,H,T,P+T']"
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+    name = ATTENTION+'_watched'
+    AttentionInterface.register(name, _written_out(keep))
+    AttentionMaskInterface.register(name, AttentionMaskInterface()[ATTENTION])
     was = backbone.model.training
     backbone.eval()
     try:
-        with _watched(backbone, keep): forward(backbone, batch, prompt)
-    finally: backbone.train(was)
-    return pd.DataFrame(
-        [dict(slot=n, place=n.split()[0], layer=int(n.split()[1]), head=h, mass=float(m), fair=out[n][1])
-         for n in names
-         if n in out
-         for h,m in enumerate(out[n][0])])
+        use_attention(backbone.model, name)
+        yield
+    finally:
+        use_attention(backbone.model)
+        backbone.train(was)
+
+# %% ../../nbs/50_prompt/07_neighbours.ipynb #22742c37
+@torch.no_grad()
+def attention_mass(
+    backbone:Backbone,
+    examples:Iterable, # With `.source` and `.target`; one batch
+    prompt:torch.nn.Module, # A shallow or deep prompt
+    *, index:int=0, # Which prompt of a bank
+    max_source:int=768, max_target:int=192 # Tokens kept
+)->pd.DataFrame: # slot, its place and layer, head, mass, fair; slots that cannot see the prompt are left out
+    "How much every head looks at the prompt: its share of the attention, averaged over the positions of the text"
+    if not getattr(prompt, 'length', 0):
+        raise UserError('attention on a prompt needs a shallow or deep prompt of at least one position')
+    pairs = backbone.pairs(examples, max_source=max_source, max_target=max_target)
+    batch = make_batch(pairs, [index]*len(pairs)).to(backbone.device)
+    name_of,found = {id(s):n for s,n in zip(backbone.slots, slot_names(backbone))},{}
+    def keep(module, weight_BHTS, visible_BHTS):
+        name = name_of.get(id(module))
+        if name is None or name in found or not _sees(name, backbone, prompt): return
+        found[name] = _mass(name, backbone, batch, prompt, weight_BHTS, visible_BHTS)
+    with _watched(backbone, keep): forward(backbone, batch, prompt)
+    heads = [_per_head(name, *found[name]) for name in name_of.values() if name in found]
+    return pd.DataFrame([row for rows in heads for row in rows])
+
+def _sees(slot:str, backbone, prompt)->bool:
+    "Whether a slot sees the prompt: a decoder's self-attention sees no shallow one that stands before the source"
+    return backbone.causal or prompt.kind=='deep' or not slot.startswith('decoder')
+
+def _mass(slot:str, backbone, batch, prompt, weight_BHTS, visible_BHTS)->tuple: # [H], and what would be fair
+    "Share of the attention of text positions that goes to the prompt, and the prompt's share of what they can see"
+    P = prompt.length
+    of_source = slot.startswith('encoder') or backbone.causal
+    text_BT = (batch.src_mask_BT if of_source else batch.tgt_mask_BU).to(weight_BHTS)
+    text_BT = text_BT/text_BT.sum()
+    first = P if of_source and prompt.kind=='shallow' else 0
+    rows = slice(first, first+text_BT.shape[1])
+    mass_BHT = weight_BHTS[:,:,rows,:P].sum(-1)
+    fair_BT = P/visible_BHTS[:,0,rows].sum(-1)
+    return (mass_BHT*text_BT[:,None]).sum((0,2)),float((fair_BT*text_BT).sum())
+
+def _per_head(slot:str, mass_H, fair:float)->list[dict]:
+    place,layer = slot.split()
+    return [dict(slot=slot, place=place, layer=int(layer), head=h, mass=float(m), fair=fair) for h,m in enumerate(mass_H)]

@@ -9,23 +9,15 @@ __all__ = ['CHUNK', 'target_nll']
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..base.core import UserError, one_of
+from ..base.core import UserError
 from ..model.batch import Batch, Packed
 from ..model.attention import Segments, before_each, deep_prompt, is_slot, row_places, segmented
 from ..model.backbone import autocast
+from .bank import placed, source_positions
 from .decoder_only import _longest, head_input
 from .forward import decode, encode, forward, sequence_nll, shift_right
 
 # %% ../../nbs/50_prompt/03_packed.ipynb #1fda08dd
-def _parts(backbone, batch, prompt):
-    "The shallow and the deep prompt of every example, as far as there are any"
-    kind = one_of('prompt', 'none' if prompt is None else prompt.kind, ['none','shallow','deep'])
-    rows = None if kind=='none' else prompt.rows(batch.index_B)
-    if kind=='shallow' and rows.shape[-1]!=backbone.dim:
-        raise UserError(
-            f'a shallow prompt for {backbone.name} must be {backbone.dim} wide, got {rows.shape[-1]}; it was made for another backbone')
-    return (rows if kind=='shallow' else None),(rows if kind=='deep' else None)
-
 def _embedded(backbone, ids_T, soft_BPD, len_B):
     "Embedded ids with each example's prompt before it, as a batch of one row, and the new lengths"
     x_TD = backbone.model.get_input_embeddings()(ids_T)
@@ -39,7 +31,7 @@ def _two_stacks(backbone, batch, prompt, way):
     if not backbone.relative:
         raise UserError('packed rows need a backbone that knows positions as distances, or one without an encoder; '
                         f'{backbone.name} has absolute ones. Train it with packed=False')
-    soft_BPD,deep_BPX = _parts(backbone, batch, prompt)
+    soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
     u_B = batch.tgt_len_B
     open_ = batch.src_T.new_zeros(1,1,1,1)
     x,t_B = _embedded(backbone, batch.src_T, soft_BPD, batch.src_len_B)
@@ -57,7 +49,7 @@ def _two_stacks(backbone, batch, prompt, way):
 # %% ../../nbs/50_prompt/03_packed.ipynb #c2ce3dec
 def _one_stack(backbone, batch, prompt, way):
     "A packed row through a decoder-only model: each example is its prompt, its source and its target without the last id"
-    soft_BPD,deep_BPX = _parts(backbone, batch, prompt)
+    soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
     s_B,u_B = batch.src_len_B,batch.tgt_len_B
     dev = batch.src_T.device
     owner,place = row_places(s_B+u_B-1)
@@ -109,7 +101,7 @@ def _chunk(backbone, states_ND, ids_N):
 def target_nll(
     backbone, # A `Backbone`
     batch, # A `Batch`, or a `Packed`
-    prompt=None, # Anything with `.kind` and `.rows(index_B)`, or None
+    prompt=None, # A prompt, or None
     attention:str='auto' # How packed rows attend, one of `attention.WAYS`
 )->Tensor: # fp32: [B,U] of a `Batch`, 0 at padding; [U] of a `Packed`
     "Negative log-probability of every target token"
@@ -118,8 +110,7 @@ def target_nll(
         run = _one_stack if backbone.causal else _two_stacks
         pick = lambda h: h
         if backbone.causal:
-            at = _said_at(
-                batch, prompt.length if prompt is not None and prompt.kind=='shallow' else 0).to(backbone.device)
+            at = _said_at(batch, source_positions(prompt)).to(backbone.device)
             pick = lambda h: h[:,at]
         with autocast(backbone):
             return _head_nll(backbone, lambda: run(backbone, batch, prompt, attention), pick, batch.tgt_U)

@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 import jinja2
 from markupsafe import Markup
 from ..base.core import UserError, data_dir, one_of, write_atomic
-from .look import NIGHT
+from .look import nights
 
 # %% ../../nbs/30_show/01_frame.ipynb #3d3276b5
 @functools.cache
@@ -28,8 +28,8 @@ def asset(
 def script(
     name:str # A script of `data/show`
 )->str: # Its text
-    "A script that knows the colours of the night: NIGHT_COLOURS becomes `look.NIGHT`"
-    return asset(name).replace('NIGHT_COLOURS', json.dumps(NIGHT))
+    "A script that knows the colours of the night: NIGHT_COLOURS becomes `look.nights()`"
+    return asset(name).replace('NIGHT_COLOURS', json.dumps(nights()))
 
 # %% ../../nbs/30_show/01_frame.ipynb #2fd01a67
 def figure_json(
@@ -47,7 +47,7 @@ def figure_json(
     lay.setdefault('height', 420)
     return dict(data=d['data'], layout=lay, caption=caption)
 
-# %% ../../nbs/30_show/01_frame.ipynb #3d5d2687
+# %% ../../nbs/30_show/01_frame.ipynb #689df4c6
 @functools.cache
 def templates()->jinja2.Environment:
     "The HTML of `data/show`: what comes from data is escaped, and a name that is not there is empty"
@@ -89,7 +89,7 @@ def find_browser()->str|None: # A path, or None
     installed = filter(None, map(shutil.which, names))
     return os.environ.get('PROMPTBENCH_CHROMIUM') or next(installed, None)
 
-# %% ../../nbs/30_show/01_frame.ipynb #978758bd
+# %% ../../nbs/30_show/01_frame.ipynb #008e5374
 def _tools()->tuple: # playwright's module, path of a browser
     "What pictures need; `UserError` that says what is missing"
     try: import playwright.sync_api as api
@@ -148,7 +148,7 @@ def single_page(
     place = '<div class="plot" id="plot-figure" role="img" tabindex="-1"></div>'
     return page(f['caption'] or 'Figure', place, figures=dict(figure=f), label='promptbench', description=f['caption'])
 
-# %% ../../nbs/30_show/01_frame.ipynb #c54fbe74
+# %% ../../nbs/30_show/01_frame.ipynb #37e968d3
 def save_figure(
     fig, # A plotly figure
     path, # Ends in .html, .svg or .png
@@ -191,7 +191,7 @@ def figures_of(
     if not m: raise UserError(f'{report} must be a page made by promptbench, but it holds no figures')
     return {file_name(path):figure for path,figure in _leaves(json.loads(m[1]))}
 
-# %% ../../nbs/30_show/01_frame.ipynb #bbf3f4cd
+# %% ../../nbs/30_show/01_frame.ipynb #204e0779
 def save_figures(
     report, # A page made here, such as report.html
     folder, # Where the files go

@@ -9,41 +9,47 @@ __all__ = ['TRAIN', 'JUDGE', 'CUT', 'plot_sizes', 'plot_lengths', 'plot_truncati
 import numpy as np, pandas as pd, plotly.graph_objects as go
 from ..base.core import UserError
 from .look import BAND, TEXT, VERDICT, box, dots, layout, plural, rows_axis
+from .plots import segments, short_name
 
 # %% ../../nbs/30_show/05_suite_plots.ipynb #5a193580
 TRAIN,JUDGE,CUT = '#2B63C6','#D9600A','#A8107F'   # colours of training, of evaluation, of what is lost
 
-def _bands(names)->list: # Of the rows' groups, in order
+def _bands(names:list[str])->list: # Of the rows' groups, in order
     "Every second group of neighbours on a tinted ground"
     starts = [i for i,n in enumerate(names) if i==0 or n!=names[i-1]]+[len(names)]
-    return [box(0, 1, a-.5, b-.5, BAND, xref='paper') for a,b in list(zip(starts, starts[1:]))[::2]]
+    groups = list(zip(starts, starts[1:]))
+    return [box(0, 1, a-.5, b-.5, BAND, xref='paper') for a,b in groups[::2]]
 
 def _some(table:pd.DataFrame, what:str)->pd.DataFrame:
+    "The table, if it has rows"
     if not len(table):
         raise UserError(f'{what} needs at least one row, got none; is the suite empty, or does no template render?')
     return table.reset_index(drop=True)
 
+def _sorted(table:pd.DataFrame, by, *, up)->pd.DataFrame:
+    return table.sort_values(by, ascending=up, kind='stable').reset_index(drop=True)
+
+def _limit_line(limit:int, **ends)->dict:
+    return dict(type='line', x0=limit, x1=limit, line=dict(color=CUT, width=2, dash='dot'), **ends)
+
+# %% ../../nbs/30_show/05_suite_plots.ipynb #6dda96e2
 def plot_sizes(
     table:pd.DataFrame # Of `describe`: cluster, dataset, role, templates, train, validation
 )->go.Figure: # A line per dataset, clusters together
     "Records of every dataset, by cluster"
-    t = _some(table, 'a figure of sizes').sort_values(
-        ['cluster','train'], ascending=[True,False], kind='stable').reset_index(drop=True)
-    said = lambda s: [
-        f'<b>{r.dataset}</b> ({r.cluster}, {r.role})<br>{getattr(r, s):,} {s} records, {plural(r.templates, "template")}'
-        for r in t[t[s]>0].itertuples()]
-    traces = [dots(s, t[s][t[s]>0], t.index[t[s]>0], colour, mark, text=said(s))
-              for s,colour,mark in (('train',TRAIN,'square'), ('validation',JUDGE,'diamond'))]
+    t = _sorted(_some(table, 'a figure of sizes'), ['cluster','train'], up=[True,False])
+    def records(split:str, colour:str, mark:str)->dict:
+        d = t[t[split]>0]
+        said = [f'<b>{r.dataset}</b> ({r.cluster}, {r.role})<br>{getattr(r, split):,} {split} records, '
+                f'{plural(r.templates, "template")}' for r in d.itertuples()]
+        return dots(split, d[split], d.index, colour, mark, text=said)
+    traces = [records('train', TRAIN, 'square'), records('validation', JUDGE, 'diamond')]
     big = t.groupby('cluster').train.sum()
-    title = (
-        f'{plural(t.cluster.nunique(), "cluster")}, {plural(len(t), "dataset")}, {t.templates.sum():,} templates; '
-        f'{big.idxmax()} has most to train on ({big.max()/max(1,big.sum()):.0%})')
-    names = [f'{c} · {d}' for c,d in zip(t.cluster, t.dataset)]
-    return go.Figure(
-        traces,
-        layout(
-            title, 130+18*len(t), left=230, shapes=_bands(list(t.cluster)), xaxis=dict(title='records', type='log'),
-            yaxis=rows_axis([n if len(n)<36 else n[:34]+'…' for n in names])))
+    title = (f'{plural(t.cluster.nunique(), "cluster")}, {plural(len(t), "dataset")}, {t.templates.sum():,} templates; '
+             f'{big.idxmax()} has most to train on ({big.max()/max(1, big.sum()):.0%})')
+    names = [short_name(f'{c} · {d}', 36) for c,d in zip(t.cluster, t.dataset)]
+    return go.Figure(traces, layout(title, 130+18*len(t), left=230, shapes=_bands(list(t.cluster)),
+                                    xaxis=dict(title='records', type='log'), yaxis=rows_axis(names)))
 
 # %% ../../nbs/30_show/05_suite_plots.ipynb #2fcfb625
 def plot_lengths(
@@ -56,79 +62,68 @@ def plot_lengths(
     edges = np.unique(np.geomspace(4, top*1.01, 33).round().astype(int))
     edges[0] = 0
     order = list(t.groupby('cluster')[what].median().sort_values(ascending=False).index)
-    z = [np.histogram(t[what][t.cluster==c], edges)[0] for c in order]
-    share = [v/max(1,v.sum()) for v in z]
-    said = [[f'<b>{c}</b><br>{a} to {b-1} tokens: {n} of {v.sum()} examples' for a,b,n in zip(edges, edges[1:], v)]
-            for c,v in zip(order, z)]
+    counts = {c:np.histogram(t[what][t.cluster==c], edges)[0] for c in order}
+    share = [(n/max(1, n.sum())).round(4).tolist() for n in counts.values()]
+    bins = list(zip(edges, edges[1:]))
+    said = [[f'<b>{c}</b><br>{a} to {b-1} tokens: {k} of {n.sum()} examples' for (a,b),k in zip(bins, n)]
+            for c,n in counts.items()]
     heat = go.Heatmap(
-        x=[max(e,2) for e in edges], y=list(range(len(order))), z=[s.round(4).tolist() for s in share], text=said,
+        x=[max(e, 2) for e in edges], y=list(range(len(order))), z=share, text=said,
         hovertemplate='%{text}<extra></extra>', colorscale=[[0,'rgba(43,99,198,0)'],[1,TRAIN]],
         colorbar=dict(title='share', tickformat='.0%', thickness=10))
-    line = [dict(type='line', x0=limit, x1=limit, y0=-.5, y1=len(order)-.5,
-                 line=dict(color=CUT, width=2, dash='dot'))] if top>limit else []
-    title = (
-        f'{what.capitalize()}s: half are under {t[what].median():.0f} tokens, the longest has {t[what].max():,}; '
-        f'{(t[what]>limit).mean():.1%} are over {limit}')
-    return go.Figure(
-        [heat],
-        layout(title, 150+34*len(order), left=190, legend=False, shapes=line,
-               xaxis=dict(title='tokens', type='log', tickvals=[4,16,64,256,1024,4096]), yaxis=rows_axis(order)))
+    line = [_limit_line(limit, y0=-.5, y1=len(order)-.5)] if top>limit else []
+    title = (f'{what.capitalize()}s: half are under {t[what].median():.0f} tokens, the longest has {t[what].max():,}; '
+             f'{(t[what]>limit).mean():.1%} are over {limit}')
+    axis = dict(title='tokens', type='log', tickvals=[4,16,64,256,1024,4096])
+    return go.Figure([heat], layout(title, 150+34*len(order), left=190, legend=False, shapes=line, xaxis=axis,
+                                    yaxis=rows_axis(order)))
 
 # %% ../../nbs/30_show/05_suite_plots.ipynb #47fb7dc2
+def _truncation_title(table:pd.DataFrame, worst, limit:int)->str:
+    "How many templates are cut, and which loses most"
+    hurt,many = int((table.cut>0).sum()),plural(len(table), 'template')
+    if not hurt: return f'No source of {many} is over {limit} tokens'
+    most = f'{worst.dataset}/{worst.template} loses most ({worst.cut:.0%})'
+    return f'{hurt} of {many} have sources over {limit} tokens; {most}'
+
 def plot_truncation(
     table:pd.DataFrame, # Of `truncation`: dataset, template, mean, longest, cut
     *, limit:int=768, most:int=30 # Where sources are cut; how many templates are shown
 )->go.Figure: # A line per template, the most cut on top: from the mean to the longest source
     "How much of every template's sources is lost"
     t = _some(table, 'a figure of truncation')
-    worst = t.sort_values(['cut','longest'], ascending=False, kind='stable').head(most).reset_index(drop=True)
+    worst = _sorted(t, ['cut','longest'], up=False).head(most)
     y = list(worst.index)
-    said = [f'<b>{r.dataset}/{r.template}</b><br>{r.cut:.1%} of {r.examples} sources are cut<br>mean {r.mean:.0f}, '
-            f'longest {r.longest:,} tokens'
-            for r in worst.itertuples()]
-    lines = dict(
-        type='scatter', mode='lines', x=[v for r in worst.itertuples() for v in (r.mean, r.longest, None)],
-        y=[v for i in y for v in (i,i,None)], line=dict(color=TEXT, width=1), hoverinfo='skip', showlegend=False)
-    traces = [lines, dots('mean', worst['mean'], y, TRAIN, 'circle', size=8, text=said),
+    said = [f'<b>{r.dataset}/{r.template}</b><br>{r.cut:.1%} of {r.examples} sources are cut<br>'
+            f'mean {r.mean:.0f}, longest {r.longest:,} tokens' for r in worst.itertuples()]
+    traces = [segments(worst['mean'], worst.longest, y, line=dict(color=TEXT, width=1)),
+              dots('mean', worst['mean'], y, TRAIN, 'circle', size=8, text=said),
               dots('longest', worst.longest, y, JUDGE, 'diamond', size=9, text=said)]
-    hurt = int((t.cut>0).sum())
-    first = (
-        f'{hurt} of {plural(len(t), "template")} have sources over {limit} tokens' if hurt
-        else f'No source of {plural(len(t), "template")} is over {limit} tokens')
-    title = first+(f'; {worst.dataset[0]}/{worst.template[0]} loses most ({worst.cut[0]:.0%})' if hurt else '')
-    line = [dict(type='line', x0=limit, x1=limit, yref='paper', y0=0, y1=1, line=dict(color=CUT, width=2, dash='dot'))]
-    names = [f'{d}/{p}' for d,p in zip(worst.dataset, worst.template)]
-    return go.Figure(
-        traces,
-        layout(title, 140+18*len(worst), left=250, shapes=line, xaxis=dict(title='tokens of the source', type='log'),
-               yaxis=rows_axis([n if len(n)<40 else n[:38]+'…' for n in names])))
+    names = [short_name(f'{d}/{p}', 40) for d,p in zip(worst.dataset, worst.template)]
+    return go.Figure(traces, layout(
+        _truncation_title(t, worst.iloc[0], limit), 140+18*len(worst), left=250,
+        shapes=[_limit_line(limit, yref='paper', y0=0, y1=1)],
+        xaxis=dict(title='tokens of the source', type='log'), yaxis=rows_axis(names)))
 
 # %% ../../nbs/30_show/05_suite_plots.ipynb #8daac747
 def plot_baselines(
     table:pd.DataFrame # Of `describe`: dataset, cluster, chance, majority
 )->go.Figure: # A line per dataset with answer choices
     "What guessing reaches, and what always giving the commonest answer reaches"
-    t = table.dropna(subset=['chance','majority'])
-    t = _some(t[t.chance>0], 'a figure of baselines').assign(
-        gap=lambda d: d.majority.astype(float)
-        -d.chance.astype(float)).sort_values('gap', ascending=False, kind='stable').reset_index(drop=True)
+    known = table.dropna(subset=['chance','majority'])
+    t = _some(known[known.chance>0], 'a figure of baselines')
+    t = _sorted(t.assign(gap=t.majority.astype(float)-t.chance.astype(float)), 'gap', up=False)
     y = list(t.index)
-    said = lambda k,w: [f'<b>{r.dataset}</b> ({r.cluster}, {r.role})<br>{w} {getattr(r, k):.1%}<br>a constant answer '
-                        f'gains {(r.majority-r.chance)/r.chance:+.0%} over chance'
-                        for r in t.itertuples()]
-    lines = dict(
-        type='scatter', mode='lines', x=[v for r in t.itertuples() for v in (r.chance, r.majority, None)],
-        y=[v for i in y for v in (i,i,None)], line=dict(color=TEXT, width=1), hoverinfo='skip', showlegend=False)
-    traces = [
-        lines,
-        dots(
-            'chance', t.chance, y, TEXT, 'line-ns', size=14, edge=dict(width=2, color=TEXT), text=said('chance','guessing')),
-        dots(
-            'commonest answer', t.majority, y, VERDICT['fails'][0], 'diamond', text=said('majority','commonest answer'))]
+    def said(column:str, who:str)->list[str]:
+        return [f'<b>{r.dataset}</b> ({r.cluster}, {r.role})<br>{who} {getattr(r, column):.1%}<br>a constant answer gains '
+                f'{(r.majority-r.chance)/r.chance:+.0%} over chance' for r in t.itertuples()]
+    traces = [segments(t.chance, t.majority, y, line=dict(color=TEXT, width=1)),
+              dots('chance', t.chance, y, TEXT, 'line-ns', size=14, edge=dict(width=2, color=TEXT),
+                   text=said('chance', 'guessing')),
+              dots('commonest answer', t.majority, y, VERDICT['fails'][0], 'diamond',
+                   text=said('majority', 'commonest answer'))]
     top = t.iloc[0]
-    title = (
-        f'A constant answer on {top.dataset} is right {top.majority:.0%} of the time, where guessing reaches {top.chance:.0%}')
-    return go.Figure(
-        traces,
-        layout(title, 140+20*len(t), left=170, xaxis=dict(title='accuracy', tickformat='.0%'),
-               yaxis=rows_axis(list(t.dataset))))
+    title = (f'A constant answer on {top.dataset} is right {top.majority:.0%} of the time, '
+             f'where guessing reaches {top.chance:.0%}')
+    return go.Figure(traces, layout(title, 140+20*len(t), left=170, xaxis=dict(title='accuracy', tickformat='.0%'),
+                                    yaxis=rows_axis(list(t.dataset))))

@@ -9,13 +9,14 @@ __all__ = ['harvest', 'sweep_report']
 import json
 from pathlib import Path
 from .. import __version__
+from ..base.catalogue import METHODS, columns
 from ..base.core import UserError, key_of, to_json, write_atomic
 from ..engine.folder import read_json
-from ..engine.grid import Run, is_done
+from ..engine.grid import Planned, is_done
 
 # %% ../../nbs/80_studies/02_collect.ipynb #5a6a1678
 def harvest(
-    runs:list[Run], root, # From `expand`; folder that holds the folders of runs
+    runs:list[Planned], root, # From `expand`; folder that holds the folders of runs
     store # Folder of the store; made if there is none
 )->list[str]: # Keys of the runs whose rows are new there
     "Append what finished runs measured; what the store has already is left alone"
@@ -35,7 +36,7 @@ def harvest(
     return new
 
 # %% ../../nbs/80_studies/02_collect.ipynb #b263c352
-def _cards(runs:list[Run], root)->list[dict]:
+def _cards(runs:list[Planned], root)->list[dict]:
     "What runs cost, as `findings.budgets` reads it"
     out = []
     for r in runs:
@@ -47,7 +48,7 @@ def _cards(runs:list[Run], root)->list[dict]:
     return [c for c in out if c['method'] is not None]
 
 def sweep_report(
-    runs:list[Run], root, store, # As in `harvest`
+    runs:list[Planned], root, store, # As in `harvest`
     out, *, # Folder of the reports
     command:str='', n:int=2000 # What made it; bootstrap samples
 )->list[Path]: # One report for each suite and backbone of the sweep
@@ -78,13 +79,12 @@ def _write(path:Path, rows, predictions, cards:list, settings:dict, n:int):
     from promptbench.stats.bootstrap import replicate, table1
     from promptbench.stats.claims import judge
     from promptbench.show.report import write_report
-    from promptbench.studies.table1 import METHOD_ORDER, environment
-    rank = {m:i for i,m in enumerate(METHOD_ORDER)}
-    methods = sorted(rows.method.unique(), key=lambda m:(rank.get(m, 99), m))
+    from promptbench.studies.table1 import environment
+    methods = sorted(rows.method.unique(), key=lambda m: (METHODS.place(m), m))
     groups = {d:P3_GROUPS.get(d, d) for d in sorted(set(rows.dataset))}
     r = replicate(predictions, rows=rows, n=n, groups=groups)
     shots = sorted(int(k) for k in rows.shots.unique())
-    prompts = [p for p in ('shallow','deep') if p in set(rows.prompt)] or ['shallow']
+    prompts = [p for p in columns() if p in set(rows.prompt)] or columns()[:1]
     table = table1(rows, predictions, methods=methods, prompts=prompts, shots=shots, replicates=r)
     claims = judge(rows, predictions, replicates=r)
     write_atomic(

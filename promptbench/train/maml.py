@@ -28,20 +28,22 @@ def maml(
     return torch.func.grad(outer, argnums=(0,1))(shared, prompt)
 
 # %% ../../nbs/60_train/08_maml.ipynb #42542500
-class _Given:
-    "A prompt that is a plain tensor [1,P,X], so that gradients of gradients reach it"
-    def __init__(self, kind, table): self.kind,self.table = kind,table
-    def rows(self, index_B): return self.table.expand(len(index_B), -1, -1)
+def _given(prompt, table):
+    "The prompt with a plain tensor [1,P,X] as its table, so that gradients of gradients reach it"
+    given = copy.copy(prompt)
+    given._parameters = dict.fromkeys(prompt._parameters, table)
+    return given
 
 class _Loss(nn.Module):
     "Token-mean loss as a function of the model's weights and the prompt's table"
-    def __init__(self, backbone, kind):
+    def __init__(self, backbone, prompt):
         super().__init__()
-        self.model,self.kind = backbone.model,kind
-        self.backbone = [backbone]
+        self.model = backbone.model
+        self.hidden = [backbone,prompt] # a list hides the prompt: it is an argument, not a weight
     def forward(self, table, batch):
-        nll_BU = sequence_nll(
-            forward(self.backbone[0], batch, _Given(self.kind, table)), batch.tgt_BU, batch.tgt_mask_BU)
+        backbone,prompt = self.hidden
+        logits = forward(backbone, batch, _given(prompt, table))
+        nll_BU = sequence_nll(logits, batch.tgt_BU, batch.tgt_mask_BU)
         return nll_BU.sum()/batch.tgt_mask_BU.sum()
 
 def _double(backbone):
@@ -68,7 +70,7 @@ def maml_memory(
     was = [p.requires_grad for p in backbone.model.parameters()]
     backbone.model.requires_grad_(False)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        loss = _Loss(backbone, prompt.kind)(prompt.table.detach().requires_grad_(), one)
+        loss = _Loss(backbone, prompt)(prompt.table.detach().requires_grad_(), one)
     for p,w in zip(backbone.model.parameters(), was): p.requires_grad_(w)
     per_token = sum(n for at,n in saved.items() if at not in weights)/(
         one.src_BT.shape[1]+one.tgt_BU.shape[1]+prompt.length)
@@ -94,7 +96,7 @@ def maml_direction(
         raise UserError(
             f'second-order MAML keeps the graph of the whole inner loop, here about {need/1e9:.2g} GB, and may take '
             f'{limit/1e9:.2g} GB; use fewer steps or examples, a smaller backbone, FOMAML, or raise limit')
-    module = _Loss(_double(backbone), prompt.kind)
+    module = _Loss(_double(backbone), prompt)
     shared = dict(module.named_parameters())
     G = None
     def loss(shared, table, batch): return torch.func.functional_call(module, shared, (table, batch))

@@ -17,6 +17,7 @@ from ..base.core import UserError, key_of, to_json
 from ..model.batch import Batch, make_batch
 from ..model.memory import TokenBudget, out_of_memory
 from ..model.backbone import Backbone, freeze, weight_hashes
+from ..prompt.bank import a_prompt, is_its_table, placed, source_positions
 from ..prompt.decoder_only import head_input
 from ..prompt.forward import decode, encode, forward, sequence_nll
 from ..prompt.inits import new_prompt
@@ -103,10 +104,10 @@ def plan(
     return out
 
 # %% ../../nbs/60_train/09_tune.ipynb #3cab1062
-class _Rows:
-    "A prompt that has been looked up already: `encode` gets the rows as they are"
-    def __init__(self, kind, rows_BPX): self.kind,self.rows_BPX = kind,rows_BPX
-    def rows(self, index_B): return self.rows_BPX
+class _Placed:
+    "A prompt that has been looked up already: `encode` gets its vectors as they are"
+    def __init__(self, soft_BPD, deep_BPX): self.parts = soft_BPD,deep_BPX
+    def placed(self, backbone, index_B): return self.parts
 
 def _nll(backbone, piece:Piece, prompt)->Tensor: # [M]
     "Negative log-likelihood of every real target token"
@@ -126,14 +127,13 @@ def _gradient(
     loss_N:Tensor # To which each prompt's loss is added
 ):
     "Add what one piece knows of losses and gradients"
-    rows_BPX = bank.rows(piece.batch.index_B)
-    leaf_BPX = rows_BPX.detach().requires_grad_()
-    part_M = _nll(backbone, piece, _Rows(bank.kind, leaf_BPX))*piece.share_M
-    grad_BPX, = torch.autograd.grad(part_M.sum(), leaf_BPX)
-    params = list(bank.parameters())
-    if len(params)>1 or params[0] is not getattr(bank, 'table', None): rows_BPX.backward(grad_BPX)
-    elif len(bank)==1: params[0].grad.add_(grad_BPX.sum(0, keepdim=True))
-    else: params[0].grad.index_add_(0, piece.batch.index_B, grad_BPX)
+    parts = placed(bank, backbone, piece.batch.index_B)
+    leaves = [None if part is None else part.detach().requires_grad_() for part in parts]
+    part_M = _nll(backbone, piece, _Placed(*leaves))*piece.share_M
+    grads = torch.autograd.grad(part_M.sum(), [leaf for leaf in leaves if leaf is not None])
+    if not is_its_table(bank): torch.autograd.backward([part for part in parts if part is not None], grads)
+    elif len(bank)==1: bank.table.grad.add_(grads[0].sum(0, keepdim=True))
+    else: bank.table.grad.index_add_(0, piece.batch.index_B, grads[0])
     loss_N.index_add_(0, piece.index_M, part_M.detach())
 
 # %% ../../nbs/60_train/09_tune.ipynb #b01b9d7e
@@ -172,7 +172,7 @@ class BankRun:
         for p in bank.parameters(): p.grad = torch.zeros_like(p)
         self.loss_N = torch.zeros(len(bank), device=backbone.device)
         self.stop = Stopping(len(bank), config, backbone.device)
-        self.extra = bank.length if bank.kind=='shallow' else 0
+        self.extra = source_positions(bank)
         self.need = sum(len(s)+len(t)+self.extra for p in pairs for s,t in p)
         self.planned,self.kept,self.graph = None,[True]*len(bank),None
 
@@ -262,7 +262,8 @@ def tune(
     "Tune one prompt per task on its own few examples"
     if isinstance(prompt, str): prompt = new_prompt(prompt, backbone, length=config.length, seed=config.seed)
     if prompt is None or prompt.kind=='none':
-        raise UserError("tuning needs a prompt to tune, got none; give one, or 'shallow' or 'deep' for a fresh one")
+        raise UserError("tuning needs a prompt to tune, got none; give one, or "
+                        f'{a_prompt()} for a fresh one')
     tasks = list(tasks)
     if not tasks: raise UserError('tuning needs at least one task, got none')
     if len(prompt) not in (1,len(tasks)):

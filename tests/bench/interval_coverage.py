@@ -9,7 +9,9 @@ from statistics import NormalDist
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import common
-from promptbench.stats.bootstrap import Block, _block_draws, acceleration, interval, p_value, wu_draws
+from promptbench.stats.bootstrap import Block, _block_draws
+from promptbench.stats.intervals import acceleration, interval, p_value
+from promptbench.stats.wu2022 import wu_draws
 
 # instances, choices, templates, skill above 0 = better than guessing most of the time
 DESIGN = [(56,3,5,.4), (100,2,6,.2), (104,2,5,-.4), (277,2,5,.1), (400,4,4,-.3), (638,2,5,-.4), (1000,3,5,-.8), (1000,2,5,.7), (1000,2,4,-.35)]
