@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from ..base.core import UserError, one_of, to_json, write_atomic
+from ..base.core import UserError, home, one_of, to_json, write_atomic
 from ..engine.board import clock, counts, follow
 from ..engine.folder import read_json
 from ..engine.grid import expand, is_done, read_sweep, time_estimate
@@ -41,9 +41,14 @@ def plan_text(
     out += [f'  would run {r}' for r in todo[:most]]+([f'  … and {len(todo)-most} more'] if len(todo)>most else [])
     return '\n'.join(out)
 
+def _sweep_file(given:Path)->Path:
+    "A file as it was given; a bare name that is no file here may be a sweep that came with promptbench"
+    ours = home()/'nbs'/'runs'/'sweeps'/f'{given}.yaml'
+    return ours if given.name==str(given) and not given.exists() and ours.is_file() else given
+
 def _spec(file, resume:bool, root:Path)->dict:
     "The sweep to run: from a file, or the one that was begun last under `root`"
-    if file is not None: return read_sweep(file)
+    if file is not None: return read_sweep(_sweep_file(file))
     begun = sorted((root/'sweeps').glob('*/sweep.json'), key=lambda p: p.stat().st_mtime)
     if not resume: raise UserError('give the YAML file of a sweep, or --resume to go on with the last one')
     if not begun: raise UserError(f'no sweep was begun in {root}; give its YAML file')
@@ -83,7 +88,9 @@ app = typer.Typer()
 
 @app.command()
 def sweep(
-        file:Annotated[Optional[Path], typer.Argument(help='YAML file: axes, seeds, include, exclude, set, steps')]=None,
+        file:Annotated[
+            Optional[Path],
+            typer.Argument(help='YAML file: axes, seeds, include, exclude, set, steps; or a name in nbs/runs/sweeps')]=None,
         dry_run:Annotated[
             bool,
             typer.Option('--dry-run', help='only say what would run, what is done, and about how long it takes')]=False,
