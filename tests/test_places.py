@@ -43,3 +43,9 @@ def test_nobodys_cache_is_asked_for(monkeypatch):
     for name in ('PROMPTBENCH_CACHE','XDG_CACHE_HOME'): monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(core.Path, 'expanduser', nowhere)
     with pytest.raises(core.UserError, match='set PROMPTBENCH_CACHE'): core.cache_dir()
+
+def test_a_sweep_that_came_along_is_found_by_its_name(tmp_path, monkeypatch):
+    from promptbench.cli.sweep import _sweep_file
+    monkeypatch.chdir(tmp_path); ours = core.home()/'nbs'/'runs'/'sweeps'/'table1_small.yaml'
+    assert _sweep_file(Path('table1_small'))==ours and _sweep_file(Path('other'))==Path('other') and _sweep_file(Path('sweeps/table1_small'))==Path('sweeps/table1_small')
+    Path('table1_small').write_text('mine'); assert _sweep_file(Path('table1_small'))==Path('table1_small')

@@ -151,6 +151,7 @@ def test_the_version_is_the_one_of_the_settings(place):
 def test_small_commands(place):
     told = place.promptbench('doctor'); assert str(place.package) in told and 'BAD' not in told and str(place.cwd.parent/'cache') in told
     assert 'entail' in place.promptbench('show','microworld','entail')
+    assert 'would run tune method=T+P' in place.promptbench('sweep','table1_small','--dry-run')
 
 def test_table1_quick_and_arg(place):
     said = place.promptbench('table1','--quick','--out','table')

@@ -7,9 +7,10 @@ __all__ = ['HOST', 'COPY', 'app', 'free_port', 'address', 'LabPlan', 'answer', '
            'copy_lessons', 'first_page', 'lab']
 
 # %% ../../nbs/95_cli/05_lab.ipynb #d19d897b
-import getpass, importlib.util, json, os, secrets, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.error, urllib.parse, urllib.request
-from pathlib import Path
+import getpass, importlib.util, json, os, secrets, shutil, signal, socket, subprocess, sys, tempfile, time
+import urllib.error, urllib.parse, urllib.request
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, IO, Optional
 import typer
 from ..base.core import UserError, checkout, home, write_atomic
@@ -213,12 +214,15 @@ def _bring_lessons(folder:Path):
 @app.command()
 def lab(
         page:Annotated[Optional[str], typer.Argument(help='number or name of a lesson, or a notebook')]=None,
-        port:Annotated[Optional[int], typer.Option(help='port on this machine; by default a free one, 8888 first')]=None,
+        port:Annotated[
+            Optional[int], typer.Option(help='port on this machine; by default a free one, 8888 first')]=None,
         browser:Annotated[
             Optional[bool],
             typer.Option(
-                '--browser/--no-browser', help='open the browser of this machine; by default where there is a screen')]=None,
-        root:Annotated[Optional[Path], typer.Option(help='folder the Lab shows; by default the checkout, or this folder')]=None,
+                '--browser/--no-browser',
+                help='open the browser of this machine; by default where there is a screen')]=None,
+        root:Annotated[
+            Optional[Path], typer.Option(help='folder the Lab shows; by default the checkout, or this folder')]=None,
         verbose:Annotated[bool, typer.Option('--verbose', help="show the server's messages")]=False):
     """JupyterLab on the lessons, for this machine only and with a token.
 

@@ -33,7 +33,8 @@ def _say_version(wanted:bool):
 @app.callback()
 def _root(
         version:Annotated[
-            bool, typer.Option('--version', callback=_say_version, is_eager=True, help='the version, and no more')]=False):
+            bool,
+            typer.Option('--version', callback=_say_version, is_eager=True, help='the version, and no more')]=False):
     pass
 
 for _group in (cli_suites, cli_runs, cli_sweep, cli_results, cli_lab): app.add_typer(_group.app)

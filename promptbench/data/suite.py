@@ -103,7 +103,7 @@ class Task:
     def __init__(self,
         suite:str, # Its name
         data:Dataset,
-        template # As for `Dataset`; what it carries as `data` stands in for the dataset's records
+        template:object # As for `Dataset`; what it carries as `data` stands in for the dataset's records
     ):
         self.suite,self.cluster,self.dataset,self.role = suite,data.cluster,data.name,data.role
         self.template,self.wording,self.baseline = template.name,template,data.baseline

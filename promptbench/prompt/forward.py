@@ -6,6 +6,7 @@
 __all__ = ['Memory', 'encode', 'shift_right', 'segment_mask', 'decode', 'forward', 'sequence_nll', 'check_prompt']
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #a631f03d
+from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from ..base.catalogue import PROMPT_KINDS
 from ..base.core import UserError
 from ..model.batch import Batch, make_batch
 from ..model.attention import deep_prompt
-from ..model.backbone import autocast, freeze
+from ..model.backbone import Backbone, autocast, freeze
 from .bank import placed, source_positions
 from .decoder_only import extend, prefill, put_before
 
@@ -32,9 +33,9 @@ class Memory:
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #89167798
 def encode(
-    backbone, # A `Backbone`
-    batch, # A `Batch`; only its source side and `index_B` are used
-    prompt=None # A prompt, or None
+    backbone:Backbone,
+    batch:Batch, # Only its source side and `index_B` are used
+    prompt:torch.nn.Module|None=None
 )->Memory:
     "Run the encoder over the sources, with each example's own prompt"
     if backbone.causal: return prefill(backbone, batch, prompt)
@@ -72,10 +73,10 @@ def segment_mask(segment_BU:Tensor)->Tensor: # [B,1,U,U], 0 or -1e9
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #ab72ec19
 def decode(
-    backbone, # A `Backbone`
+    backbone:Backbone,
     memory:Memory, # From `encode`
     tgt_BU:Tensor, # Target ids, closed and padded
-    rows=None, # Row of `memory` for every target; by default one each
+    rows:Tensor|None=None, # Row of `memory` for every target; by default one each
     segment_BU:Tensor|None=None # Number of the text each position belongs to; needs `backbone.relative`
 )->Tensor: # Logits [B,U,V]
     "Logits of every target token given its source and the tokens before it"
@@ -94,7 +95,7 @@ def decode(
             encoder_outputs=(memory.states_BTD,), attention_mask=memory.mask_BT, decoder_attention_mask=mask,
             decoder_input_ids=shift_right(backbone, tgt_BU, segment_BU), use_cache=False).logits
 
-def forward(backbone, batch, prompt=None)->Tensor: # Logits [B,U,V]
+def forward(backbone:Backbone, batch:Batch, prompt:torch.nn.Module|None=None)->Tensor: # Logits [B,U,V]
     "`encode` and `decode` one batch: teacher-forced logits of its targets"
     return decode(backbone, encode(backbone, batch, prompt), batch.tgt_BU)
 
@@ -115,8 +116,8 @@ def _need(ok, what):
     if not ok: raise AssertionError(what)
 
 def check_prompt(
-    make, # Called with no arguments, returns a fresh prompt for `backbone`: the same one every time
-    backbone # A `Backbone` in evaluation mode without dropout
+    make:Callable, # Called with no arguments, returns a fresh prompt for `backbone`: the same one every time
+    backbone:Backbone # In evaluation mode without dropout
 ):
     "Fail unless `make()` follows the contract that tuning, pretraining and ranking rely on"
     a,b = make(),make()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from ..base.catalogue import INITS, PROMPT_KINDS, load
 from ..base.core import UserError, one_of, seed_of
+from ..model.backbone import Backbone
 from ..model.batch import make_batch
 from .forward import encode, forward
 from .bank import NoPrompt, prompt_from, prompt_size
@@ -122,11 +123,11 @@ def as_in_paper(kind:str, backbone, length:int, *, seed=0, text=None)->Tensor:
 # %% ../../nbs/50_prompt/04_inits.ipynb #dbd90c5a
 def new_prompt(
     kind:str, # One of `PROMPT_KINDS`
-    backbone, # The `Backbone` it is made for
+    backbone:Backbone, # What it is made for
     *, length:int=20, # P; the paper uses 20
     n:int=1, # Prompts in the bank, each with a start of its own; use `.repeat(n)` for equal ones
-    init='paper', # One of `INITS`, or another prompt
-    seed=0, # Same seed, same start
+    init:str|torch.nn.Module='paper', # One of `INITS`, or another prompt
+    seed:object=0, # Same seed, same start
     text:str|None=None # For init='text'
 )->torch.nn.Module:
     "A prompt of `kind` for `backbone`; row i depends on the seed and i, not on n"

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..base.core import UserError
 from ..model.batch import Batch, Packed
 from ..model.attention import Segments, before_each, deep_prompt, is_slot, row_places, segmented
-from ..model.backbone import autocast
+from ..model.backbone import Backbone, autocast
 from .bank import placed, source_positions
 from .decoder_only import _longest, head_input
 from .forward import decode, encode, forward, sequence_nll, shift_right
@@ -99,9 +99,9 @@ def _chunk(backbone, states_ND, ids_N):
 
 # %% ../../nbs/50_prompt/03_packed.ipynb #1f7bf1e0
 def target_nll(
-    backbone, # A `Backbone`
-    batch, # A `Batch`, or a `Packed`
-    prompt=None, # A prompt, or None
+    backbone:Backbone,
+    batch:Batch|Packed,
+    prompt:torch.nn.Module|None=None,
     attention:str='auto' # How packed rows attend, one of `attention.WAYS`
 )->Tensor: # fp32: [B,U] of a `Batch`, 0 at padding; [U] of a `Packed`
     "Negative log-probability of every target token"

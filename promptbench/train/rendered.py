@@ -6,7 +6,8 @@
 __all__ = ['PART', 'records_key', 'task_key', 'in_processes', 'rendered', 'Store', 'Pairs', 'MixedPairs', 'cached', 'clear_cache']
 
 # %% ../../nbs/60_train/04_rendered.ipynb #3e31664e
-import contextlib, functools, gc, hashlib, importlib.metadata, importlib.util, json, multiprocessing, os, shutil, signal, sys, tempfile, time, weakref
+import contextlib, functools, gc, hashlib, importlib.metadata, importlib.util, json, multiprocessing, os, shutil
+import signal, sys, tempfile, time, weakref
 from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
