@@ -114,6 +114,7 @@ def test_master_weights_take_the_same_step():
     for p,q in zip(b.model.parameters(), c.model.parameters()): assert torch.allclose(p, q, atol=1e-6)
     assert all(p.grad is None for p in c.model.parameters())
 
+@pytest.mark.outcome
 def test_master_weights_learn_in_bf16():
     from promptbench.model.batch import pack
     from promptbench.train.fit import fit, token_nll

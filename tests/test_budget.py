@@ -97,6 +97,7 @@ def test_what_counts(error, yes): assert out_of_memory(error) is yes
 def test_no_torch_needed():
     assert subprocess.run([sys.executable,'-c','import sys, promptbench.model.memory; print("torch" in sys.modules)'], capture_output=True, text=True, check=True).stdout.strip()=='False'
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('packed', [False,True])
 def test_an_update_of_training_is_done_again_in_smaller_pieces(backbone, packed):
     "Padded and packed updates: the same losses and weights as with room for all, one warning, and the smaller pieces stay"

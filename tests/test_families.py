@@ -171,6 +171,7 @@ def toy_tasks(n=6):
         out.append([Example(id=f'd/train/{i}', source=text(1,9), target=common[i%k], choices=tuple(common), gold=i%k) for i in range(n)])
     return out
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('family', ['llama','qwen'])
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_two_tasks_at_once_or_alone(family, kind):

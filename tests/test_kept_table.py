@@ -28,6 +28,8 @@ def test_its_parts_agree(table, rows):
         of = rows[(rows.method==t.method)&(rows.prompt==('none' if t.star else t.prompt))&(rows.shots==t.shots)]
         assert of.seed.nunique()==5 and abs(of.groupby('seed')[of.columns.tolist()].apply(lambda d: arg(d, baseline='chance')).mean()-t.arg)<.01, t
 
+@pytest.mark.outcome
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', [0,3])
 def test_the_backbone_alone_scores_the_same_again(rows, settings, seed, tmp_path):
     "Cells without training are computed again: the same answers, but for roundings of another processor"
@@ -35,10 +37,15 @@ def test_the_backbone_alone_scores_the_same_again(rows, settings, seed, tmp_path
     d = gather(s, tmp_path)['rows'].merge(rows[(rows.method=='none')&(rows.shots==0)&(rows.seed==seed)], on=keys, suffixes=('','_kept')); assert len(d)==18
     assert (d.value-d.value_kept).abs().max()<=.05 and abs((d.value-d.value_kept).mean())<.01
 
-def test_a_trained_cell_comes_out_again(rows, settings, tmp_path):
-    "Pretraining without a prompt on seed 0, in a minute: its ARG lies within 6 points of the kept one, four standard errors of a seed"
+@pytest.mark.outcome
+@pytest.mark.slow
+def test_a_trained_cell_comes_out_again(runs, settings, tmp_path):
+    """Pretraining without a prompt on seed 0, in a minute: its ARG is one of those that ten kept runs come from. A seed does not fix it:
+    other roundings lead a run elsewhere, so the kept seed 0 is no better guide than the other nine (42 to 61 points, the bare backbone below 6)"""
+    of = lambda method: runs[(runs.method==method)&(runs.shots==0)].groupby('seed')[list(runs.columns)].apply(lambda d: arg(d, baseline='chance'))
+    kept,bare = of('T-only'),of('none'); low,high = kept.mean()-3*kept.std(),kept.mean()+3*kept.std(); assert len(kept)==10 and bare.max()<low-10
     s = Settings(methods=('T-only',), shots=(0,), seeds=(0,), n_eval=settings['n_eval']); run_all(s, tmp_path, workers=1, quiet=True)
-    old = rows[(rows.method=='T-only')&(rows.shots==0)&(rows.seed==0)]; assert abs(arg(gather(s, tmp_path)['rows'], baseline='chance')-arg(old, baseline='chance'))<6
+    assert low<arg(gather(s, tmp_path)['rows'], baseline='chance')<high
 
 def test_the_comparison_can_fail(table):
     assert compare(table, table).agrees.all()

@@ -16,11 +16,15 @@ GOLDEN = Path(__file__).parent/'golden'
 def golden(method, prompt): return [r['loss'] for r in run(method, prompt, updates=10, dropout=.1)[0]]
 def golden_file(method, prompt): return GOLDEN/f'meta_{method}_{prompt}.txt'
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('method,prompt', CELLS)
 def test_losses_have_not_moved(method, prompt):
-    want = [float(x) for x in golden_file(method, prompt).read_text().split()]
-    assert len(want)==10 and golden(method, prompt)==pytest.approx(want, abs=1e-4)
+    """The first loss is rounding alone. Then FOMAML holds to a few millionths, also with weights nudged by 1e-6; Reptile takes a step
+    of Adafactor per task, which makes full steps of a row of rounding errors: up to 2e-3 of the loss within ten updates"""
+    want = [float(x) for x in golden_file(method, prompt).read_text().split()]; got = golden(method, prompt); assert len(want)==10 and got[0]==pytest.approx(want[0], rel=1e-5)
+    assert got==pytest.approx(want, rel=dict(fomaml=5e-5, reptile=1e-2)[method])
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('method,prompt', CELLS)
 def test_everything_learns(method, prompt):
     b0,p0,_ = cell(method, prompt); before = weight_hashes(b0); rows,b,p = run(method, prompt, updates=10, lr=.01); after = weight_hashes(b)
@@ -51,6 +55,7 @@ def test_each_batch_belongs_to_one_task_and_is_used_once():
     size = lambda e: len(e.source)+2*len(e.target); sizes = [[size(x) for x in e] for t,e in task_batches(tasks, 8, seed=1) if t.name=='long/say']
     assert sum(max(b)-min(b) for b in sizes)<=2*(max(map(max, sizes))-min(map(min, sizes))) # two sorted runs of at most 16 batches
 
+@pytest.mark.outcome
 def test_micro_batches_and_lanes_change_nothing():
     "In double precision: Adafactor turns a row of rounding errors into a row of full steps, and Reptile takes such a step per task"
     tasks = suite().tasks('train')
@@ -60,6 +65,7 @@ def test_micro_batches_and_lanes_change_nothing():
         for other in (losses(method, 30), losses(method, 50, lanes=3)): torch.testing.assert_close(torch.tensor(other), torch.tensor(want), atol=1e-5, rtol=1e-5)
     assert losses('fomaml', 30, loss='example')[0]==pytest.approx(losses('fomaml', None, loss='example')[0], abs=1e-5) and losses('fomaml', 30, loss='example')[0]!=pytest.approx(losses('fomaml', 30)[0], abs=1e-5)
 
+@pytest.mark.outcome
 def test_loss_before_adaptation():
     rows = list(meta_train(*(x:=cell(updates=6, inner_lr=.3))[:2], suite().tasks('train'), x[2], before=True)); plain,_,_ = run('fomaml','shallow', updates=6, inner_lr=.3)
     assert [r['loss'] for r in rows]==[r['loss'] for r in plain] and all(r['before']>r['loss'] for r in rows) and 'before' not in plain[0]

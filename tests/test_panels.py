@@ -131,11 +131,13 @@ def test_inspector_follows_its_controls(suite, tiny):
 def kinds(*a, **k): return [d['kind'] for d in D.diagnose(*a, **k)]
 def tuned(tiny, suite, steps=22, prompt=None, examples=None, **how): return list(D.watch(tune(tiny, prompt if prompt is not None else new_prompt('deep', tiny, length=4), [examples or suite.task('entail/does_it_mean').shots(4, 0)], TuneConfig(shots=4, steps=steps, **how))))
 
+@pytest.mark.outcome
 def test_a_healthy_run_triggers_nothing(suite, tiny):
     es = suite.task('entail/does_it_mean').shots(4, 0); p = new_prompt('deep', tiny, length=4); rows = tuned(tiny, suite, lr=.03)
     for n in range(1, len(rows)+1): assert kinds(rows[:n], steps=22, guess=D.guess_loss(tiny, es), asked=D.probe(tiny, p, es))==[], n
     assert 'Nothing speaks against it' in D.doctor_line([]) and D.diagnose([])==[]
 
+@pytest.mark.outcome
 def test_a_far_too_small_learning_rate(suite, tiny):
     rows = tuned(tiny, suite, lr=1e-9); assert kinds(rows, steps=100)==['too slow'] and kinds([{k:v for k,v in r.items() if k!='movement'} for r in rows], lr=1e-9)==['too slow']
     said = D.doctor_line(D.diagnose(rows, steps=100)); assert 'learning rate is far too small' in said and 'near 1e-02' in said; assert kinds(rows[:10], steps=100)==[]      # too early to say
@@ -144,10 +146,12 @@ def frozen_pretraining(freeze, make=None):
     b = random_backbone([f'w{i}' for i in range(20)], dim=8, layers=(1,1)); s = load_suite('microworld'); p = new_prompt('shallow', b, length=3); p = make(p.table) if make else p; p.requires_grad_(not freeze)
     return b,p,list(D.watch(pretrain(b, p, s.tasks('train', limit=1)[:3], PretrainConfig(examples=24, batch_size=8, length=3, dropout=0.)), p))
 
+@pytest.mark.outcome
 def test_a_frozen_prompt_hides_behind_a_transformer_that_learns():
     b,p,rows = frozen_pretraining(True); assert rows[-1]['grad_norm']>0 and rows[-1]['movement']==0 and kinds(rows)==['frozen'] and 'requires_grad' in D.doctor_line(D.diagnose(rows))
     b,p,rows = frozen_pretraining(False); assert rows[-1]['movement']>0 and rows[-1]['prompt_grad']>0 and kinds(rows)==[]
 
+@pytest.mark.outcome
 def test_a_masked_prompt_and_a_cut_one(suite, tiny):
     def hide(module, args, kw): m = kw['attention_mask'].clone(); m[:,:4] = 0; return args,kw|dict(attention_mask=m)
     p = new_prompt('shallow', tiny, length=4); es = suite.task('entail/does_it_mean').shots(4, 0); hooks = [m.register_forward_pre_hook(hide, with_kwargs=True) for m in (tiny.model.get_encoder(), tiny.model)]
@@ -158,6 +162,7 @@ def test_a_masked_prompt_and_a_cut_one(suite, tiny):
         def rows(self, index_B): return super().rows(index_B).detach()
     asked = D.probe(tiny, Cut(p.table), es); assert asked['effect']>0 and kinds([dict(loss=1., prompt_grad=0., movement=0.)]*3, asked=asked)==['cut']
 
+@pytest.mark.outcome
 def test_a_cut_prompt_in_pretraining_and_a_loop_that_clears_its_gradients():
     class Cut(ShallowPrompt):
         def rows(self, index_B): return super().rows(index_B).detach()
@@ -183,6 +188,7 @@ def test_the_verdict_at_chance_on_constructed_rows():
     assert run(lambda i: 1.3-.01*i)==['at chance'] and run(lambda i: 1.8-.02*i)==[]                     # the second passes by
     assert kinds([dict(loss=guess)]*40)==[]                                                             # answers are free: no guessing
 
+@pytest.mark.outcome
 def test_a_source_that_does_not_hold_the_answer_stays_at_chance(suite, tiny):
     "Where every source is the same nothing beats guessing, whatever the roundings; five starts, since a single run may jump while it is judged"
     from dataclasses import replace
@@ -190,6 +196,7 @@ def test_a_source_that_does_not_hold_the_answer_stays_at_chance(suite, tiny):
     rows = list(D.watch(tune(tiny, starts(tiny), [blind]*5, TuneConfig(steps=100, lr=.03)))); assert min(min(r['losses']) for r in rows)>.999*guess
     found = D.diagnose(median(rows), guess=guess); assert [d['kind'] for d in found]==['at chance'] and 'guessing' in D.doctor_line(found)
 
+@pytest.mark.outcome
 def test_a_start_of_another_size(suite, tiny):
     p = ShallowPrompt(new_prompt('shallow', tiny, length=4, init='normal').table*300); rows = tuned(tiny, suite, prompt=p, lr=.03); asked = D.probe(tiny, p, suite.task('entail/does_it_mean').shots(4, 0))
     assert 'off scale' in kinds(rows, steps=22, asked=asked)

@@ -40,12 +40,13 @@ def losses(method, prompt, **changes):
 
 def golden_file(method, prompt, packed): return GOLDEN/f"pretrain_{method}_{prompt}{'_packed'*packed}.txt"
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('packed', [False,True])
 @pytest.mark.parametrize('method,prompt', CELLS)
 def test_losses_have_not_moved(method, prompt, packed):
     "Dropout draws one number per position of a rectangle or of a row, so the two have goldens of their own"
     want = [float(x) for x in golden_file(method, prompt, packed).read_text().split()]
-    assert len(want)==10 and losses(method, prompt, packed=packed)==pytest.approx(want, abs=1e-4)
+    assert len(want)==10 and losses(method, prompt, packed=packed)==pytest.approx(want, rel=2.5e-5)     # other roundings, weights nudged by 1e-6: at most 4e-6
 
 def test_packing_is_chosen_where_padding_would_waste_a_quarter():
     import promptbench.train.pretrain as page
@@ -56,6 +57,7 @@ def test_packing_is_chosen_where_padding_would_waste_a_quarter():
     assert not isinstance(kind(alike), list) and isinstance(kind(uneven[:4]), list)
     assert isinstance(kind(alike, packed=True), list) and not isinstance(kind(uneven[:4], packed=False), list)
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('method,prompt', CELLS)
 def test_packed_equals_padded(method, prompt):
     "Without dropout, up to rounding, as long as rounding has not been blown up by the optimiser"
@@ -68,6 +70,7 @@ def test_packed_equals_padded(method, prompt):
         assert x['grad_norm']==pytest.approx(y['grad_norm'], rel=1e-3)
     assert sum(r['positions'] for r in a)>sum(r['positions'] for r in b)
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('method,prompt', CELLS)
 def test_only_what_is_meant_is_trained(method, prompt):
     b,p,config = cell(method, prompt, dropout=0.); before,start,tasks = weight_hashes(b),[x.detach().clone() for x in p.parameters()],suite().tasks('train')
@@ -91,6 +94,7 @@ def test_seed_decides_and_dropout_counts():
 def test_rates():
     same = losses('T+P','shallow', prompt_lr=None, lr=1e-3); assert same==losses('T+P','shallow', prompt_lr=1e-3, lr=1e-3) and same!=losses('T+P','shallow', prompt_lr=.1, lr=1e-3)
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('method,prompt', [('T-only','none'), ('P-only','deep')])
 def test_micro_batches_change_nothing(method, prompt):
     def run(tokens):

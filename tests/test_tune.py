@@ -28,6 +28,7 @@ def bank_of(backbone, tasks, prompt='shallow', config=CONFIG):
     t = tune(backbone, prompt, tasks, config); rows = list(t)
     return t.bank.table.detach(),rows
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_bank_equals_single_runs(backbone, kind):
     together,_ = bank_of(backbone, TASKS[:8], kind)
@@ -35,6 +36,7 @@ def test_bank_equals_single_runs(backbone, kind):
         alone,_ = bank_of(backbone, TASKS[i:i+1], kind)
         torch.testing.assert_close(together[i:i+1], alone, atol=1e-4, rtol=0)
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_single_run_equals_a_plain_loop(backbone, kind):
     "The obvious way: one task, transformers' Adafactor, torch's clipping"
@@ -49,11 +51,13 @@ def test_single_run_equals_a_plain_loop(backbone, kind):
     torch.testing.assert_close(mine, prompt.table.detach(), atol=1e-4, rtol=0)
     assert [r['loss'] for r in rows]==pytest.approx(losses, abs=1e-4)
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_one_more_task_changes_no_other(backbone, kind):
     eight,_ = bank_of(backbone, TASKS[:8], kind); nine,_ = bank_of(backbone, TASKS, kind)
     torch.testing.assert_close(nine[:8], eight, atol=1e-4, rtol=0)
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('tokens', [100,300,1])
 def test_pieces_change_nothing(backbone, tokens):
     whole,rows = bank_of(backbone, TASKS[:5], config=replace(CONFIG, chunk_tokens=10**6)); cut,more = bank_of(backbone, TASKS[:5], config=replace(CONFIG, chunk_tokens=tokens))
@@ -91,6 +95,7 @@ def test_prompt_rate(backbone):
     a,_ = bank_of(backbone, TASKS[:2], config=replace(CONFIG, prompt_lr=.05)); b,_ = bank_of(backbone, TASKS[:2], config=replace(CONFIG, lr=.05))
     assert torch.equal(a, b)
 
+@pytest.mark.outcome
 def test_a_task_without_shots_keeps_its_start(backbone):
     bank,rows = bank_of(backbone, [TASKS[0],[],TASKS[2]]); start = new_prompt('shallow', backbone, length=5, seed=0).table[0]
     assert torch.equal(bank[1], start) and not torch.equal(bank[0], start) and rows[0]['losses'][1]==0
@@ -105,6 +110,7 @@ def test_tasks_of_a_suite(backbone):
     none,rows = bank_of(backbone, tasks, config=replace(config, shots=0)); assert rows==[] and len(none)==2
     with pytest.raises(UserError, match='d/a must have 99'): tune(backbone, 'shallow', tasks, replace(config, shots=99))
 
+@pytest.mark.outcome
 def test_bf16_learns(backbone):
     low = backbone.clone(); low.precision = 'bf16'; bank,rows = bank_of(low, TASKS[:2], config=replace(CONFIG, lr=.1))
     assert bank.dtype==torch.float32 and rows[-1]['loss']<rows[0]['loss']
@@ -134,6 +140,7 @@ def test_nothing_is_computed_for_frozen_weights(backbone, monkeypatch):
 # --- early stopping --------------------------------------------------------------------------------------------------
 STOP = replace(CONFIG, steps=20, lr=.2, patience=2, min_delta=.06)
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_a_stopped_prompt_does_not_move_and_the_others_do_not_notice(backbone, kind):
     t = tune(backbone, kind, TASKS[:4], STOP); tables,rows = [],[]
@@ -149,6 +156,7 @@ def test_a_stopped_prompt_does_not_move_and_the_others_do_not_notice(backbone, k
         free,_ = bank_of(backbone, TASKS[i:i+1], kind, replace(STOP, patience=None, steps=end+1)); torch.testing.assert_close(tables[-1][i:i+1], free, atol=1e-4, rtol=0)
     assert len(set(ends))>1 and min(ends)<len(rows)-1, 'all stopped together: the test shows nothing'
 
+@pytest.mark.outcome
 def test_stopped_rows_leave_the_batch(backbone):
     _,rows = bank_of(backbone, TASKS[:4], config=STOP); left = [r['examples'] for r in rows]
     assert left[0]==32 and left[-1]<32 and left==sorted(left, reverse=True) and rows[-1]['tokens']<rows[0]['tokens'] and len(rows)<=20
@@ -213,6 +221,7 @@ def test_a_recorded_step_equals_a_plain_one(backbone, kind):
         banks.append(t.bank.table.detach())
     gap = (banks[0]-banks[1]).abs(); assert gap.max()<1e-3 and gap.median()<1e-5   # a GPU adds up in any order: two plain runs differ by 3e-4 at most
 
+@pytest.mark.outcome
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_a_decoder_only_backbone(kind):
     small = random_backbone(WORDS, seed=3, kind='llama'); config = replace(CONFIG, steps=5)
