@@ -1,6 +1,6 @@
 """Does a fresh Table 1 say what the kept one says?  python tests/compare_table.py FOLDER [KEPT]
 
-FOLDER is what `promptbench table1 --seeds 5 --out FOLDER` wrote. A cell agrees if its ARG lies in the kept interval; ends with 1 if one does not."""
+FOLDER is what `promptbench table1 --scale tiny --methods all --seeds 5 --out FOLDER` wrote. A cell agrees if its ARG lies in the kept interval; ends with 1 if one does not."""
 import sys
 from pathlib import Path
 import pandas as pd

@@ -1,6 +1,6 @@
 """Put a fresh Table 1 in place of the kept one:  python tests/keep_table.py FOLDER [KEPT]
 
-FOLDER is what `promptbench table1 --seeds 5 --out FOLDER` wrote. Kept are the rows, the table, the claims on all seeds and on the first alone,
+FOLDER is what `promptbench table1 --scale tiny --methods all --seeds 5 --out FOLDER` wrote. Kept are the rows, the table, the claims on all seeds and on the first alone,
 and the settings with what the scale `tiny` stood for. README.md of data/results says how it was made; that is for a person to write."""
 import json, shutil, sys, tempfile
 from dataclasses import replace
