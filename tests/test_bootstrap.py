@@ -6,6 +6,7 @@ import synth
 from promptbench.base.core import UserError
 from promptbench.stats import results as R; from promptbench.stats import metrics as M; from promptbench.stats import bootstrap as B
 from promptbench.stats.intervals import holm
+from promptbench.stats.resample import _counts
 from promptbench.stats.wu2022 import wu2022
 from promptbench.stats.paper import released_rows
 
@@ -119,7 +120,7 @@ def test_acceleration_is_the_jackknife(small):
     assert B.acceleration([s@w[i] for i,s in r.share])==pytest.approx(three/(6*two**1.5), rel=1e-6)
 
 def test_bca_matches_scipy():
-    stats = pytest.importorskip('scipy.stats'); x = np.random.default_rng(3).exponential(size=40); draws = np.concatenate([c@x/40 for _,c in B._counts(np.random.default_rng(0), 20000, 40)])
+    stats = pytest.importorskip('scipy.stats'); x = np.random.default_rng(3).exponential(size=40); draws = np.concatenate([c@x/40 for _,c in _counts(np.random.default_rng(0), 20000, 40)])
     lo,hi = B.interval(draws, x.mean(), kind='bca', acceleration=B.acceleration([(x-x.mean())/40])); theirs = stats.bootstrap((x,), np.mean, n_resamples=20000, method='BCa', rng=np.random.default_rng(1)).confidence_interval
     assert (lo,hi)==pytest.approx((theirs.low,theirs.high), abs=.02); assert hi-x.mean()>1.1*(x.mean()-lo)
 

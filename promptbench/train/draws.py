@@ -6,13 +6,15 @@
 __all__ = ['task_batches', 'task_passes']
 
 # %% ../../nbs/60_train/05_draws.ipynb #1425489f
+import random
+from collections.abc import Generator, Iterator
 from itertools import count, islice
 from ..base.core import UserError, one_of, rng
 from ..data.suite import render
 from .mixing import shuffled
 
 # %% ../../nbs/60_train/05_draws.ipynb #33358601
-def _loader(task, size:int, seed, cap=None, mega:int=16):
+def _loader(task, size:int, seed, cap:int|None=None, mega:int=16)->Iterator[list]:
     "A task's training examples in a random order, in batches of similar length; a rest that fills no batch is left out"
     r = rng('meta', task.name, *seed)
     examples = islice(render(task, 'train', shuffled(task.size('train'), r)), cap)
@@ -22,7 +24,8 @@ def _loader(task, size:int, seed, cap=None, mega:int=16):
         r.shuffle(cut)
         yield from cut
 
-def _even(tasks, r):
+# %% ../../nbs/60_train/05_draws.ipynb #0941ebed
+def _even(tasks:list, r:random.Random)->Generator:
     "Round after round: every dataset once, in a random order; inside a dataset the templates take turns"
     queues = {}
     for t in r.sample(tasks, len(tasks)): queues.setdefault(t.dataset, []).append(t)
@@ -35,28 +38,28 @@ def _even(tasks, r):
                 queue.pop(0)
             else: del queues[name]
 
-def _proportional(tasks, r, left):
+def _proportional(tasks:list, r:random.Random, left:dict[str,int])->Generator:
     "A template with probability proportional to its remaining batches"
     while tasks := [t for t in tasks if left[t.name]>0]:
         t = r.choices(tasks, [left[t.name] for t in tasks])[0]
-        left[t.name] = left[t.name]-1 if (yield t) else 0
+        had = yield t
+        left[t.name] = left[t.name]-1 if had else 0
 
 # %% ../../nbs/60_train/05_draws.ipynb #66d58e85
 def task_batches(
-    tasks, # Training tasks of a suite
+    tasks:list, # Training tasks of a suite
     size:int, # Examples per batch, all of one task
     *, seed, # Same seed, same batches in the same order
     rule:str='even', # 'even': over datasets, then templates; 'proportional': by what is left of each template
     cap:int=500_000 # With 'proportional', the most a template counts for
-): # Iterator of (task, list of examples)
+)->Iterator[tuple]: # (task, list of examples)
     "One pass: every batch of every task once"
     one_of('mixture', rule, ['even','proportional'])
     tasks = list(tasks)
-    cap = cap if rule=='proportional' else None
-    loaders = {t.name:_loader(t, size, (seed,), cap) for t in tasks}
     r = rng('task_batches', seed)
-    turns = _even(tasks, r) if rule=='even' else _proportional(
-        tasks, r, {t.name:min(cap, t.size('train'))//size for t in tasks})
+    if rule=='even': cap,turns = None,_even(tasks, r)
+    else: turns = _proportional(tasks, r, {t.name:min(cap, t.size('train'))//size for t in tasks})
+    loaders = {t.name:_loader(t, size, (seed,), cap) for t in tasks}
     task = next(turns, None)
     while task is not None:
         got = next(loaders[task.name], None)
@@ -66,11 +69,11 @@ def task_batches(
 
 # %% ../../nbs/60_train/05_draws.ipynb #858c84fa
 def task_passes(
-    tasks, # Training tasks of a suite
+    tasks:list, # Training tasks of a suite
     size:int, # Examples per batch, all of one task
     *, seed, # Same seed, same batches in the same order
     **how # `rule` and `cap` of `task_batches`
-): # Endless iterator of (task, list of examples)
+)->Iterator[tuple]: # (task, list of examples), without end
     "Pass after pass, each in another order; `UserError` if no task fills a batch"
     for i in count():
         got = False

@@ -6,7 +6,7 @@
 __all__ = ['OVERHEAD', 'maml', 'maml_memory', 'maml_direction']
 
 # %% ../../nbs/60_train/08_maml.ipynb #3d1c8ae9
-import copy
+from collections.abc import Callable
 import torch
 from torch import nn, Tensor
 from ..base.core import UserError
@@ -14,10 +14,10 @@ from ..prompt.forward import forward, sequence_nll
 
 # %% ../../nbs/60_train/08_maml.ipynb #a6a3b3b3
 def maml(
-    loss, # Function of (shared, prompt, batch) to a number, made of differentiable torch operations
-    shared, # Tensor, or list or dict of tensors, that the inner loop leaves alone
+    loss:Callable, # Function of (shared, prompt, batch) to a number, made of differentiable torch operations
+    shared:Tensor|list|dict, # Tensor, or list or dict of tensors, that the inner loop leaves alone
     prompt:Tensor, # What adapts
-    supports, # The batch of every inner step
+    supports:list, # The batch of every inner step
     query, # The batch the adapted prompt is judged on
     lr:float # Rate of the inner loop's gradient descent
 )->tuple: # Gradient for `shared` (of its form), for `prompt`
@@ -28,21 +28,19 @@ def maml(
     return torch.func.grad(outer, argnums=(0,1))(shared, prompt)
 
 # %% ../../nbs/60_train/08_maml.ipynb #42542500
-def _given(prompt, table):
-    "The prompt with a plain tensor [1,P,X] as its table, so that gradients of gradients reach it"
-    given = copy.copy(prompt)
-    given._parameters = dict.fromkeys(prompt._parameters, table)
-    return given
+class _Given:
+    "A prompt that is a plain tensor [1,P,X], so that gradients of gradients reach it"
+    def __init__(self, kind:str, table:Tensor): self.kind,self.table = kind,table
+    def rows(self, index_B:Tensor)->Tensor: return self.table.expand(len(index_B), -1, -1)
 
 class _Loss(nn.Module):
     "Token-mean loss as a function of the model's weights and the prompt's table"
-    def __init__(self, backbone, prompt):
+    def __init__(self, backbone, kind:str):
         super().__init__()
-        self.model = backbone.model
-        self.hidden = [backbone,prompt] # a list hides the prompt: it is an argument, not a weight
-    def forward(self, table, batch):
-        backbone,prompt = self.hidden
-        logits = forward(backbone, batch, _given(prompt, table))
+        self.model,self.kind = backbone.model,kind
+        self.backbone = [backbone] # in a list, so that its weights are not counted twice
+    def forward(self, table:Tensor, batch)->Tensor:
+        logits = forward(self.backbone[0], batch, _Given(self.kind, table))
         nll_BU = sequence_nll(logits, batch.tgt_BU, batch.tgt_mask_BU)
         return nll_BU.sum()/batch.tgt_mask_BU.sum()
 
@@ -54,54 +52,64 @@ def _double(backbone):
     return b
 
 # %% ../../nbs/60_train/08_maml.ipynb #297cd760
-def maml_memory(
-    backbone, # A `Backbone`
-    prompt, # One prompt
-    supports, # A `Batch` per inner step
-    query # A `Batch`
-)->int: # Bytes
-    "Estimate of what `maml_direction` needs, from what one pass over one example saves"
-    one = query[:1]
+# Numbers kept by a pass, its backward pass and the derivative of that, for each number a plain pass saves
+OVERHEAD = 9.5
+
+def _tokens(batch, prompt)->int:
+    "Positions of one example: source, target and prompt"
+    return batch.src_BT.shape[1]+batch.tgt_BU.shape[1]+prompt.length
+
+def _saved_bytes(backbone, prompt, batch)->int:
+    "Bytes that one forward pass keeps for its backward pass, without the weights"
+    weights = list(backbone.model.parameters())
+    trained = [p.requires_grad for p in weights]
     saved = {}
     def keep(t):
         saved[t.data_ptr()] = t.numel()*t.element_size()
         return t
-    weights = {p.data_ptr() for p in backbone.model.parameters()}
-    was = [p.requires_grad for p in backbone.model.parameters()]
     backbone.model.requires_grad_(False)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        loss = _Loss(backbone, prompt)(prompt.table.detach().requires_grad_(), one)
-    for p,w in zip(backbone.model.parameters(), was): p.requires_grad_(w)
-    per_token = sum(n for at,n in saved.items() if at not in weights)/(
-        one.src_BT.shape[1]+one.tgt_BU.shape[1]+prompt.length)
-    tokens = sum(len(b)*(b.src_BT.shape[1]+b.tgt_BU.shape[1]+prompt.length) for b in [*supports, query])
-    return int(2*OVERHEAD*per_token*tokens+8*3*sum(p.numel() for p in backbone.model.parameters()))
+        _Loss(backbone, prompt.kind)(prompt.table.detach().requires_grad_(), batch)
+    for p,was in zip(weights, trained): p.requires_grad_(was)
+    own = {p.data_ptr() for p in weights}
+    return sum(size for at,size in saved.items() if at not in own)
 
-# Numbers kept by a pass, its backward pass and the derivative of that, for each number a plain pass saves
-OVERHEAD = 9.5
+def maml_memory(
+    backbone, # A `Backbone`
+    prompt, # One prompt
+    supports:list, # A `Batch` per inner step
+    query # A `Batch`
+)->int: # Bytes
+    "Estimate of what `maml_direction` needs, from what one pass over one example saves"
+    one = query[:1]
+    per_token = _saved_bytes(backbone, prompt, one)/_tokens(one, prompt)
+    tokens = sum(len(b)*_tokens(b, prompt) for b in [*supports, query])
+    weights = sum(p.numel() for p in backbone.model.parameters())
+    return int(2*OVERHEAD*per_token*tokens+8*3*weights)
 
 # %% ../../nbs/60_train/08_maml.ipynb #d24216bd
 def maml_direction(
     backbone, # A `Backbone`; left alone
     prompt, # One prompt; left alone
-    tasks, # (list of the inner steps' `Batch`es, query `Batch`) of every task
+    tasks:list[tuple], # (list of the inner steps' `Batch`es, query `Batch`) of every task
     *, lr:float, # Rate of the inner loop's gradient descent
     limit:float=2e9 # Bytes it may take; `UserError` before it starts if the estimate is above
-)->tuple: # Gradient by parameter name, gradient for the prompt's table; means over tasks, double precision
+)->tuple[dict,Tensor]: # Gradient by parameter name, for the prompt's table; means over tasks, double precision
     "The exact meta-gradient of a small model, one task after another"
     tasks = list(tasks)
     if not tasks: raise UserError('MAML needs at least one task, got none')
-    need = max(maml_memory(backbone, prompt, *t) for t in tasks)
+    need = max(maml_memory(backbone, prompt, *task) for task in tasks)
     if need>limit:
         raise UserError(
             f'second-order MAML keeps the graph of the whole inner loop, here about {need/1e9:.2g} GB, and may take '
             f'{limit/1e9:.2g} GB; use fewer steps or examples, a smaller backbone, FOMAML, or raise limit')
-    module = _Loss(_double(backbone), prompt)
-    shared = dict(module.named_parameters())
-    G = None
+    module = _Loss(_double(backbone), prompt.kind)
+    shared,table = dict(module.named_parameters()),prompt.table.detach().double()
     def loss(shared, table, batch): return torch.func.functional_call(module, shared, (table, batch))
+    sums = None
     for supports,query in tasks:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            g = maml(loss, shared, prompt.table.detach().double(), supports, query, lr)
-        G = g if G is None else ({k:v+g[0][k] for k,v in G[0].items()}, G[1]+g[1])
-    return {k.removeprefix('model.'):v/len(tasks) for k,v in G[0].items()},G[1]/len(tasks)
+            weights,own = maml(loss, shared, table, supports, query, lr)
+        sums = (weights,own) if sums is None else ({k:v+weights[k] for k,v in sums[0].items()}, sums[1]+own)
+    named = {k.removeprefix('model.'):v/len(tasks) for k,v in sums[0].items()}
+    return named,sums[1]/len(tasks)

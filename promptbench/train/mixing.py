@@ -7,6 +7,7 @@ __all__ = ['ROUNDS', 'LISTED', 'RULES', 'permuted', 'shuffled', 'quotas', 'Mixin
 
 # %% ../../nbs/60_train/03_mixing.ipynb #c4fa4ecd
 import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 import numpy as np
@@ -15,31 +16,40 @@ from ..base.core import UserError, one_of, rng, seed_of
 # %% ../../nbs/60_train/03_mixing.ipynb #80a1871d
 ROUNDS = 6
 
-def _keys(*words)->np.ndarray: return np.array([seed_of(*words, i) for i in range(ROUNDS)], dtype=np.uint64)
+def _keys(*words)->np.ndarray:
+    "The keys of one shuffle"
+    return np.array([seed_of(*words, i) for i in range(ROUNDS)], dtype=np.uint64)
 
-def _scramble(x, key):
+def _scramble(x:np.ndarray, key)->np.ndarray:
     "Mix the bits of `x`: the last steps of the hash MurmurHash3"
     x = (x+key)*np.uint64(0xff51afd7ed558ccd)
     x ^= x>>np.uint64(33)
     x *= np.uint64(0xc4ceb9fe1a85ec53)
     return x^(x>>np.uint64(33))
 
+def _half_bits(n:np.ndarray)->np.ndarray:
+    "Half as many bits as it takes to write `n`-1, at least three"
+    bits = np.frexp((n-np.uint64(1)).astype(float))[1]
+    return np.maximum((bits+1)//2, 3).astype(np.uint64)
+
 def permuted(
-    places, # Whole numbers from 0 to `n`-1
-    n, # How many there are; one number, or one for each place
-    keys # What decides the shuffle: [rounds], or [rounds, places]
+    places:Sequence[int]|np.ndarray, # Whole numbers from 0 to `n`-1
+    n:int|np.ndarray, # How many there are; one number, or one for each place
+    keys:np.ndarray # What decides the shuffle: [rounds], or [rounds, places]
 )->np.ndarray: # int64
     "Where a fixed random shuffle of `n` things puts each place, without making the shuffle"
     x = np.array(places, dtype=np.uint64).reshape(-1)
     n = np.broadcast_to(np.asarray(n, dtype=np.uint64), x.shape)
     keys = np.asarray(keys, dtype=np.uint64)
-    half = np.maximum((np.frexp((n-np.uint64(1)).astype(float))[1]+1)//2, 3).astype(np.uint64)
+    half = _half_bits(n)
     low = (np.uint64(1)<<half)-np.uint64(1)
     todo = np.arange(len(x))
     while len(todo):
         h,m = half[todo],low[todo]
         a,b = x[todo]>>h, x[todo]&m
-        for key in keys: a,b = b, a^(_scramble(b, key if key.ndim==0 else key[todo])&m)
+        for key in keys:
+            own = key if key.ndim==0 else key[todo]
+            a,b = b, a^(_scramble(b, own)&m)
         x[todo] = a<<h|b
         todo = todo[x[todo]>=n[todo]]
     return x.astype(np.int64)
@@ -50,7 +60,7 @@ LISTED = 200_000 # Up to so many are shuffled as a list
 def shuffled(
     n:int, # How many
     r:random.Random # Where the order comes from
-): # Iterator over 0 ... n-1
+)->Iterator[int]: # Over 0 ... n-1
     "Every number below `n` once, in a random order; a large `n` takes no more memory than a small one"
     if n<=LISTED:
         order = list(range(n))
@@ -63,8 +73,29 @@ def shuffled(
 # %% ../../nbs/60_train/03_mixing.ipynb #44a23429
 RULES = ('proportional','temperature','equal')
 
+def _shared_out(weight:np.ndarray, most:np.ndarray, examples:int)->np.ndarray:
+    "Fractions of examples by weight; those that cannot give their share give all, and the others share the rest"
+    full = most==0
+    while True:
+        left,weights = examples-most[full].sum(),max(weight[~full].sum(), 1e-300)
+        give = np.where(full, most, weight*left/weights)
+        over = ~full & (give>most)
+        if not over.any(): return give
+        full |= over
+
+def _whole(give:np.ndarray, most:np.ndarray, examples:int)->np.ndarray:
+    "Whole numbers with the right sum: the largest fractions are rounded up, the first of equal ones first"
+    whole = np.minimum(np.floor(give+1e-9).astype(np.int64), most)
+    order = np.lexsort((np.arange(len(most)), whole-give))
+    while True:
+        lacking = examples-whole.sum()
+        if lacking<=0: return whole
+        order = order[whole[order]<most[order]]
+        whole[order[:lacking]] += 1
+
+# %% ../../nbs/60_train/03_mixing.ipynb #be291f6d
 def quotas(
-    sizes, # Examples that each has
+    sizes:Sequence[int], # Examples that each has
     examples:int|None=None, # How many in all; None: as many as there are, and then the rule must be 'proportional'
     *, rule:str='proportional', # By size; by size to the power 1/temperature; all the same
     cap:int|None=None, # The most that one counts for, and gives
@@ -73,32 +104,18 @@ def quotas(
     "How many examples each gives; what a small one cannot give, the others do"
     one_of('mixing rule', rule, RULES)
     most = np.asarray(sizes, dtype=np.int64)
-    most = most if cap is None else np.minimum(most, cap)
+    if cap is not None: most = np.minimum(most, cap)
     if rule=='temperature' and temperature<=0:
         raise UserError(f'the temperature must be above 0, got {temperature}; 1 mixes by size')
     if examples is None:
-        if rule!='proportional':
-            raise UserError(f"the rule {rule!r} needs the number of examples: a pass over everything is 'proportional'")
-        return most
+        if rule=='proportional': return most
+        raise UserError(f"the rule {rule!r} needs the number of examples: a pass over everything is 'proportional'")
     if examples>most.sum():
         raise UserError(
             f'the mixture must give {examples:,} examples, but there are only {most.sum():,}; ask for at most that many')
-    weight = {
-        'proportional':most.astype(float), 'temperature':most.astype(float)**(1/temperature), 'equal':(most>0).astype(float)}[rule]
-    give = np.zeros(len(most))
-    full = most==0
-    while True: # those that cannot give their share give all, and the others share the rest
-        give = np.where(full, most, weight*(examples-most[full].sum())/max(weight[~full].sum(), 1e-300))
-        over = ~full & (give>most)
-        if not over.any(): break
-        full |= over
-    whole = np.minimum(np.floor(give+1e-9).astype(np.int64), most)
-    rest = np.lexsort((np.arange(len(most)), whole-give))
-    rest = rest[whole[rest]<most[rest]]
-    while (k := examples-whole.sum())>0:
-        whole[rest[:k]] += 1
-        rest = rest[whole[rest]<most[rest]]
-    return whole
+    if rule=='equal': weight = (most>0).astype(float)
+    else: weight = most.astype(float)**(1/temperature if rule=='temperature' else 1)
+    return _whole(_shared_out(weight, most, examples), most, examples)
 
 # %% ../../nbs/60_train/03_mixing.ipynb #a8692c7f
 @dataclass(frozen=True)
@@ -108,18 +125,18 @@ class Mixing:
     sizes:tuple # Examples that each has
     quotas:tuple # Examples that each gives to an epoch
     seed:object # Same seed, same stream
-    def __len__(self): return int(sum(self.quotas))
-    def __repr__(self):
-        return (
-            f'Mixing({len(self):,} of {sum(self.sizes):,} examples an epoch, {len(self.names)} tasks, seed {self.seed})')
+    def __len__(self)->int: return int(sum(self.quotas))
+    def __repr__(self)->str:
+        size,there = f'{len(self):,}',f'{sum(self.sizes):,}'
+        return f'Mixing({size} of {there} examples an epoch, {len(self.names)} tasks, seed {self.seed})'
     @cached_property
-    def _tables(self):
-        "End of each task's stretch of an epoch, and the keys of each task's own shuffle"
-        return np.cumsum(self.quotas), np.stack(
-            [_keys('mixing', self.seed, n) for n in self.names], 1), np.array(self.sizes), np.array(self.quotas)
+    def _tables(self)->tuple:
+        "End of each task's stretch of an epoch, the keys of each task's own shuffle, sizes, quotas"
+        keys = np.stack([_keys('mixing', self.seed, n) for n in self.names], 1)
+        return np.cumsum(self.quotas),keys,np.array(self.sizes),np.array(self.quotas)
     def at(self,
-        places # Whole numbers from 0; `len` of them make an epoch
-    )->tuple: # Number of the task and number of its example, int64 each
+        places:Sequence[int]|np.ndarray # Whole numbers from 0; `len` of them make an epoch
+    )->tuple[np.ndarray,np.ndarray]: # Number of the task and number of its example, int64 each
         "What stands at these places"
         places = np.asarray(places, dtype=np.int64).reshape(-1)
         ends,keys,sizes,quota = self._tables
@@ -129,52 +146,60 @@ class Mixing:
             here = epoch==e
             out[here] = permuted(place[here], len(self), _keys('epoch', self.seed, int(e)))
         task = np.searchsorted(ends, out, side='right')
-        k = out-(ends-quota)[task]+epoch*quota[task]
-        return task, permuted(k%sizes[task], sizes[task], keys[:,task])
+        nth = out-(ends-quota)[task]+epoch*quota[task] # of what the task gives, counted over the epochs
+        return task,permuted(nth%sizes[task], sizes[task], keys[:,task])
+
+# %% ../../nbs/60_train/03_mixing.ipynb #6b0eff1d
+def _grouped_quotas(sizes:dict, groups:dict, examples:int|None, how:dict)->dict:
+    "Task -> examples, where the rule is for groups and the tasks of a group share equally"
+    members = {}
+    for n in sizes: members.setdefault(groups[n], []).append(n)
+    totals = [sum(sizes[n] for n in names) for names in members.values()]
+    give = {}
+    for names,total in zip(members.values(), quotas(totals, examples, **how).tolist()):
+        own = quotas([sizes[n] for n in names], total, rule='equal')
+        give |= dict(zip(names, own.tolist()))
+    return give
 
 def mix(
-    sizes:dict, # Task -> examples that it has
+    sizes:dict[str,int], # Task -> examples that it has
     *, seed,
     examples:int|None=None, rule:str='proportional', cap:int|None=None, temperature:float=2., # As for `quotas`
-    groups:dict|None=None # Task -> dataset: the rule is for datasets, whose tasks share equally; None: for tasks
+    groups:dict[str,str]|None=None # Task -> dataset: the rule is for datasets, whose tasks share equally; None: for tasks
 )->Mixing:
     "A mixture of tasks"
     if not sum(sizes.values()):
         raise UserError('a mixture needs at least one example, got none; do the templates skip every row?')
     how = dict(rule=rule, cap=cap, temperature=temperature)
-    names = tuple(sizes)
-    if groups is None:
-        return Mixing(
-            names, tuple(sizes.values()), tuple(quotas(list(sizes.values()), examples, **how).tolist()), seed)
-    members = {}
-    for n in names: members.setdefault(groups[n], []).append(n)
-    give = {}
-    for ns,q in zip(
-            members.values(), quotas([sum(sizes[n] for n in ns) for ns in members.values()], examples, **how).tolist()):
-        give |= dict(zip(ns, quotas([sizes[n] for n in ns], q, rule='equal').tolist()))
-    return Mixing(names, tuple(sizes.values()), tuple(give[n] for n in names), seed)
+    names,have = tuple(sizes),tuple(sizes.values())
+    if groups is None: return Mixing(names, have, tuple(quotas(have, examples, **how).tolist()), seed)
+    give = _grouped_quotas(sizes, groups, examples, how)
+    return Mixing(names, have, tuple(give[n] for n in names), seed)
 
 # %% ../../nbs/60_train/03_mixing.ipynb #c07491f0
 class Order:
     "The places of every batch: like lengths together, made when asked for; stands in for the list of `mtl_order`"
     def __init__(self,
         n:int, # Places
-        lengths, # Function from an array of places to their source and target lengths
+        lengths:Callable, # Function from an array of places to their source and target lengths
         *, batch_size:int, seed, mega:int=16 # As for `mtl_order`
     ):
         if batch_size<1: raise UserError(f'batch_size must be at least 1, got {batch_size}')
-        self.n,self.lengths,self.size,self.seed,self.mega,self._last = n,lengths,batch_size,seed,mega,(None,None)
-    def __len__(self): return -(-self.n//self.size)
+        self.n,self.lengths,self.size = n,lengths,batch_size
+        self.seed,self.mega = seed,mega
+        self._last = None,None
+    def __len__(self)->int: return -(-self.n//self.size)
     def __getitem__(self, k:int)->list[int]: # Places of batch `k`
         if not 0<=k<len(self): raise IndexError(k)
         g = k//self.mega
         if self._last[0]!=g: self._last = g,self._group(g)
         return self._last[1][k-g*self.mega]
-    def _group(self, g)->list[list[int]]:
+    def _group(self, g:int)->list[list[int]]:
         "Sort the places of a mega-batch by length, cut them, shuffle the cuts"
-        places = np.arange(g*self.mega*self.size, min(self.n, (g+1)*self.mega*self.size))
-        src,tgt = self.lengths(places)
-        places = places[np.argsort(np.asarray(src, dtype=np.int64)+2*np.asarray(tgt, dtype=np.int64), kind='stable')]
+        step = self.mega*self.size
+        places = np.arange(g*step, min(self.n, (g+1)*step))
+        source,target = (np.asarray(x, dtype=np.int64) for x in self.lengths(places))
+        places = places[np.argsort(source+2*target, kind='stable')]
         cut = [places[a:a+self.size].tolist() for a in range(0, len(places), self.size)]
         rng('order', self.seed, g).shuffle(cut)
         return cut

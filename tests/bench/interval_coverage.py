@@ -9,7 +9,7 @@ from statistics import NormalDist
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import common
-from promptbench.stats.bootstrap import Block, _block_draws
+from promptbench.stats.resample import Block, _block_draws
 from promptbench.stats.intervals import acceleration, interval, p_value
 from promptbench.stats.wu2022 import wu_draws
 

@@ -45,7 +45,8 @@ def read(path):
 
 def child(folder, n):
     "From the files to every interval; prints seconds of each part and the peak of memory"
-    from promptbench.stats.bootstrap import estimate, replicate
+    from promptbench.stats.bootstrap import estimate
+    from promptbench.stats.resample import replicate
     import pandas as pd
     at = [time.perf_counter()]; p = read(Path(folder)/'predictions.parquet'); rows = pd.read_parquet(Path(folder)/'rows.parquet'); at.append(time.perf_counter())
     r = replicate(p, rows=rows, n=n); at.append(time.perf_counter())
@@ -57,7 +58,7 @@ def child(folder, n):
 
 def bare(p, rows, n):
     "Seconds of the resampling alone, from arrays as the loop has them"
-    from promptbench.stats.bootstrap import _block_draws, _blocks, _lines
+    from promptbench.stats.resample import _block_draws, _blocks, _lines
     lines,line = _lines(p, rows, 'chance', 'macro9', None); todo = []
     for b in _blocks(p, line):
         c = np.zeros((len(b.line_R), lines.view.max()+1)); c[np.arange(len(c)),lines.view.to_numpy()[b.line_R]] = lines.coef.to_numpy()[b.line_R]; todo.append((b, c))
