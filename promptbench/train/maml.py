@@ -28,19 +28,21 @@ def maml(
     return torch.func.grad(outer, argnums=(0,1))(shared, prompt)
 
 # %% ../../nbs/60_train/08_maml.ipynb #42542500
-class _Given:
-    "A prompt that is a plain tensor [1,P,X], so that gradients of gradients reach it"
-    def __init__(self, kind:str, table:Tensor): self.kind,self.table = kind,table
-    def rows(self, index_B:Tensor)->Tensor: return self.table.expand(len(index_B), -1, -1)
+def _given(prompt, table):
+    "The prompt with a plain tensor [1,P,X] as its table, so that gradients of gradients reach it"
+    given = copy.copy(prompt)
+    given._parameters = dict.fromkeys(prompt._parameters, table)
+    return given
 
 class _Loss(nn.Module):
     "Token-mean loss as a function of the model's weights and the prompt's table"
-    def __init__(self, backbone, kind:str):
+    def __init__(self, backbone, prompt):
         super().__init__()
-        self.model,self.kind = backbone.model,kind
-        self.backbone = [backbone] # in a list, so that its weights are not counted twice
+        self.model = backbone.model
+        self.hidden = [backbone,prompt] # in a list, so that their weights are not counted
     def forward(self, table:Tensor, batch)->Tensor:
-        logits = forward(self.backbone[0], batch, _Given(self.kind, table))
+        backbone,prompt = self.hidden
+        logits = forward(backbone, batch, _given(prompt, table))
         nll_BU = sequence_nll(logits, batch.tgt_BU, batch.tgt_mask_BU)
         return nll_BU.sum()/batch.tgt_mask_BU.sum()
 
@@ -69,7 +71,7 @@ def _saved_bytes(backbone, prompt, batch)->int:
         return t
     backbone.model.requires_grad_(False)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        _Loss(backbone, prompt.kind)(prompt.table.detach().requires_grad_(), batch)
+        _Loss(backbone, prompt)(prompt.table.detach().requires_grad_(), batch)
     for p,was in zip(weights, trained): p.requires_grad_(was)
     own = {p.data_ptr() for p in weights}
     return sum(size for at,size in saved.items() if at not in own)
@@ -103,7 +105,7 @@ def maml_direction(
         raise UserError(
             f'second-order MAML keeps the graph of the whole inner loop, here about {need/1e9:.2g} GB, and may take '
             f'{limit/1e9:.2g} GB; use fewer steps or examples, a smaller backbone, FOMAML, or raise limit')
-    module = _Loss(_double(backbone), prompt.kind)
+    module = _Loss(_double(backbone), prompt)
     shared,table = dict(module.named_parameters()),prompt.table.detach().double()
     def loss(shared, table, batch): return torch.func.functional_call(module, shared, (table, batch))
     sums = None
