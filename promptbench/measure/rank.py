@@ -220,7 +220,7 @@ def rank(
     backbone:object, # A `Backbone`; put into evaluation mode while it ranks
     tasks_examples:Iterable, # Per task a list of examples with `.source`, `.choices` and `.gold`
     prompt:torch.nn.Module|None=None, # A prompt, or a bank with one prompt per task
-    *, token_budget:int|None=None, # Most positions per batch, a shallow prompt's included; by default 4,096 on a CPU and 65,536 on a GPU
+    *, token_budget:int|None=None, # Most positions per batch, a shallow prompt's included; None: as below
     max_source:int=768, max_target:int=192, # Ids kept of each side, `</s>` not counted
     show:str|None=None, # Label of a progress bar over examples; None shows none
     tick:Callable|None=None # Called with the number of examples finished after every batch
