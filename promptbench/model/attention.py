@@ -8,7 +8,7 @@ __all__ = ['ATTENTION', 'WAYS', 'EXTRA', 'prompted_attention', 'same_heads', 'at
 
 # %% ../../nbs/40_model/05_attention.ipynb #5f9d20d5
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,7 @@ def _mask(*args, dtype=torch.float32, allow_is_causal_skip=False, **kw)->Tensor|
     seen = sdpa_mask(*args, allow_is_causal_skip=False, **kw)
     return None if seen is None else torch.zeros((), device=seen.device, dtype=dtype).where(seen, -1e9)
 
-def register_attention():
+def register_attention()->None:
     "Make transformers know `prompted_attention`; calling it again changes nothing"
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
@@ -115,7 +115,7 @@ def is_slot(
 def use_attention(
     model:torch.nn.Module, # A transformers model
     name:str=ATTENTION # A registered attention function
-):
+)->None:
     "Send every attention layer of `model` through one function"
     model.set_attn_implementation(name)
     for c in [getattr(m, 'config', None) for m in model.modules()]:
@@ -126,7 +126,7 @@ def use_attention(
 def deep_prompt(
     backbone:object, # A `Backbone`
     rows_BPX:Tensor|None # Keys and values for every slot, one prompt per example; None changes nothing
-):
+)->Iterator[None]:
     "Within the block, every attention slot sees its part of `rows_BPX`; afterwards, also after an error, it is gone"
     if rows_BPX is None:
         yield
@@ -208,7 +208,8 @@ class Segments:
         self.L = int(max(q_len.max(), k_len.max()))
         self._plan,self._ready = {},('nothing yet',None)
 
-    def __call__(self, query, key, value, prompt, table_HL, scaling, dropout)->Tensor: # Queries [1,H,T,K]; the result [1,T,H,K]
+    def __call__(self, query, key, value, prompt, table_HL, scaling, dropout)->Tensor:
+        "[1,T,H,K], for queries [1,H,T,K]"
         way = self._chosen(query, key, value, dropout)
         if table_HL is not None and not table_HL.numel(): table_HL = None
         key,value,*prompt = same_heads(query, key, value, *(prompt or ()))
@@ -440,7 +441,7 @@ def _give_table(cut)->Callable:
 def segmented(
     slots:Iterable, # Attention layers
     cuts:Iterable # The `Segments` of each
-):
+)->Iterator[None]:
     "Within the block, every attention slot works inside the examples its `Segments` names; afterwards the slots are as before"
     hooks = []
     try:

@@ -74,7 +74,8 @@ class Backbone:
     @cached_property
     def slots(self)->list[nn.Module]: return _find_slots(self.model)
     @property
-    def relative(self)->bool: return hasattr(self.slots[0], 'relative_attention_bias') # T5 and its kin know distances only
+    def relative(self)->bool: # T5 and its kin know distances only
+        return hasattr(self.slots[0], 'relative_attention_bias')
     @property
     def heads(self)->int: # Of keys and values; queries may have more
         if not self.causal: return getattr(self.slots[0], 'n_heads', None) or self.slots[0].num_heads
@@ -391,6 +392,9 @@ def word_tokenizer(
                                    additional_special_tokens=special[3:])
 
 # %% ../../nbs/40_model/06_backbone.ipynb #759a9fc9
+# Families without an encoder: how the names of their classes in transformers begin
+_CAUSAL = dict(llama='Llama', qwen='Qwen3', mistral='Mistral', neox='GPTNeoX', gpt2='GPT2')
+
 def new_backbone(
     tokenizer:object, # Its length is the vocabulary size
     *, dim:int=32, # Model width D
@@ -425,9 +429,6 @@ def _drawn_from(seed):
         yield
 
 # %% ../../nbs/40_model/06_backbone.ipynb #95b6a4c5
-# Names of classes in transformers
-_CAUSAL = dict(llama='Llama', qwen='Qwen3', mistral='Mistral', neox='GPTNeoX', gpt2='GPT2')
-
 def _new_causal(tokenizer, kind:str, size:dict, seed, options:dict)->Backbone:
     "An untrained decoder-only backbone"
     import transformers

@@ -305,12 +305,13 @@ class _Packed(torch.autograd.Function):
             dq,dt,delta = _queries_gradients(c, for_table)
             if for_k or for_v: dk,dv = _keys_gradients(c, delta)
             if for_pk or for_pv: dpk,dpv = _prompts_gradients(c, delta)
-        rows = (t.transpose(1,2) if wanted else None for t,wanted in ((dq,for_q),(dk,for_k),(dv,for_v)))
-        return *rows,dt,dpk if for_pk else None,dpv if for_pv else None,None,None
+        rows = [t.transpose(1,2) if wanted else None for t,wanted in ((dq,for_q),(dk,for_k),(dv,for_v))]
+        prompts = [t if wanted else None for t,wanted in ((dpk,for_pk),(dpv,for_pv))]
+        return *rows,dt,*prompts,None,None
 
 # %% ../../nbs/40_model/04_fused.ipynb #fc6fccae
-def _queries_gradients(c, learnt:bool)->tuple: # [1,T,H,K]; of the table, or None; sums [H,T] that the gradients of keys need
-    "What one walk over the keys gives"
+def _queries_gradients(c, learnt:bool)->tuple:
+    "Gradients of queries [1,T,H,K] and of the table (or None), and the sums [H,T] that those of keys need"
     _,H,T,K = c.q.shape
     M,N,warps,stages = c.ways[1]
     dq,delta = c.q.new_empty(1, T, H, K),torch.empty_like(c.lse)

@@ -53,7 +53,9 @@ class _Product(torch.autograd.Function):
     def backward(ctx, g):
         x,w = ctx.saved_tensors
         for_x,for_w = ctx.needs_input_grad
-        return (_Product.apply(g, w.t()) if for_x else None),(_weight_gradient(g, x) if for_w else None)
+        gx = _Product.apply(g, w.t()) if for_x else None
+        gw = _weight_gradient(g, x) if for_w else None
+        return gx,gw
 
 def _weight_gradient(g, x):
     "g transposed times x, the longer side last: up to three times as fast"

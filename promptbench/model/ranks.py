@@ -7,7 +7,7 @@ __all__ = ['Ranks', 'ranks', 'share', 'sum_over', 'barrier', 'main_first']
 
 # %% ../../nbs/40_model/07_ranks.ipynb #9a909417
 import atexit, contextlib, os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def share(
 def sum_over(
     tensors:Sequence[Tensor], # Of the same shapes in every process; changed in place
     bucket:int=2**25 # Numbers sent at a time
-):
+)->None:
     "Replace every tensor by its sum over all processes"
     if ranks().size==1: return
     groups = {}
@@ -82,12 +82,12 @@ def _buckets(tensors, most:int)->list[list[Tensor]]:
     return out
 
 # %% ../../nbs/40_model/07_ranks.ipynb #33f76c35
-def barrier():
+def barrier()->None:
     "Wait until every process is here"
     if ranks().size>1: torch.distributed.barrier()
 
 @contextlib.contextmanager
-def main_first():
+def main_first()->Iterator[None]:
     "The main process runs the block before the others do, so that they find what it has written"
     first = ranks().main
     if not first: barrier()

@@ -63,7 +63,7 @@ def read_card(
 def save_checkpoint(
     folder:str|Path, # Appears when everything is written; an older one is replaced
     *, backbone:Backbone|None=None, # Stored in full, unless `reference` is given
-    reference:str|Path|None=None, # Where this same, unchanged backbone can be loaded from: only its name and hash are stored
+    reference:str|Path|None=None, # Where this same backbone can be loaded from: only name and hash are stored
     prompt:torch.nn.Module|None=None, # A prompt or a bank
     optimizer:object=None, # Anything whose `state_dict` is a flat dict of tensors, such as `Adafactor`
     state:dict|None=None, # Tensors and plain values to go on from: step, budget, generator states
@@ -146,6 +146,7 @@ def load_checkpoint(
     prompt = _load_prompt(folder, stored['prompt'], device) if 'prompt' in stored else None
     return backbone,prompt,card
 
+# %% ../../nbs/50_prompt/05_checkpoint.ipynb #b661f6ba
 def load_state(
     folder:str|Path # A checkpoint
 )->dict:

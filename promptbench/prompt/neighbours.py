@@ -169,4 +169,5 @@ def _mass(slot:str, backbone, batch, prompt, weight_BHTS, visible_BHTS)->tuple: 
 
 def _per_head(slot:str, mass_H, fair:float)->list[dict]:
     place,layer = slot.split()
-    return [dict(slot=slot, place=place, layer=int(layer), head=h, mass=float(m), fair=fair) for h,m in enumerate(mass_H)]
+    same = dict(slot=slot, place=place, layer=int(layer))
+    return [dict(**same, head=h, mass=float(m), fair=fair) for h,m in enumerate(mass_H)]
