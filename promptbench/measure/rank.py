@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 import numpy as np, torch
 import torch.nn.functional as F
+from torch import nn
 from ..base.core import UserError, one_of, progress
+from ..model.backbone import Backbone
 from ..model.batch import Batch
 from ..model.memory import TokenBudget
+from ..prompt.bank import source_positions
 from ..prompt.decoder_only import continue_from, head_input, offsets
 from ..prompt.forward import encode, decode
 
@@ -217,9 +220,9 @@ def _nll_followers(backbone, past, say_RU, choice_RU, first_RU, read_RU)->torch.
 
 # %% ../../nbs/55_measure/00_rank.ipynb #003b8559
 def rank(
-    backbone:object, # A `Backbone`; put into evaluation mode while it ranks
-    tasks_examples:Iterable, # Per task a list of examples with `.source`, `.choices` and `.gold`
-    prompt:torch.nn.Module|None=None, # A prompt, or a bank with one prompt per task
+    backbone:Backbone, # Put into evaluation mode while it ranks
+    tasks_examples:Sequence[Sequence], # Per task a list of examples with `.source`, `.choices` and `.gold`
+    prompt:nn.Module|None=None, # A prompt, or a bank with one prompt per task
     *, token_budget:int|None=None, # Most positions per batch, a shallow prompt's included; None: as below
     max_source:int=768, max_target:int=192, # Ids kept of each side, `</s>` not counted
     show:str|None=None, # Label of a progress bar over examples; None shows none
@@ -233,7 +236,7 @@ def rank(
     on_cpu = backbone.device.type=='cpu'
     budget = TokenBudget(token_budget or (4096 if on_cpu else 65536), floor=1)
     costs = _costs(backbone, work, budget.tokens, 2**26 if on_cpu else 2**28)
-    if getattr(prompt, 'kind', 'none')=='shallow': costs[:,0] += prompt.length
+    costs[:,0] += source_positions(prompt)
     total_C = np.zeros(len(work.choice_len))
     was = backbone.model.training
     backbone.eval()

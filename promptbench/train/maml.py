@@ -7,7 +7,7 @@ __all__ = ['OVERHEAD', 'maml', 'maml_memory', 'maml_direction']
 
 # %% ../../nbs/60_train/08_maml.ipynb #3d1c8ae9
 from collections.abc import Callable
-import torch
+import copy, torch
 from torch import nn, Tensor
 from ..base.core import UserError
 from ..prompt.forward import forward, sequence_nll
