@@ -120,8 +120,10 @@ def held_out(
         return dict(arg=e['estimate'], lo=e['lo'], hi=e['hi'], n=len(ps))
     return measure
 
-# %% ../../nbs/90_lab/04_monitor.ipynb #6b4ba65b
-def _shots(task, config:TuneConfig)->list: return task.shots(config.shots, config.seed) if hasattr(task, 'shots') else task
+# %% ../../nbs/90_lab/04_monitor.ipynb #7a530699
+def _shots(task, config:TuneConfig)->list:
+    "Training examples of a task, or of a list of them"
+    return task.shots(config.shots, config.seed) if hasattr(task, 'shots') else task
 
 def tuning_run(
     backbone, prompt, tasks, config:TuneConfig=TuneConfig(), # As for `tune`
@@ -159,7 +161,7 @@ def thinned(
     if len(points)<=most: return points
     return [points[round(i*(len(points)-1)/(most-1))] for i in range(most)]
 
-# %% ../../nbs/90_lab/04_monitor.ipynb #9a0343f6
+# %% ../../nbs/90_lab/04_monitor.ipynb #cec6221c
 def run_title(
     rows:list[dict], measured:list[dict], # As in `plot_run`
     steps:int|None # Rows planned
@@ -172,7 +174,7 @@ def run_title(
     m = measured[-1]
     return f'{text}, held-out ARG {m["arg"]:.1f} [{m["lo"]:.1f}, {m["hi"]:.1f}] (n = {m["n"]:,})'
 
-# %% ../../nbs/90_lab/04_monitor.ipynb #9c426682
+# %% ../../nbs/90_lab/04_monitor.ipynb #caa48b97
 def _curve(panel:int, x:list, y:list, colour:str, name:str)->dict:
     "A line in one of the four charts"
     n = _axis(panel)
@@ -197,13 +199,14 @@ def _run_axes(panel:int, words:str, end:int)->tuple[dict,dict]:
     "Axes of one of the four charts, and its heading"
     n,left,top = _axis(panel),panel%2*.54,1-panel//2*.56
     below = dict(title='updates' if panel>1 else None)
+    mode = 'normal' if panel==3 else 'tozero' # ARG may be below 0
     axes = {f'xaxis{n}':dict(domain=[left,left+.46], anchor=f'y{n}', range=[0,end*1.02])|below,
-            f'yaxis{n}':dict(domain=[top-.4,top], anchor=f'x{n}', rangemode='normal' if panel==3 else 'tozero', nticks=5)}
+            f'yaxis{n}':dict(domain=[top-.4,top], anchor=f'x{n}', rangemode=mode, nticks=5)}
     heading = dict(text=f'<b>{words}</b>', x=left, y=top+.01, xref='paper', yref='paper', xanchor='left',
                    yanchor='bottom', showarrow=False, font=dict(size=12))
     return axes,heading
 
-# %% ../../nbs/90_lab/04_monitor.ipynb #64f8b2ed
+# %% ../../nbs/90_lab/04_monitor.ipynb #c75483f4
 def plot_run(
     rows:list[dict], measured:list[dict]=(), # From `watch`; from `held_out`, with `step`
     *, steps:int|None=None, guess:float|None=None # Rows planned; a line at what guessing costs
@@ -216,7 +219,8 @@ def plot_run(
     blue,orange = look('T-only')[0],look('T+P')[0]
     own = 'prompt_grad' in last
     gradient = [r.get('prompt_grad' if own else 'grad_norm') for r in d]
-    traces = [_curve(0, x, [round(r['loss'], 5) for r in d], blue, 'loss'), _curve(1, x, gradient, blue, 'gradient norm')]
+    loss = [round(r['loss'], 5) for r in d]
+    traces = [_curve(0, x, loss, blue, 'loss'), _curve(1, x, gradient, blue, 'gradient norm')]
     if 'movement' in last: traces.append(_curve(2, x, [_moved(r) for r in d], orange, 'movement'))
     if measured: traces.append(_measured_line(measured, orange))
     dotted = dict(type='line', xref='x', yref='y', x0=0, x1=end, y0=guess, y1=guess,
@@ -238,7 +242,7 @@ def remaining(seconds:float)->str:
     if seconds<90: return f'{seconds:.0f} s'
     return f'{seconds/60:.0f} min' if seconds<5400 else f'{seconds/3600:.1f} h'
 
-# %% ../../nbs/90_lab/04_monitor.ipynb #66731623
+# %% ../../nbs/90_lab/04_monitor.ipynb #d274e1ce
 def _button(words:str, icon:str, style:str='')->W.Button:
     return W.Button(description=words, icon=icon, button_style=style, layout=W.Layout(width='110px'))
 
@@ -248,7 +252,7 @@ class Monitor(Panel):
         run:MonitoredRun, # From `tuning_run` or `pretraining_run`
         folder, # Where checkpoints go; a run found there goes on
         *, every:int=10, # Updates between two checkpoints
-        measure_every:int|None=None, # Updates between two measurements on held-out examples; None: a tenth of the run, 20 at least
+        measure_every:int|None=None, # Updates between two measurements of ARG; None: a tenth of the run, 20 at least
         redraw:float=.4 # Seconds between two drawings, at least
     ):
         self.run,self.folder,self.every,self.redraw = run,Path(folder),every,redraw
@@ -258,13 +262,15 @@ class Monitor(Panel):
         self.known,self.replay = {},0 # Rows of an earlier session by step; how many will come again from the checkpoint
         self._drawn = 0.
         self._recall()
-        self.start,self.pause,self.stop = _button('Start','play','primary'),_button('Pause','pause'),_button('Stop','stop')
+        self.start = _button('Start', 'play', 'primary')
+        self.pause,self.stop = _button('Pause', 'pause'),_button('Stop', 'stop')
         self.bar = W.IntProgress(max=run.steps or 1, layout=W.Layout(width='220px'))
         self.status,self.doctor,self.plot = W.HTML(),W.HTML(),Plot()
         super().__init__(
             f'Training monitor: {run.name}', line(self.start, self.pause, self.stop, self.bar, self.status),
             self.doctor, self.plot,
-            note='The run goes on when the page is closed. Stop waits for the next checkpoint; Start goes on from there.')
+            note='The run goes on when the page is closed. '
+                 'Stop waits for the next checkpoint; Start goes on from there.')
         self.start.on_click(self.guarded(lambda _: self._start()))
         self.pause.on_click(self.guarded(lambda _: self._pause()))
         self.stop.on_click(self.guarded(lambda _: self.reading.stop()))
@@ -314,7 +320,7 @@ class Monitor(Panel):
         if time.monotonic()-self._drawn>self.redraw or n==1: self.draw()
 
     def _as_it_was(self, row:dict)->dict:
-        "A row that comes again from the checkpoint: the prompt is further already, so what was read off it does not count"
+        "A row that comes again from the checkpoint: the prompt is further already, so nothing read off it counts"
         if row['step'] in self.known: return self.known[row['step']]
         return {k:v for k,v in row.items() if k not in ('movement','scale','prompt_grad')}
 

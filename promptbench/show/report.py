@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from ..base.core import UserError, write_atomic
 from ..stats.claims import VERDICTS, paper_table1
 from .look import SIGN, layout, mark, plural, settings_of, signed
-from .frame import figure_html, figure_json, page, save_figures, templates
+from .frame import figure_html, figure_json, html_templates, page, save_figures
 from .findings import accuracy_table, brief, budgets, caveats, corrected, findings, headline, seed_table, table_cells
 from . import plots
 
@@ -27,7 +27,7 @@ def _or_blank(draw, *args, **more)->dict:
     try: return figure_json(draw(*args, **more))
     except UserError as e: return figure_json(_blank(f'Nothing to show: {e}'))
 
-# %% ../../nbs/30_show/04_report.ipynb #b84fc937
+# %% ../../nbs/30_show/04_report.ipynb #4b970539
 def _stage(s:str)->int:
     "Place of a stage: pretraining, tuning, anything else"
     return 0 if s=='pretrain' else 1 if s.startswith('tune') else 2
@@ -54,7 +54,7 @@ def curve_figures(
         out[_curve_name(stage)] = drawn if len(drawn)>1 else drawn['step']
     return out
 
-# %% ../../nbs/30_show/04_report.ipynb #a02ccd11
+# %% ../../nbs/30_show/04_report.ipynb #952d333b
 def _by_choice(rows:pd.DataFrame, prompt:str, shots:int)->dict:
     "Accuracy of all datasets (''), and of each"
     parts = {'':rows}|{d:rows[rows.dataset==d] for d in dict.fromkeys(rows.dataset)}
@@ -95,7 +95,7 @@ def in_order(
     by = [c for c in ('method','prompt','shots') if c in df.columns]
     return df.sort_values(by, kind='stable', key=places)
 
-# %% ../../nbs/30_show/04_report.ipynb #4f4dd40a
+# %% ../../nbs/30_show/04_report.ipynb #dcd14443
 def _size(rows:pd.DataFrame)->str:
     "How much the table stands on"
     n = sorted(set(rows.n)) if 'n' in rows else []
@@ -113,7 +113,7 @@ def _whole(text:str)->Markup:
     "Text whose names of methods and models are not broken at their hyphen"
     return Markup(re.sub(r'\b([TP]-only|T5-\w+)', r'<span class="nb">\1</span>', str(escape(text))))
 
-# %% ../../nbs/30_show/04_report.ipynb #726ff6d3
+# %% ../../nbs/30_show/04_report.ipynb #1e05100f
 def _version(package:str)->str|None:
     try: return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError: return None
@@ -177,7 +177,7 @@ def _figure_of(figs:dict):
     "What the template calls for a figure's place; the page's script writes the captions of nests"
     return lambda id, note, alt: figure_html(id, figs[id].get('caption', ''), note, alt)
 
-# %% ../../nbs/30_show/04_report.ipynb #a8dd6305
+# %% ../../nbs/30_show/04_report.ipynb #73b4628e
 def render(
     *, rows:pd.DataFrame, predictions:pd.DataFrame, table:pd.DataFrame, claims:pd.DataFrame, # As in `write_report`
     curves:pd.DataFrame|None=None, cards=(), settings:dict # As in `write_report`
@@ -192,9 +192,9 @@ def render(
     verdict,answer = headline(claims, level)
     claim_words,curve_words = _claim_lists(claims, level),_curve_words(figs, curves)
     tools = dict(figure=_figure_of(figs), count=_count, plural=plural, signed=signed, whole=_whole, mark=mark)
-    body = templates().get_template('report.html').render(
-        **tools, sign=SIGN, **claim_words, **curve_words, **_table_words(table, paper), **_dataset_words(rows, settings),
-        settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, size=_size(rows),
+    body = html_templates().get_template('report.html').render(
+        **tools, **claim_words, **curve_words, **_table_words(table, paper), **_dataset_words(rows, settings),
+        sign=SIGN, settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, size=_size(rows),
         sections=[s for s in SECTIONS if s[0]!='curves' or curve_words['curve_names']],
         found=findings(rows, table, claims, settings), brief=brief(rows, table, settings),
         budget=_costs(cards, order), caveats=caveats(settings|dict(holm=claim_words['holm']), rows),
@@ -211,7 +211,7 @@ def write_report(
     curves:pd.DataFrame|None=None, # method, prompt, seed, stage, step, loss, and perhaps tokens, task
     cards=(), # Of the runs: a list of dicts, see `budgets`
     settings:dict, # command, suite, backbone, level, versions and whatever else explains the run
-    figures=None, formats=('svg',) # A folder for every figure as a file of its own, and its formats (html, svg, png); None: no such files
+    figures=None, formats=('svg',) # A folder for figures as files of their own (None: no such files); of html, svg, png
 )->Path: # The file
     "Write the report: one HTML file, whole or not at all; `UserError` if the table is empty"
     out = Path(out)
