@@ -26,7 +26,7 @@ def side(
     if not keep.any(): raise UserError(f'no predictions of {cell}')
     return predictions[keep]
 
-# %% ../../nbs/90_lab/06_comparison.ipynb #adb84708
+# %% ../../nbs/90_lab/06_comparison.ipynb #53f342c4
 def _in_common(a:pd.DataFrame, b:pd.DataFrame)->pd.DataFrame:
     "What both sides have: the same datasets and the same seeds"
     datasets,seeds = set(a.dataset)&set(b.dataset),set(a.seed)&set(b.seed)
@@ -73,7 +73,7 @@ def plot_paired(
     t:pd.DataFrame, # From `paired`
     a:dict, b:dict # The two cells
 )->go.Figure: # A row per dataset, the mean on top
-    "Paired differences as a forest: right of 0 the first run is better; shape and colour say whether the interval excludes 0"
+    "Paired differences as a forest: right of 0 the first run is better; shape and colour say if an interval excludes 0"
     t = t.assign(verdict=[_verdict(r) for r in t.itertuples()])
     names = dict(holds='first is better', fails='second is better', undecided='cannot be told')
     traces = []
@@ -86,8 +86,9 @@ def plot_paired(
                            error_x=bars(d.estimate, d.lo, d.hi, colour), text=said))
     labels = ['<b>ARG</b>']+[short_name(x, 20) for x in t.dataset[1:]]
     axis = dict(title='difference in ARG, points (first − second), 95 % interval', zeroline=True, zerolinewidth=2)
-    return go.Figure(traces, layout(_paired_title(t, a, b), 150+26*len(t), left=120, xaxis=axis, yaxis=rows_axis(labels),
-                                    shapes=[box(0, 1, -.5, .5, SHADE, xref='paper')]))
+    return go.Figure(traces, layout(
+        _paired_title(t, a, b), 150+26*len(t), left=120, shapes=[box(0, 1, -.5, .5, SHADE, xref='paper')],
+        xaxis=axis, yaxis=rows_axis(labels)))
 
 # %% ../../nbs/90_lab/06_comparison.ipynb #c5c94fff
 def _disagreement(r)->dict:
@@ -100,7 +101,7 @@ def _disagreement(r)->dict:
 def disagreements(
     predictions:pd.DataFrame, a:dict, b:dict, # As in `paired`
     *, dataset:str|None=None, better:str='both' # One dataset; 'first', 'second' or 'both': who is right
-)->pd.DataFrame: # dataset, template, seed, instance, right ('first' or 'second'), gold, first, second (numbers of choices), sure (lead of each side's choice over the right or wrong one)
+)->pd.DataFrame: # dataset, template, seed, instance, right (side), gold, first, second (numbers of choices), sure
     "Instances that one run gets right and the other wrong, the surest first"
     key = ['seed','dataset','template','instance']
     m = side(predictions, a).merge(side(predictions, b), on=key, suffixes=('_a','_b'))
@@ -169,10 +170,11 @@ class Comparison(Panel):
         self.d = disagreements(self.predictions, *self.sides, dataset=dataset, better=self.better.value)
         n,first = len(self.d),(self.d.right=='first').sum()
         most = '; the 30 surest are shown' if n>30 else ''
+        lines = [self._line(r) for r in self.d[:30].itertuples()]
         self.words.value = (
             f'<b>Where they disagree</b> <span class="pb-soft"><span class="pb-count">{n:,}</span> answers, '
             f'{first:,} of them right in the first run{most}</span>'
-            +table_html(['task','source','right','first says','second says','#sure'], map(self._line, self.d[:30].itertuples())))
+            +table_html(['task','source','right','first says','second says','#sure'], lines))
 
     def _line(self, r)->tuple:
         "An instance in words, where they are known"

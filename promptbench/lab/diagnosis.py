@@ -19,7 +19,7 @@ def _rms(tensors)->float:
 def _norm(tensors)->float: return math.sqrt(sum(float(t.float().square().sum()) for t in tensors))
 
 class Watch:
-    "Rows of a run with `movement` (from the start, root mean square), `scale` (of the prompt) and, where the loop leaves it, `prompt_grad` added"
+    "Rows of a run with `movement` (root mean square, from the start), `scale` (of the prompt) and its gradient added"
     def __init__(self,
         rows, # A generator of rows, such as `tune(...)` or `pretrain(...)`
         prompt=None # What is trained; None: the bank of a `Tuning`
@@ -76,7 +76,7 @@ def _noised(prompt, size:float):
 def probe(
     backbone, prompt, # As they are trained
     examples # A few with `.source` and `.target`
-)->dict: # reachable (gradients are asked for), gradient (norm), effect (largest change of a token's loss under another prompt), scale and vocabulary (root mean square of a prompt's and a word's numbers)
+)->dict: # reachable, gradient (norm), effect (on a token's loss), scale and vocabulary (root mean square)
     "Whether the model sees the prompt at all, and whether a gradient comes back"
     import torch
     from promptbench.model.batch import make_batch
@@ -104,7 +104,7 @@ def _fallen(rows:list[dict])->float:
 
 def _found(kind:str, words:str, advice:str)->dict: return dict(kind=kind, words=words, advice=advice)
 
-# %% ../../nbs/90_lab/03_diagnosis.ipynb #b532b4dc
+# %% ../../nbs/90_lab/03_diagnosis.ipynb #4c426996
 def _unseen(asked:dict)->dict|None:
     "What the model said, when no gradient came back: the prompt is masked, or cut off"
     if asked['gradient']>1e-12: return None
@@ -140,7 +140,7 @@ def _no_gradient(rows:list[dict], asked:dict|None)->dict|None:
                       'Make the optimiser after the prompt, and give it prompt.parameters().')
     return None
 
-# %% ../../nbs/90_lab/03_diagnosis.ipynb #3ac55d61
+# %% ../../nbs/90_lab/03_diagnosis.ipynb #b44921ef
 def _too_slow(rows:list[dict], lr:float|None, steps:int|None)->dict|None:
     "A learning rate that cannot move the prompt by a fiftieth of its size in the whole run"
     row,n = rows[-1],len(rows)
@@ -182,7 +182,7 @@ def _off_scale(rows:list[dict], asked:dict|None)->dict|None:
         'off scale', f'The prompt started {how} than words are ({ratio:.2g} times), and the loss hardly falls.',
         "Start from words of the vocabulary: new_prompt(..., init='vocab') or init='text'.")
 
-# %% ../../nbs/90_lab/03_diagnosis.ipynb #4b153f12
+# %% ../../nbs/90_lab/03_diagnosis.ipynb #a2dcce8e
 def diagnose(
     rows:list[dict], # Rows of a run, best from `watch`
     *, lr:float|None=None, # Of the prompt, where rows say no movement

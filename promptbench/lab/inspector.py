@@ -35,7 +35,7 @@ def plot_map(
     return go.Figure(traces, layout(title, 340, left=56, xaxis=dict(title=f'first component ({share[0]:.0%})'),
                                     yaxis=dict(title=f'second ({share[1]:.0%})')))
 
-# %% ../../nbs/90_lab/02_inspector.ipynb #e41b084c
+# %% ../../nbs/90_lab/02_inspector.ipynb #7056e89a
 def _mass_title(mass:pd.DataFrame, n:int, length:int)->str:
     "What the prompt gets on average, and where it gets most"
     top = mass.loc[mass.mass.idxmax()]
@@ -70,7 +70,8 @@ def words_html(
         return Raw(', '.join(f'{html.escape(w)} <span class="pb-soft">{v:.2f}</span>' for w,v in words))
     head = (f'<b>Nearest words</b> <span class="pb-soft">{MEASURES[measure]}; '
             'norm beside the median norm of words</span>')
-    lines = [(r.position, f'{r.norm:.2f}', f'{r.of_words:.2f} ×', said(getattr(r, measure))) for r in near.itertuples()]
+    lines = [(r.position, f'{r.norm:.2f}', f'{r.of_words:.2f} ×', said(getattr(r, measure)))
+             for r in near.itertuples()]
     return head+table_html(['#position','#norm','#of words','nearest first'], lines)
 
 def norms_html(
@@ -79,9 +80,10 @@ def norms_html(
     "Norms of a deep prompt as a table"
     head = ('<b>Norms of keys and values</b> <span class="pb-soft">a deep prompt lives inside the layers, '
             'where no words are near</span>')
-    return head+table_html(['slot','#keys','#values'], [(r.slot, f'{r.keys:.2f}', f'{r.values:.2f}') for r in norms.itertuples()])
+    lines = [(r.slot, f'{r.keys:.2f}', f'{r.values:.2f}') for r in norms.itertuples()]
+    return head+table_html(['slot','#keys','#values'], lines)
 
-# %% ../../nbs/90_lab/02_inspector.ipynb #f9722de5
+# %% ../../nbs/90_lab/02_inspector.ipynb #d28a0a8b
 class Inspector(Panel):
     "Look at prompts: of one task, and of many"
     def __init__(self,

@@ -17,7 +17,7 @@ from ..show.frame import asset, figure_json, script
 
 # %% ../../nbs/90_lab/00_panels.ipynb #4049676f
 class Plot(anywidget.AnyWidget):
-    "A plotly figure as a widget; its whole state is one JSON value, so that every view and every reload of the page shows the same"
+    "A plotly figure as a widget; its whole state is one JSON value, so every view and reload of the page shows the same"
     _esm,_css = script('plot.js'),asset('plot.css')
     figure = T.Dict().tag(sync=True) # data, layout, caption: from `frame.figure_json`
     clicked = T.Dict().tag(sync=True) # The last point clicked: key (its customdata), curve, point, at
@@ -103,7 +103,7 @@ def tone(
     "How the j-th of several kinds is drawn: colours repeat after seven, shapes go on differently"
     return TONES[j%7],MARKS[(j+j//7)%7]
 
-# %% ../../nbs/90_lab/00_panels.ipynb #5d18b740
+# %% ../../nbs/90_lab/00_panels.ipynb #50d79d2c
 class Raw(str): "Text that is HTML already"
 
 def bar(
@@ -128,7 +128,7 @@ def table_html(
     table = f'<table class="pb"><thead>{head}</thead><tbody>{body}</tbody></table>'
     return f'<div class="pb-scroll">{table}</div>'
 
-# %% ../../nbs/90_lab/00_panels.ipynb #7f16d391
+# %% ../../nbs/90_lab/00_panels.ipynb #10c61c61
 STYLE = dict(description_width='92px') # Of controls
 
 def choice(

@@ -31,7 +31,7 @@ class Seen:
     lost_tokens:int # Ids taken away
     problem:str|None # Why this record would be skipped; None if it would not
 
-# %% ../../nbs/90_lab/01_playground.ipynb #2040c31b
+# %% ../../nbs/90_lab/01_playground.ipynb #893e1ffc
 def record_of(
     task, index:int, split:str='validation' # A `Task`; which of its records
 )->dict: # Fields
@@ -40,7 +40,7 @@ def record_of(
     if not 0<=index<len(rows): raise UserError(f'the example must be between 0 and {len(rows)-1}, got {index}')
     return rows[index]
 
-# %% ../../nbs/90_lab/01_playground.ipynb #807770a7
+# %% ../../nbs/90_lab/01_playground.ipynb #67813d87
 def _fits(backbone, text:str, limit:int)->tuple[str,str,int]:
     "The part of `text` within `limit` ids, the rest, and how many ids the rest has"
     plain = dict(add_special_tokens=False, verbose=False)
@@ -113,7 +113,7 @@ def answers_html(
     return (f'<b>Ranking</b> <span class="pb-soft">{told}</span>'
             +table_html(['choice','probability among the choices','#tokens','#log p','#per token'], lines))
 
-# %% ../../nbs/90_lab/01_playground.ipynb #37547472
+# %% ../../nbs/90_lab/01_playground.ipynb #736a0585
 def _fields_html(record:dict)->str:
     fields = [f'<b>{html.escape(str(k))}</b> {html.escape(str(v))}' for k,v in record.items()]
     return '<span class="pb-soft">Record:</span> '+'; '.join(fields)

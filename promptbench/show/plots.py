@@ -9,10 +9,10 @@ __all__ = ['TABLE', 'ROWS', 'BASELINES', 'CLAIMS', 'STAGES', 'dodge', 'segments'
 
 # %% ../../nbs/30_show/03_plots.ipynb #23e167c2
 import pandas as pd, plotly.graph_objects as go
-from ..base.catalogue import PROMPT_KINDS
 from ..base.core import UserError, one_of
 from ..stats.metrics import arg_table, find_cell, relative_gain
-from .look import BAND, PAPER, SHADE, TEXT, VERDICT, bars, box, dots, glyph, layout, look, plural, prompt_text, rows_axis, settings_of, shots_text, signed
+from .look import BAND, GLYPH, PAPER, SHADE, TEXT, VERDICT, bars, box, dots, layout, look
+from .look import plural, prompt_text, rows_axis, settings_of, shots_text, signed
 from .findings import corrected
 
 # %% ../../nbs/30_show/03_plots.ipynb #b5308de8
@@ -27,7 +27,7 @@ def _need(
     if not len(df): raise UserError(f'{what} has no rows; run some cells first')
     return df
 
-# %% ../../nbs/30_show/03_plots.ipynb #1654a86a
+# %% ../../nbs/30_show/03_plots.ipynb #15e62492
 def dodge(
     place:float, # Of the row
     j:int, kinds:int # Which of how many
@@ -125,7 +125,7 @@ def _spread(values:list[float], gap:float)->list[float]:
                 place[a+1] += short/2
     return [p for _,p in sorted(zip(order, place))]
 
-# %% ../../nbs/30_show/03_plots.ipynb #853390ab
+# %% ../../nbs/30_show/03_plots.ipynb #6385401b
 def slope_title(
     table:pd.DataFrame # From `metrics.table1`
 )->str: # One sentence
@@ -145,7 +145,8 @@ def slope_title(
 def _name_tag(method:str, x:float, y:float, n:str)->dict:
     "A method's name and mark at the end of its line"
     colour,mark = look(method)
-    return dict(text=f'<span style="color:{colour}">{glyph(method)}</span> {method}', x=x, y=y, xref=f'x{n}', yref=f'y{n}',
+    glyph = GLYPH.get(mark, '★')
+    return dict(text=f'<span style="color:{colour}">{glyph}</span> {method}', x=x, y=y, xref=f'x{n}', yref=f'y{n}',
                 xanchor='left', showarrow=False, font=dict(size=13))
 
 def _slope_panel(d:pd.DataFrame, n:str, ks:list[int], methods:list[str], gap:float)->tuple[list,list]:
@@ -208,7 +209,7 @@ def setting_rows(
     if not parts: raise UserError(f'no rows with prompt {prompt!r} and {shots} shots; there are {settings_of(rows)}')
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/30_show/03_plots.ipynb #c1747380
+# %% ../../nbs/30_show/03_plots.ipynb #e821d809
 def summarise(
     rows:pd.DataFrame, # Rows of one setting
     unit:str, # 'dataset' or 'template': what becomes one line of the chart
@@ -264,8 +265,8 @@ def _baseline_dots(base:pd.DataFrame, unit:str, units:list, name:str, symbol:str
     if not len(e): return []
     value = e[BASELINES[name]]
     said = [f'{u}<br>{name} {v:.1%}' for u,v in zip(e[unit], value)]
-    edge = dict(width=2, color=TEXT)
-    return [dots(name, value.round(5), [units.index(u) for u in e[unit]], TEXT, symbol, size=size, edge=edge, text=said)]
+    y = [units.index(u) for u in e[unit]]
+    return [dots(name, value.round(5), y, TEXT, symbol, size=size, edge=dict(width=2, color=TEXT), text=said)]
 
 def accuracy_spec(
     rows:pd.DataFrame, # Long table
@@ -315,8 +316,8 @@ def gains(
     rows:pd.DataFrame, # Long table
     prompt:str, shots:int, # Setting
     *, by:str='macro9', groups:dict|None=None # How ARG averages, as in `metrics.arg_table`
-)->pd.DataFrame: # method, dataset ('ARG' for the mean), chance, majority (gain over each, points; NaN if unknown), constant (gain over chance of the commonest answer), n, templates, seeds
-    "Gains of every method on every dataset against two baselines"
+)->pd.DataFrame: # method, dataset ('ARG' for the mean), chance, majority, constant, n, templates, seeds
+    "Gains in points over chance and majority (NaN if unknown); `constant` is what the commonest answer gains over chance"
     d = setting_rows(_need(rows, ROWS, 'a figure of gains'), prompt, shots)
     counts = lambda how: dict(n=('n','sum'), templates=('template',how), seeds=('seed','nunique'))
     out = d.groupby(['method','dataset'], sort=False).agg(**counts('nunique'))
@@ -332,7 +333,7 @@ def gains(
         total[name] = arg_table(e, baseline=baseline, by=by, groups=groups).set_index('method')['arg']
     return pd.concat([total.assign(dataset='ARG').reset_index(), out.reset_index()], ignore_index=True)
 
-# %% ../../nbs/30_show/03_plots.ipynb #3d6b2178
+# %% ../../nbs/30_show/03_plots.ipynb #44971cfa
 def gain_title(
     g:pd.DataFrame, # From `gains`
     prompt:str, shots:int # Setting
@@ -378,7 +379,7 @@ def plot_gain(
     prompt:str, shots:int, # Setting
     *, by:str='macro9', groups:dict|None=None # As in `gains`
 )->go.Figure: # A row per dataset, the mean on top
-    "Gain over guessing (filled) and over the commonest answer (hollow), joined: the line is what one answer for everything earns"
+    "Gain over guessing (filled) and over the commonest answer (hollow); the line between is what that answer earns"
     g = gains(rows, prompt, shots, by=by, groups=groups)
     units,methods = list(dict.fromkeys(g.dataset)),list(dict.fromkeys(g.method))
     traces = _constant_dots(g, units)
@@ -412,7 +413,7 @@ def claims_title(
         title += f'; after Holm’s correction {hold} hold and {fail} fail'
     return f'{title} ({left_out} not run)' if left_out else title
 
-# %% ../../nbs/30_show/03_plots.ipynb #fb5c81f0
+# %% ../../nbs/30_show/03_plots.ipynb #2c8e3c71
 def _claim_text(c, strict:str|None)->str:
     "What a claim says when pointed at"
     interval = f'{signed(c.estimate)} [{signed(c.lo)}, {signed(c.hi)}], p = {c.p:.3f}'
@@ -422,8 +423,7 @@ def _claim_text(c, strict:str|None)->str:
 def _claim_label(c, dagger:bool)->str:
     "The two cells in few letters, and the claim's number"
     words = f'{c.left} − {c.right}'
-    shorter = [(kind.label, kind.short) for kind in PROMPT_KINDS.values() if kind.short]
-    for long,short in ((' shots',''), (', ',' '), *shorter): words = words.replace(long, short)
+    for long,short in ((' shots',''), (', ',' '), ('shallow','sh'), ('deep','dp')): words = words.replace(long, short)
     return f'{words}  <b>{c.claim}{"†" if dagger else ""}</b>'
 
 def _claimed(c, reach:float)->tuple[float,float]:
@@ -476,7 +476,7 @@ def thin(
     out = d.groupby(['method','prompt','seed','task','at'], sort=False).agg(**means)
     return out.reset_index().drop(columns='at')
 
-# %% ../../nbs/30_show/03_plots.ipynb #184e471a
+# %% ../../nbs/30_show/03_plots.ipynb #67a60b1a
 def curves_title(
     curves:pd.DataFrame, # From `thin`
     stage:str # Which stage
@@ -490,7 +490,8 @@ def curves_title(
     if curves.task.nunique()>1: size += f', {plural(curves.task.nunique(), "prompt")}'
     what = STAGES.get(stage, stage)
     if len(ends)==1: return f'{what}: {name(best)} ends at {least:.2f} nats per token ({size})'
-    return f'{what}: {name(best)} ends lowest at {least:.2f}, {name(worst)} highest at {most:.2f} nats per token ({size})'
+    return (f'{what}: {name(best)} ends lowest at {least:.2f}, '
+            f'{name(worst)} highest at {most:.2f} nats per token ({size})')
 
 # %% ../../nbs/30_show/03_plots.ipynb #2c39ac6e
 def _thin_lines(g:pd.DataFrame, one:str, x:str, pen:dict)->list[dict]:
@@ -525,7 +526,7 @@ def plot_curves(
     below,above = [],[]
     for (m,p),g in d.groupby(['method','prompt'], sort=False):
         name = f'{m}, {prompt_text(p)}'
-        pen = dict(color=look(m)[0], dash=PROMPT_KINDS[p].dash if p in PROMPT_KINDS else 'dot')
+        pen = dict(color=look(m)[0], dash=dict(shallow='dash', deep='solid').get(p, 'dot'))
         common = dict(type='scatter', mode='lines', name=name, legendgroup=name)
         below += [common|line for line in _thin_lines(g, one, x, pen)]
         above.append(common|_thick_line(g, name, x, pen))

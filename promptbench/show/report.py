@@ -10,11 +10,10 @@ import importlib.metadata, platform, re
 from pathlib import Path
 import pandas as pd
 from markupsafe import Markup, escape
-from ..base.catalogue import METHODS, PROMPT_KINDS, backbone_source
 from ..base.core import UserError, write_atomic
 from ..stats.claims import VERDICTS, paper_table1
-from .look import SIGN, layout, mark, plural, prompt_text, settings_of, signed
-from .frame import figure_html, figure_json, page, save_figures, templates
+from .look import SIGN, layout, mark, plural, settings_of, signed
+from .frame import figure_html, figure_json, html_templates, page, save_figures
 from .findings import accuracy_table, brief, budgets, caveats, corrected, findings, headline, seed_table, table_cells
 from . import plots
 
@@ -28,7 +27,7 @@ def _or_blank(draw, *args, **more)->dict:
     try: return figure_json(draw(*args, **more))
     except UserError as e: return figure_json(_blank(f'Nothing to show: {e}'))
 
-# %% ../../nbs/30_show/04_report.ipynb #b84fc937
+# %% ../../nbs/30_show/04_report.ipynb #4b970539
 def _stage(s:str)->int:
     "Place of a stage: pretraining, tuning, anything else"
     return 0 if s=='pretrain' else 1 if s.startswith('tune') else 2
@@ -55,7 +54,7 @@ def curve_figures(
         out[_curve_name(stage)] = drawn if len(drawn)>1 else drawn['step']
     return out
 
-# %% ../../nbs/30_show/04_report.ipynb #a02ccd11
+# %% ../../nbs/30_show/04_report.ipynb #952d333b
 def _by_choice(rows:pd.DataFrame, prompt:str, shots:int)->dict:
     "Accuracy of all datasets (''), and of each"
     parts = {'':rows}|{d:rows[rows.dataset==d] for d in dict.fromkeys(rows.dataset)}
@@ -89,14 +88,14 @@ def in_order(
     methods:list[str] # Order of the table
 )->pd.DataFrame: # The same lines, methods in this order, shallow before deep, few shots before many
     "Lines in the order a reader expects, whatever order the files were read in"
-    rank = dict(method={m:i for i,m in enumerate(methods)}, prompt={p:i for i,p in enumerate(PROMPT_KINDS)})
+    rank = dict(method={m:i for i,m in enumerate(methods)}, prompt=dict(none=0, shallow=1, deep=2))
     def places(column):
         known = rank.get(column.name)
         return column if known is None else column.map(lambda v: known.get(v, 99))
     by = [c for c in ('method','prompt','shots') if c in df.columns]
     return df.sort_values(by, kind='stable', key=places)
 
-# %% ../../nbs/30_show/04_report.ipynb #4f4dd40a
+# %% ../../nbs/30_show/04_report.ipynb #dcd14443
 def _size(rows:pd.DataFrame)->str:
     "How much the table stands on"
     n = sorted(set(rows.n)) if 'n' in rows else []
@@ -114,7 +113,7 @@ def _whole(text:str)->Markup:
     "Text whose names of methods and models are not broken at their hyphen"
     return Markup(re.sub(r'\b([TP]-only|T5-\w+)', r'<span class="nb">\1</span>', str(escape(text))))
 
-# %% ../../nbs/30_show/04_report.ipynb #726ff6d3
+# %% ../../nbs/30_show/04_report.ipynb #1e05100f
 def _version(package:str)->str|None:
     try: return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError: return None
@@ -156,10 +155,6 @@ def _curve_words(figs:dict, curves:pd.DataFrame|None)->dict:
     thin = {k:'prompt' if _by_prompt(stages[k]) else 'seed' for k in names}
     return dict(curve_names=names, thin=thin, against=[k for k in names if 'data' not in figs[k]])
 
-def _notes(methods:list[str])->list[tuple[str,str]]:
-    "What each method of the table is, for the note under it"
-    return [(m, METHODS[m].note or METHODS[m].what) for m in METHODS if m in methods]
-
 def _table_words(table:pd.DataFrame, paper:pd.DataFrame|None)->dict:
     "Cells of Table 1, its columns, and how many columns a prompt has"
     cols,lines = table_cells(table, paper)
@@ -182,7 +177,7 @@ def _figure_of(figs:dict):
     "What the template calls for a figure's place; the page's script writes the captions of nests"
     return lambda id, note, alt: figure_html(id, figs[id].get('caption', ''), note, alt)
 
-# %% ../../nbs/30_show/04_report.ipynb #a8dd6305
+# %% ../../nbs/30_show/04_report.ipynb #73b4628e
 def render(
     *, rows:pd.DataFrame, predictions:pd.DataFrame, table:pd.DataFrame, claims:pd.DataFrame, # As in `write_report`
     curves:pd.DataFrame|None=None, cards=(), settings:dict # As in `write_report`
@@ -196,13 +191,10 @@ def render(
     figs = figures(rows, table, claims, curves, paper, settings)
     verdict,answer = headline(claims, level)
     claim_words,curve_words = _claim_lists(claims, level),_curve_words(figs, curves)
-    tools = dict(figure=_figure_of(figs), count=_count, plural=plural, signed=signed, whole=_whole, mark=mark,
-                 prompt_text=prompt_text)
-    backbone = backbone_source(settings.get('backbone'))
-    body = templates().get_template('report.html').render(
-        **tools, sign=SIGN, **claim_words, **curve_words, **_table_words(table, paper), **_dataset_words(rows, settings),
-        settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, size=_size(rows), notes=_notes(order),
-        small=bool(backbone and backbone.read),
+    tools = dict(figure=_figure_of(figs), count=_count, plural=plural, signed=signed, whole=_whole, mark=mark)
+    body = html_templates().get_template('report.html').render(
+        **tools, **claim_words, **curve_words, **_table_words(table, paper), **_dataset_words(rows, settings),
+        sign=SIGN, settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, size=_size(rows),
         sections=[s for s in SECTIONS if s[0]!='curves' or curve_words['curve_names']],
         found=findings(rows, table, claims, settings), brief=brief(rows, table, settings),
         budget=_costs(cards, order), caveats=caveats(settings|dict(holm=claim_words['holm']), rows),
@@ -219,7 +211,7 @@ def write_report(
     curves:pd.DataFrame|None=None, # method, prompt, seed, stage, step, loss, and perhaps tokens, task
     cards=(), # Of the runs: a list of dicts, see `budgets`
     settings:dict, # command, suite, backbone, level, versions and whatever else explains the run
-    figures=None, formats=('svg',) # A folder for every figure as a file of its own, and its formats (html, svg, png); None: no such files
+    figures=None, formats=('svg',) # A folder for figures as files of their own (None: no such files); of html, svg, png
 )->Path: # The file
     "Write the report: one HTML file, whole or not at all; `UserError` if the table is empty"
     out = Path(out)

@@ -32,7 +32,7 @@ def _sorted(table:pd.DataFrame, by, *, up)->pd.DataFrame:
 def _limit_line(limit:int, **ends)->dict:
     return dict(type='line', x0=limit, x1=limit, line=dict(color=CUT, width=2, dash='dot'), **ends)
 
-# %% ../../nbs/30_show/05_suite_plots.ipynb #6dda96e2
+# %% ../../nbs/30_show/05_suite_plots.ipynb #fa5a2ccd
 def plot_sizes(
     table:pd.DataFrame # Of `describe`: cluster, dataset, role, templates, train, validation
 )->go.Figure: # A line per dataset, clusters together
@@ -115,8 +115,8 @@ def plot_baselines(
     t = _sorted(t.assign(gap=t.majority.astype(float)-t.chance.astype(float)), 'gap', up=False)
     y = list(t.index)
     def said(column:str, who:str)->list[str]:
-        return [f'<b>{r.dataset}</b> ({r.cluster}, {r.role})<br>{who} {getattr(r, column):.1%}<br>a constant answer gains '
-                f'{(r.majority-r.chance)/r.chance:+.0%} over chance' for r in t.itertuples()]
+        return [f'<b>{r.dataset}</b> ({r.cluster}, {r.role})<br>{who} {getattr(r, column):.1%}<br>'
+                f'a constant answer gains {(r.majority-r.chance)/r.chance:+.0%} over chance' for r in t.itertuples()]
     traces = [segments(t.chance, t.majority, y, line=dict(color=TEXT, width=1)),
               dots('chance', t.chance, y, TEXT, 'line-ns', size=14, edge=dict(width=2, color=TEXT),
                    text=said('chance', 'guessing')),
