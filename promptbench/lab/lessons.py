@@ -15,7 +15,8 @@ from ..world.suite import draw
 from ..model.batch import make_batch
 from ..prompt.bank import prompt_from
 from ..prompt.forward import forward, sequence_nll
-from ..show.look import LINE, METHODS, OTHER, bars, dots, layout, rows_axis
+from ..base.catalogue import METHODS, REFERENCE, trains
+from ..show.look import LINE, OTHER, bars, dots, layout, look, rows_axis
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #8b72714b
 def small_task(
@@ -59,7 +60,7 @@ def figure(
     traces:list, layout:dict # Of plotly
 )->go.Figure:
     "A figure without plotly's default template, which would be 7 KB in every output of a lesson"
-    colours = [colour for colour,_ in METHODS.values()]
+    colours = [look(m)[0] for m in METHODS]
     return go.Figure(traces, layout|dict(template=dict(layout=dict(colorway=colours))))
 
 def scores_title(
@@ -81,7 +82,7 @@ def plot_scores(
 )->go.Figure:
     "A dot per name with its 95 % interval, and a line at chance"
     lo,hi = wilson(scores.value, scores.n)
-    names,colour = list(scores['name']),METHODS['T-only'][0]
+    names,colour = list(scores['name']),look('T-only')[0]
     said = [f'{a}: {v:.1%} [{l:.0%}, {h:.0%}], n = {n}' for a,v,l,h,n in zip(names, scores.value, lo, hi, scores.n)]
     points = dots('accuracy', scores.value, range(len(names)), colour, 'circle', text=said,
                   error_x=bars(scores.value, lo, hi, colour))
@@ -94,7 +95,11 @@ def plot_scores(
         yaxis=rows_axis(names), shapes=[dashed], annotations=[tag]))
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #8a7094c5
-_PENS = [METHODS[m][0] for m in ('T+P','T-only','P-only','FOMAML','Reptile','none')]+[OTHER[0]]
+def _pens()->list[str]:
+    "Colours of lines: the reference method's first, that of methods that train nothing last"
+    order = sorted(METHODS, key=lambda m: (not any(trains(m)), m!=REFERENCE))
+    return [look(m)[0] for m in order]+[OTHER[0]]
+
 _DASHES = ['solid','dash','dot','dashdot','longdash','solid','dash']
 
 def plot_lines(
@@ -103,9 +108,9 @@ def plot_lines(
     x:str='step', at=None # Name of the horizontal axis, and its values if they are not 0, 1, 2, ...
 )->go.Figure:
     "One line per name, told apart by colour and dash; a method has its own colour, as in every figure"
-    traces = []
+    traces,pens = [],_pens()
     for i,(name,values) in enumerate(lines.items()):
-        colour = METHODS[name][0] if name in METHODS else _PENS[i%7]
+        colour = look(name)[0] if name in METHODS else pens[i%len(pens)]
         traces.append(go.Scatter(
             x=list(range(len(values)) if at is None else at), y=np.round(np.asarray(values, float), 4).tolist(),
             name=name, mode='lines' if len(values)>12 else 'lines+markers',
@@ -221,7 +226,7 @@ def _place(part:str)->tuple[float,float]:
 def _box(part:str)->dict:
     x,y = _place(part)
     return dict(type='rect', x0=x-_HALF_X, x1=x+_HALF_X, y0=y-_HALF_Y, y1=y+_HALF_Y,
-                line=dict(color=METHODS['T-only'][0], width=1.5), fillcolor='rgba(43,99,198,.10)')
+                line=dict(color=look('T-only')[0], width=1.5), fillcolor='rgba(43,99,198,.10)')
 
 def _label(part:str)->dict:
     x,y = _place(part)

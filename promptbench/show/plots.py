@@ -9,9 +9,10 @@ __all__ = ['TABLE', 'ROWS', 'BASELINES', 'CLAIMS', 'STAGES', 'dodge', 'segments'
 
 # %% ../../nbs/30_show/03_plots.ipynb #23e167c2
 import pandas as pd, plotly.graph_objects as go
+from ..base.catalogue import PROMPT_KINDS
 from ..base.core import UserError, one_of
 from ..stats.metrics import arg_table, find_cell, relative_gain
-from .look import BAND, GLYPH, PAPER, SHADE, TEXT, VERDICT, bars, box, dots, layout, look
+from .look import BAND, PAPER, SHADE, TEXT, VERDICT, bars, box, dots, glyph, layout, look
 from .look import plural, prompt_text, rows_axis, settings_of, shots_text, signed
 from .findings import corrected
 
@@ -145,8 +146,7 @@ def slope_title(
 def _name_tag(method:str, x:float, y:float, n:str)->dict:
     "A method's name and mark at the end of its line"
     colour,mark = look(method)
-    glyph = GLYPH.get(mark, '★')
-    return dict(text=f'<span style="color:{colour}">{glyph}</span> {method}', x=x, y=y, xref=f'x{n}', yref=f'y{n}',
+    return dict(text=f'<span style="color:{colour}">{glyph(method)}</span> {method}', x=x, y=y, xref=f'x{n}', yref=f'y{n}',
                 xanchor='left', showarrow=False, font=dict(size=13))
 
 def _slope_panel(d:pd.DataFrame, n:str, ks:list[int], methods:list[str], gap:float)->tuple[list,list]:
@@ -423,7 +423,8 @@ def _claim_text(c, strict:str|None)->str:
 def _claim_label(c, dagger:bool)->str:
     "The two cells in few letters, and the claim's number"
     words = f'{c.left} − {c.right}'
-    for long,short in ((' shots',''), (', ',' '), ('shallow','sh'), ('deep','dp')): words = words.replace(long, short)
+    shorter = [(kind.label, kind.short) for kind in PROMPT_KINDS.values() if kind.short]
+    for long,short in ((' shots',''), (', ',' '), *shorter): words = words.replace(long, short)
     return f'{words}  <b>{c.claim}{"†" if dagger else ""}</b>'
 
 def _claimed(c, reach:float)->tuple[float,float]:
@@ -526,7 +527,7 @@ def plot_curves(
     below,above = [],[]
     for (m,p),g in d.groupby(['method','prompt'], sort=False):
         name = f'{m}, {prompt_text(p)}'
-        pen = dict(color=look(m)[0], dash=dict(shallow='dash', deep='solid').get(p, 'dot'))
+        pen = dict(color=look(m)[0], dash=PROMPT_KINDS[p].dash if p in PROMPT_KINDS else 'dot')
         common = dict(type='scatter', mode='lines', name=name, legendgroup=name)
         below += [common|line for line in _thin_lines(g, one, x, pen)]
         above.append(common|_thick_line(g, name, x, pen))

@@ -10,9 +10,10 @@ import importlib.metadata, platform, re
 from pathlib import Path
 import pandas as pd
 from markupsafe import Markup, escape
+from ..base.catalogue import METHODS, PROMPT_KINDS, backbone_source
 from ..base.core import UserError, write_atomic
 from ..stats.claims import VERDICTS, paper_table1
-from .look import SIGN, layout, mark, plural, settings_of, signed
+from .look import SIGN, layout, mark, plural, prompt_text, settings_of, signed
 from .frame import figure_html, figure_json, html_templates, page, save_figures
 from .findings import accuracy_table, brief, budgets, caveats, corrected, findings, headline, seed_table, table_cells
 from . import plots
@@ -88,7 +89,7 @@ def in_order(
     methods:list[str] # Order of the table
 )->pd.DataFrame: # The same lines, methods in this order, shallow before deep, few shots before many
     "Lines in the order a reader expects, whatever order the files were read in"
-    rank = dict(method={m:i for i,m in enumerate(methods)}, prompt=dict(none=0, shallow=1, deep=2))
+    rank = dict(method={m:i for i,m in enumerate(methods)}, prompt={p:i for i,p in enumerate(PROMPT_KINDS)})
     def places(column):
         known = rank.get(column.name)
         return column if known is None else column.map(lambda v: known.get(v, 99))
@@ -155,6 +156,10 @@ def _curve_words(figs:dict, curves:pd.DataFrame|None)->dict:
     thin = {k:'prompt' if _by_prompt(stages[k]) else 'seed' for k in names}
     return dict(curve_names=names, thin=thin, against=[k for k in names if 'data' not in figs[k]])
 
+def _notes(methods:list[str])->list[tuple[str,str]]:
+    "What each method of the table is, for the note under it"
+    return [(m, METHODS[m].note or METHODS[m].what) for m in METHODS if m in methods]
+
 def _table_words(table:pd.DataFrame, paper:pd.DataFrame|None)->dict:
     "Cells of Table 1, its columns, and how many columns a prompt has"
     cols,lines = table_cells(table, paper)
@@ -191,10 +196,13 @@ def render(
     figs = figures(rows, table, claims, curves, paper, settings)
     verdict,answer = headline(claims, level)
     claim_words,curve_words = _claim_lists(claims, level),_curve_words(figs, curves)
-    tools = dict(figure=_figure_of(figs), count=_count, plural=plural, signed=signed, whole=_whole, mark=mark)
+    tools = dict(figure=_figure_of(figs), count=_count, plural=plural, signed=signed, whole=_whole, mark=mark,
+                 prompt_text=prompt_text)
+    backbone = backbone_source(settings.get('backbone'))
     body = html_templates().get_template('report.html').render(
-        **tools, **claim_words, **curve_words, **_table_words(table, paper), **_dataset_words(rows, settings),
-        sign=SIGN, settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, size=_size(rows),
+        **tools, sign=SIGN, **claim_words, **curve_words, **_table_words(table, paper), **_dataset_words(rows, settings),
+        settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, size=_size(rows), notes=_notes(order),
+        small=bool(backbone and backbone.read),
         sections=[s for s in SECTIONS if s[0]!='curves' or curve_words['curve_names']],
         found=findings(rows, table, claims, settings), brief=brief(rows, table, settings),
         budget=_costs(cards, order), caveats=caveats(settings|dict(holm=claim_words['holm']), rows),
