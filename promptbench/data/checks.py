@@ -98,7 +98,7 @@ def _kind(source:str, target:str, choices:tuple|None)->str|None:
 # %% ../../nbs/10_data/06_checks.ipynb #36d31467
 GIVE_UP = 20   # rows on which a template may fail before it is believed to fail on all
 
-def _tried(template:Template, rows:list, bad:Callable)->tuple[dict,list[_Parts],int]:
+def _rendered(template:Template, rows:list, bad:Callable)->tuple[dict,list[_Parts],int]:
     "What a template makes of its rows: the rows of every odd kind, the examples, and how many rows failed"
     kinds,kept,failed = {},[],0
     for n,record in rows:
@@ -166,7 +166,7 @@ def lint(
     def fails(n, e):
         what,todo,field = _cause(template, e)
         out.append(_error(file, what, todo, n, field))
-    kinds,kept,failed = _tried(template, rows, bad or fails)
+    kinds,kept,failed = _rendered(template, rows, bad or fails)
     for kind,at in kinds.items():
         level,what,todo = SAY[kind]
         out.append(Problem(level, file, f'{name} '+what.format(n=len(at), all=len(rows)), todo, at[0], count=len(at)))

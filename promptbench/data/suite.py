@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'FOLDER', 'Example', 'repeated', 'indistinct', 'Dataset', 'Task', 'render', 'labels', 'count_rows',
-           'commonest', 'draw_shots', 'shots_key', 'spread', 'Suite', 'fingerprint', 'describe', 'show', 'load_suite',
-           'load_draw', 'read_jsonl']
+           'commonest', 'draw_shots', 'shots_key', 'spread', 'Suite', 'suite_fingerprint', 'describe', 'show',
+           'load_suite', 'load_draw', 'read_jsonl']
 
 # %% ../../nbs/10_data/04_suite.ipynb #be5e99f9
 import hashlib, inspect, itertools, json, math
@@ -277,12 +277,12 @@ class Suite:
         return [self._tasks[f'{d.name}/{t.name}'] for d in found for t in spread(d.templates, limit)]
     def task(self, name:str)->Task: return self._tasks[one_of('task', name, self._tasks)]
     def describe(self)->list[dict]: return describe(self)
-    def fingerprint(self)->str: return fingerprint(self)
+    def fingerprint(self)->str: return suite_fingerprint(self)
 
 # %% ../../nbs/10_data/04_suite.ipynb #1c4b5ca5
 _HASHED = 20_000 # records of a split that a fingerprint reads
 
-def fingerprint(
+def suite_fingerprint(
     suite:Suite # Every split is read, at most 20,000 records of each
 )->str: # 12 hex digits
     "Short hash of what a suite asks: names, roles, templates, records; run keys contain it"
