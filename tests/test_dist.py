@@ -61,7 +61,7 @@ def two(tmp_path_factory):
     from safetensors.torch import load_file
     out = tmp_path_factory.mktemp('two')
     with socket.socket() as s: s.bind(('127.0.0.1',0)); port = s.getsockname()[1]
-    env = lambda rank: dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{HERE.parent}:{HERE}', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', RANK=str(rank), LOCAL_RANK=str(rank), CUDA_VISIBLE_DEVICES='')
+    env = lambda rank: dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{HERE.parent}:{HERE}:{os.environ.get("PYTHONPATH", "")}', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', RANK=str(rank), LOCAL_RANK=str(rank), CUDA_VISIBLE_DEVICES='')
     procs = [subprocess.Popen([sys.executable, str(HERE/'test_dist.py'), str(out)], env=env(r), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in (0,1)]
     try: said = [p.communicate(timeout=240)[0] for p in procs]
     finally: [p.kill() for p in procs]

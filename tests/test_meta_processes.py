@@ -20,7 +20,7 @@ def adapt(*a, **k):
 meta.adapt = adapt; torch.set_num_threads(1); b,p,config = cell(**CARRY)
 for row in meta_train(b, p, suite().tasks('train'), config, folder=sys.argv[2], every=2): pass
 """
-def start(code, *args, **env): return subprocess.Popen([sys.executable, '-c', code, str(Path(__file__).parent), *map(str, args)], stdout=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(Path(__file__).parent.parent), **env))
+def start(code, *args, **env): return subprocess.Popen([sys.executable, '-c', code, str(Path(__file__).parent), *map(str, args)], stdout=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{Path(__file__).parent.parent}:{os.environ.get("PYTHONPATH", "")}', **env))
 
 def test_killed_inside_an_update_it_goes_on_with_the_same_bits(tmp_path):
     "Killed between the two waves of the sixth update: carried statistics of prompt and transformer come from the checkpoint of the fourth"

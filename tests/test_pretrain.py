@@ -152,7 +152,7 @@ for row in pretrain(b, p, suite().tasks('train'), config, folder=sys.argv[4], ev
 @pytest.mark.parametrize('method,prompt', [('T+P','deep')])
 def test_killed_run_goes_on_with_the_same_numbers(tmp_path, method, prompt):
     b,p,config = cell(method, prompt); tasks = suite().tasks('train'); want = [r['loss'] for r in pretrain(b, p, tasks, config)]
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(Path(__file__).parent.parent))
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{Path(__file__).parent.parent}:{os.environ.get("PYTHONPATH", "")}')
     child = subprocess.Popen([sys.executable, '-c', CHILD, str(Path(__file__).parent), method, prompt, str(tmp_path/'run')], stdout=subprocess.PIPE, text=True, env=env)
     for line in child.stdout:
         if int(line)==7: child.send_signal(signal.SIGKILL); break

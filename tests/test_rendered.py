@@ -80,7 +80,7 @@ def test_a_worker_that_dies_is_an_error_that_names_the_task(tmp_path, monkeypatc
     assert not hidden(tmp_path) and 'bad/trap' not in {r['task'] for r in cached(tmp_path)} and time.time()-began<30 and not multiprocessing.active_children()
     assert len(rendered(small.tasks(), small.Stub(), folder=tmp_path))==74   # and the rest is none the worse
 
-def builder(folder, what='no'): return subprocess.Popen([sys.executable, str(HERE/'rendered_cell.py'), str(folder), what], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ, PYTHONPATH=f'{HERE.parent}:{HERE}'))
+def builder(folder, what='no'): return subprocess.Popen([sys.executable, str(HERE/'rendered_cell.py'), str(folder), what], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ, PYTHONPATH=f'{HERE.parent}:{HERE}:{os.environ.get("PYTHONPATH", "")}'))
 def alive(pids): return [p for p in pids if Path(f'/proc/{p}').exists() and ') Z' not in Path(f'/proc/{p}/stat').read_text()]
 
 def test_two_builders_at_once(tmp_path):

@@ -51,13 +51,11 @@ def test_single_run_equals_a_plain_loop(backbone, kind):
     torch.testing.assert_close(mine, prompt.table.detach(), atol=1e-4, rtol=0)
     assert [r['loss'] for r in rows]==pytest.approx(losses, abs=1e-4)
 
-@pytest.mark.outcome
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_one_more_task_changes_no_other(backbone, kind):
     eight,_ = bank_of(backbone, TASKS[:8], kind); nine,_ = bank_of(backbone, TASKS, kind)
     torch.testing.assert_close(nine[:8], eight, atol=1e-4, rtol=0)
 
-@pytest.mark.outcome
 @pytest.mark.parametrize('tokens', [100,300,1])
 def test_pieces_change_nothing(backbone, tokens):
     whole,rows = bank_of(backbone, TASKS[:5], config=replace(CONFIG, chunk_tokens=10**6)); cut,more = bank_of(backbone, TASKS[:5], config=replace(CONFIG, chunk_tokens=tokens))
@@ -95,7 +93,6 @@ def test_prompt_rate(backbone):
     a,_ = bank_of(backbone, TASKS[:2], config=replace(CONFIG, prompt_lr=.05)); b,_ = bank_of(backbone, TASKS[:2], config=replace(CONFIG, lr=.05))
     assert torch.equal(a, b)
 
-@pytest.mark.outcome
 def test_a_task_without_shots_keeps_its_start(backbone):
     bank,rows = bank_of(backbone, [TASKS[0],[],TASKS[2]]); start = new_prompt('shallow', backbone, length=5, seed=0).table[0]
     assert torch.equal(bank[1], start) and not torch.equal(bank[0], start) and rows[0]['losses'][1]==0
