@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'one_of', 'seed_of', 'rng', 'write_atomic', 'atomic_folder', 'to_json', 'config', 'key_of', 'home',
-           'data_dir', 'embedded', 'progress']
+           'data_dir', 'progress']
 
 # %% ../../nbs/00_base/00_core.ipynb #780d74b3
 import contextlib, dataclasses, hashlib, importlib.util, json, os, random, re, shutil, sys, tempfile, time
@@ -126,12 +126,6 @@ def data_dir(*parts)->Path:
     "A path below `data/`"
     return home().joinpath('data', *parts)
 
-def embedded(
-    name # Of a backbone
-)->Path|None: # Its folder; None if no backbone of that name comes with the package
-    "Where a backbone of `data/backbones` lies: `tiny`, and `tiny-1` and so on, which were made from other seeds"
-    folder = data_dir('backbones', str(name)) if re.fullmatch(r'tiny(-\d+)?', str(name)) else None
-    return folder if folder and (str(name)=='tiny' or folder.is_dir()) else None
 
 # %% ../../nbs/00_base/00_core.ipynb #0a902d5b
 def progress(

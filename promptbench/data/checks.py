@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas as pd
-from ..base.core import UserError, embedded, one_of
+from ..base.catalogue import embedded
+from ..base.core import UserError, one_of
 from .files import Flaw, numbered, split_files
 from .suite import Suite, spread, render
 from .templates import _hide, _templates_of, folder_layout

@@ -14,7 +14,8 @@ from pathlib import Path
 os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '1024') # read once, when torch first computes
 import torch
 from torch import nn, Tensor
-from ..base.core import UserError, one_of, seed_of, atomic_folder, to_json, embedded
+from ..base.catalogue import backbone_source, embedded
+from ..base.core import UserError, one_of, seed_of, atomic_folder, to_json
 from .batch import encode_texts
 from .linear import faster
 from .attention import is_slot, register_attention, use_attention
@@ -196,7 +197,8 @@ def _find(name)->tuple[str,bool]:
     if not re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?', str(name)):
         raise UserError(
             f"backbone {str(name)!r} must be 'tiny', a folder or a hub id such as 'google/t5-small-lm-adapt'; there is no such folder")
-    return str(name),False
+    listed = backbone_source(name)
+    return (listed.hub if listed else str(name)),False
 
 # %% ../../nbs/40_model/06_backbone.ipynb #6be6fb9d
 def hub_reachable(timeout:float=3.)->bool:
@@ -220,7 +222,9 @@ def load_backbone(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedConfig
     precision = pick_precision(precision, device)
     where,local = _find(name)
+    listed = backbone_source(name)
     here = dict(local_files_only=local or not hub_reachable())
+    if listed and listed.revision and not local: here['revision'] = listed.revision
     try:
         with _quiet():
             raw,_ = PreTrainedConfig.get_config_dict(where, **here)
@@ -236,7 +240,7 @@ def load_backbone(
                         "another size; it is damaged or of another version")
     _mend_head(model, raw)
     ends = [saved if asked is None else asked
-            for asked,saved in zip((eos_source,eos_target), raw.get('promptbench_eos') or (None,None))]
+            for asked,saved in zip((eos_source,eos_target), raw.get('promptbench_eos') or (listed.ends if listed else (None,None)))]
     return Backbone(str(name), model.to(device).eval(), tokenizer, precision, *ends)
 
 # %% ../../nbs/40_model/06_backbone.ipynb #c9897535

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from .. import __version__
-from ..base.core import UserError, atomic_folder, embedded, key_of, to_json
+from ..base.catalogue import embedded
+from ..base.core import UserError, atomic_folder, key_of, to_json
 from ..model.backbone import Backbone, fingerprint, load_backbone, save_backbone
 from .bank import prompt_from
 from ..model.ranks import sum_over, world

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 from .. import __version__
-from ..base.core import UserError, atomic_folder, embedded, key_of, to_json
+from ..base.catalogue import embedded
+from ..base.core import UserError, atomic_folder, key_of, to_json
 from ..model.backbone import fingerprint
 from .bank import DeepPrompt, ShallowPrompt, prompt_size
 

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from ..base.catalogue import METHODS, PROMPT_KINDS, backbone_source
 from ..base.core import UserError, write_atomic
 from ..stats.claims import VERDICTS, paper_table1
-from .look import SIGN, layout, mark, plural, prompt_text, settings_of, signed
+from .look import SIGN, dash_note, layout, mark, narrow_note, plural, prompt_text, settings_of, signed
 from .frame import figure_html, figure_json, page, save_figures
 from .findings import accuracy_table, brief, budgets, caveats, corrected, findings, headline, seed_table, table_cells
 from . import plots
@@ -59,7 +59,7 @@ CLAIMS = r'''<h2 id="claims">What the paper claims, judged here</h2>
 <p>Each claim is a comparison of two cells, kept as data and not written for this run. It holds if the whole interval of the difference lies where the claim
 says, fails if it lies wholly elsewhere, and is otherwise undecided.{% if holm %} Judging many claims at once makes chance findings likely, so the verdict after
 Holm’s correction stands beside the first one.{% endif %}</p>
-{{ figure('claims', 'Shaded: where the whole interval must lie for the claim to hold (a band: equal within its margin). sh, dp: shallow, deep prompt.' ~ (' †: undecided after correction.' if holm), 'Forest plot of the claims; the numbers are in the table below.') }}
+{{ figure('claims', 'Shaded: where the whole interval must lie for the claim to hold (a band: equal within its margin). ' ~ narrow ~ (' †: undecided after correction.' if holm), 'Forest plot of the claims; the numbers are in the table below.') }}
 {% call frame('Claims by verdict: difference in ARG (left cell minus right cell), ' ~ level ~ ' interval, two-sided p', 'claimtable') %}
 <thead>{{ heads(['verdict', 'claim', 'difference', 'p'] + (['p, Holm'] if holm else []), 2) }}</thead>
 <tbody>{% for c in judged %}<tr><td class="verdict {{ c.verdict }}">{{ sign[c.verdict] }} {{ c.verdict }}{% if holm and c.strict!=c.verdict %}<span class="ci">{{ sign[c.strict] }} corrected: {{ c.strict }}</span>{% endif %}</td>
@@ -93,7 +93,7 @@ DETAILS = r'''<h2 id="datasets">Datasets and templates</h2>
 
 {% if curve_names %}<h2 id="curves">Learning curves</h2>
 {% if curve_names|select('in', against)|list %}<div class="controls"><label for="against">Against <select id="against" data-for="{{ against|join(' ') }}"><option value="step">updates</option><option value="tokens">tokens</option></select></label></div>{% endif %}
-{% for c in curve_names %}{{ figure(c, 'Thick: mean; thin: each ' ~ thin[c] ~ '. Colour: method. Dashed: shallow prompt, solid: deep, dotted: none.', 'Loss against the training done.') }}
+{% for c in curve_names %}{{ figure(c, 'Thick: mean; thin: each ' ~ thin[c] ~ '. Colour: method. ' ~ dashes, 'Loss against the training done.') }}
 {% endfor %}{% endif %}
 <h2 id="cost">What it cost</h2>
 {% if budget %}{% call frame('Mean per run' ~ (', on ' ~ settings.device if settings.device else '')) %}
@@ -261,7 +261,7 @@ def render(
         size=_size(rows), caveats=caveats(settings|dict(holm=listed['holm']), rows),
         facts=facts(settings|dict(predictions_kept=f'{len(predictions):,}')),
         figure=lambda id, note, alt: figure_html(id, _caption(figs[id]), note, alt), count=_count, signed=signed,
-        whole=_whole, plural=plural, mark=mark, sign=SIGN, prompt_text=prompt_text, notes=_notes(order),
+        whole=_whole, plural=plural, mark=mark, sign=SIGN, prompt_text=prompt_text, notes=_notes(order), narrow=narrow_note(), dashes=dash_note(),
         small=bool(backbone and backbone.read))
     label = ' · '.join(
         ['promptbench', 'table 1', f'{settings.get("suite","suite")}, {settings.get("backbone","backbone")}'])
