@@ -198,7 +198,8 @@ def test_a_second_embedded_backbone_goes_by_its_name(tmp_path, monkeypatch):
     "A folder tiny-7 beside tiny is found by name, in a checkpoint as well; other names are not"
     import shutil
     from promptbench.prompt.checkpoint import load_checkpoint, save_checkpoint
-    from promptbench.base.core import data_dir, embedded
+    from promptbench.base.catalogue import embedded
+    from promptbench.base.core import data_dir
     (tmp_path/'data'/'backbones').mkdir(parents=True); shutil.copytree(data_dir('backbones','tiny'), tmp_path/'data'/'backbones'/'tiny-7'); monkeypatch.setenv('PROMPTBENCH_HOME', str(tmp_path))
     b = load_backbone('tiny-7'); assert b.name=='tiny-7' and embedded('tiny-7').name=='tiny-7' and embedded('tiny-8') is None and embedded('../tiny-7') is None
     save_checkpoint(tmp_path/'c', backbone=b, reference='tiny-7', prompt=new_prompt('shallow', b, length=2)); assert load_checkpoint(tmp_path/'c')[0].name=='tiny-7'

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import pandas as pd
-from ..base.core import UserError, embedded, one_of
+from ..base.catalogue import embedded
+from ..base.core import UserError, one_of
 from .files import Flaw, numbered, split_files
 from .suite import Suite, indistinct, render, spread
 from .templates import DatasetFolder, Template, folder_layout, templates_of

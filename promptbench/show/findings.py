@@ -7,7 +7,6 @@ __all__ = ['READING', 'BUDGET', 'corrected', 'headline', 'who', 'brief', 'findin
            'accuracy_table', 'seed_table']
 
 # %% ../../nbs/30_show/02_findings.ipynb #7bc661a6
-import math
 import pandas as pd
 from ..base.catalogue import METHODS, backbone_source, suite_source, trains
 from ..stats.metrics import arg_table, groups_of
@@ -28,14 +27,28 @@ def _interval(c, f=signed)->str: return f'{f(c["lo"])} to {f(c["hi"])}'
 
 _PAIR = 'tuned on 16 examples with a shallow prompt, a model pretrained together with a prompt (T+P) scores'
 _HEAD = dict(
-    holds='Yes, in this study: {pair} {d} points of ARG above one pretrained without (T-only); the {level:.0%} interval is {ci}.',
-    fails='No, in this study: {pair} {d} points of ARG below one pretrained without (T-only); the {level:.0%} interval is {ci}.',
-    undecided='This study cannot say: {pair} {est} points of ARG against one pretrained without (T-only), and the {level:.0%} interval, {ci}, includes 0.')
+    holds='Yes, in this study: {pair} {d} points of ARG above one pretrained without (T-only); '
+          'the {level:.0%} interval is {ci}.',
+    fails='No, in this study: {pair} {d} points of ARG below one pretrained without (T-only); '
+          'the {level:.0%} interval is {ci}.',
+    undecided='This study cannot say: {pair} {est} points of ARG against one pretrained without (T-only), '
+              'and the {level:.0%} interval, {ci}, includes 0.')
 
 def _moved(judged:dict, method:str, claim:str)->list[tuple]:
     "A method, and the claim about what the 16 examples change for it; nothing if it was not run"
     found = judged.get(claim, {})
     return [(method, found)] if found.get('verdict', 'not run')!='not run' else []
+
+def _counted(judged, level)->list[str]:
+    "How many claims hold, one by one and corrected for their number; nothing if none was run"
+    n = judged.verdict.value_counts()
+    run = len(judged)-n.get('not run',0)
+    if not run: return []
+    strict = corrected(judged, level)
+    holm = '' if strict is None else (f'; corrected for their number (Holm), {(strict=="holds").sum()} hold and '
+                                      f'{(strict=="fails").sum()} fail')
+    return [f'Of {run} claims of the paper that could be judged here, {n.get("holds",0)} hold, {n.get("fails",0)} '
+            f'fail and {n.get("undecided",0)} are undecided{holm}.']
 
 def headline(
     judged:pd.DataFrame, # From `claims.judge`
@@ -47,26 +60,15 @@ def headline(
     out = []
     verdict = main['verdict'] if main else 'not run'
     if verdict=='not run':
-        out.append(
-            'This study does not answer the question: T+P and T-only were not both tuned on 16 examples with a shallow prompt.')
+        out.append('This study does not answer the question: T+P and T-only were not both tuned on 16 examples with a '
+                   'shallow prompt.')
     else:
-        out.append(
-            _HEAD[verdict].format(pair=_PAIR, d=plain(abs(main['estimate'])), est=signed(main['estimate']),
-                                  level=level, ci=_interval(main)))
-    moved = [*_moved(at, 'T-only', 'C4'), *_moved(at, 'T+P', 'C11.MTL')]
-    if moved:
-        out.append(
-            'Those 16 examples change '+' and '.join(f'{m} by {signed(c["estimate"])} points ({_interval(c)})' for m,c in moved)+'.')
-    n = judged.verdict.value_counts()
-    run = len(judged)-n.get('not run',0)
-    strict = corrected(judged, level)
-    if run:
-        out.append(
-            f'Of {run} claims of the paper that could be judged here, {n.get("holds",0)} hold, {n.get("fails",0)} '
-            f'fail and {n.get("undecided",0)} are undecided'
-            +(
-                '.' if strict is None
-                else f'; corrected for their number (Holm), {(strict=="holds").sum()} hold and {(strict=="fails").sum()} fail.'))
+        said = dict(d=plain(abs(main['estimate'])), est=signed(main['estimate']), level=level, ci=_interval(main))
+        out.append(_HEAD[verdict].format(pair=_PAIR, **said))
+    moved = [f'{m} by {signed(c["estimate"])} points ({_interval(c)})'
+             for m,c in (*_moved(at, 'T-only', 'C4'), *_moved(at, 'T+P', 'C11.MTL'))]
+    if moved: out.append(f'Those 16 examples change {" and ".join(moved)}.')
+    out += _counted(judged, level)
     return verdict,out
 
 # %% ../../nbs/30_show/02_findings.ipynb #66632e97
@@ -83,39 +85,46 @@ def brief(
     settings:dict # suite, backbone, by, groups, level, resample, samples
 )->list[tuple[str,str]]: # Heading and sentence
     "The study in five lines: who, on what, how measured, what the intervals cover, how many seeds"
-    methods,seeds,level = list(dict.fromkeys(table.method)),sorted(
-        int(s) for s in rows.seed.unique()),settings.get('level', .95)
-    prompts,ks = [
-        p for p in dict.fromkeys(p for p,_ in settings_of(table))],sorted(int(k) for k in table.shots.unique())
-    by = settings.get('by', 'macro9')
+    methods = list(dict.fromkeys(table.method))
+    return [('Compared', _compared(table, methods)), ('On', _on_what(rows, settings)),
+            ('Measure', _measure(rows, settings)), ('Intervals', _covered(settings)), *_budget(settings, methods),
+            ('Seeds', _seeds(rows))]
+
+def _compared(table, methods)->str:
+    prompts = dict.fromkeys(p for p,_ in settings_of(table))
+    kinds = [f'a {p} prompt' if p!='none' else 'no prompt' for p in prompts]
+    shots = [str(k) for k in sorted(int(k) for k in table.shots.unique())]
+    return f'{_and([who(m) for m in methods])}; each evaluated with {_and(kinds)} after {_and(shots)} examples per task.'
+
+def _on_what(rows, settings)->str:
     n = sorted(set(rows.n)) if 'n' in rows else []
     each = '' if not n else f', {n[0]:,} answers to each' if len(n)==1 else f', {n[0]:,} to {n[-1]:,} answers to each'
+    templates = plural(rows.groupby(['dataset','template']).ngroups, 'template')
+    return (f'{settings.get("suite","the suite")} with the backbone {settings.get("backbone","given")}: '
+            f'{templates} of {plural(rows.dataset.nunique(), "dataset")}{each}.')
+
+def _measure(rows, settings)->str:
+    by = settings.get('by', 'macro9')
     group = groups_of(rows.dataset.drop_duplicates(), by, settings.get('groups'))
-    unit = (
-        'template' if by=='templates' else 'dataset' if group.nunique()==len(group) else f'one of {group.nunique()} groups of datasets')
-    over = list(settings.get('resample') or ['instances']+['seeds']*(settings.get('interval_seeds')=='resampled'))
-    return [('Compared',
-             f'{_and([who(m) for m in methods])}; each evaluated with '
-             f'{_and([f"a {p} prompt" if p!="none" else "no prompt" for p in prompts])} after '
-             f'{_and([str(k) for k in ks])} examples per task.'),
-            ('On',
-             f'{settings.get("suite","the suite")} with the backbone {settings.get("backbone","given")}: '
-             f'{plural(rows.groupby(["dataset","template"]).ngroups, "template")} of '
-             f'{plural(rows.dataset.nunique(), "dataset")}{each}.'),
-            ('Measure',
-             'ARG, average relative gain in points: accuracy over chance, relative to chance, averaged so that '
-             f'every {unit} counts the same (reading “{by}”{", "+READING[by] if by in READING else ""}). 0 is '
-             'guessing, 100 is twice as good as guessing.'),
-            ('Intervals',
-             f'{level:.0%}, over {_and(over)}{"" if "seeds" in over else " only, not over seeds"}: they were drawn '
-             f'again{" "+format(settings["samples"], ",")+" times" if settings.get("samples") else ""}, the same '
-             'draw for all templates of a dataset and for both sides of a comparison.'),
-            *_budget(settings, methods),
-            ('Seeds',
-             f'{len(seeds)} ({", ".join(map(str,seeds))}). '
-             +(
-                 'Luck in the shots and the start cannot be told from the method.' if len(seeds)==1
-                 else 'Every ARG is a mean over them.'))]
+    alone = group.nunique()==len(group)
+    unit = 'template' if by=='templates' else 'dataset' if alone else f'one of {group.nunique()} groups of datasets'
+    reading = f', {READING[by]}' if by in READING else ''
+    return ('ARG, average relative gain in points: accuracy over chance, relative to chance, averaged so that '
+            f'every {unit} counts the same (reading “{by}”{reading}). 0 is guessing, 100 is twice as good as guessing.')
+
+def _covered(settings)->str:
+    drawn_again = ['instances']+['seeds']*(settings.get('interval_seeds')=='resampled')
+    over = list(settings.get('resample') or drawn_again)
+    only = '' if 'seeds' in over else ' only, not over seeds'
+    times = f' {settings["samples"]:,} times' if settings.get('samples') else ''
+    return (f'{settings.get("level", .95):.0%}, over {_and(over)}{only}: they were drawn again{times}, the same '
+            'draw for all templates of a dataset and for both sides of a comparison.')
+
+def _seeds(rows)->str:
+    seeds = sorted(int(s) for s in rows.seed.unique())
+    one = 'Luck in the shots and the start cannot be told from the method.'
+    said = one if len(seeds)==1 else 'Every ARG is a mean over them.'
+    return f'{len(seeds)} ({", ".join(map(str,seeds))}). {said}'
 
 _MATCH = dict(examples='the same number of training examples, as in the paper; their updates and their compute differ',
               updates='the same number of updates; their examples and their compute differ',
@@ -190,11 +199,9 @@ def findings(
     "What came out beyond the headline, each sentence from the numbers; what the data cannot show is left out"
     how = dict(by=settings.get('by','macro9'), groups=settings.get('groups'))
     more = headline(judged, settings.get('level', .95))[1][1:]
-    return [x
-            for x
-            in [*more, _best(table), _constant(rows, table, how), _templates(rows), _seed_spread(rows, table, how),
-                _unlearned(rows)]
-            if x]
+    found = [_best(table), _constant(rows, table, how), _templates(rows), _seed_spread(rows, table, how),
+             _unlearned(rows)]
+    return [*more, *filter(None, found)]
 
 # %% ../../nbs/30_show/02_findings.ipynb #987d77f1
 BUDGET = ('updates','examples','tokens','flops','seconds')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICT', 'SIGN', 'OTHER', 'FONT', 'GRID', 'LINE', 'BAND', 'SHADE', 'TEXT', 'PAPER', 'look', 'nights', 'night',
            'mark', 'glyph', 'layout', 'dots', 'bars', 'box', 'rows_axis', 'plural', 'shots_text', 'prompt_text',
-           'signed', 'plain', 'settings_of']
+           'dash_note', 'narrow_note', 'signed', 'plain', 'settings_of']
 
 # %% ../../nbs/30_show/00_look.ipynb #d6d02e68
 import zlib
@@ -129,6 +129,22 @@ def shots_text(k:int)->str:
 def prompt_text(p:str)->str:
     "A kind of prompt as a phrase"
     return PROMPT_KINDS[p].label if p in PROMPT_KINDS else p
+
+def dash_note()->str:
+    "Which kind of line is which kind of prompt, for the note under a chart"
+    names = {}
+    for kind in sorted(PROMPT_KINDS, key=lambda k: not PROMPT_KINDS[k].column):
+        names.setdefault(PROMPT_KINDS[kind].dash, []).append(kind)
+    said = [f'{_DASHES.get(dash, dash)}: {" and ".join(kinds)}' for dash,kinds in names.items()]
+    said[0] += ' prompt'
+    return ', '.join(said).capitalize()+'.'
+
+def narrow_note()->str:
+    "What the short names of prompts in narrow labels mean"
+    shown = [kind for kind in PROMPT_KINDS.values() if kind.short]
+    return f'{", ".join(kind.short for kind in shown)}: {", ".join(kind.label for kind in shown)} prompt.'
+
+_DASHES = dict(dash='dashed', solid='solid', dot='dotted')
 
 def signed(x:float, digits:int=1)->str:
     "A difference: always with its sign"
