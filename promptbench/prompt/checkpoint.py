@@ -13,9 +13,9 @@ from torch import Tensor
 from .. import __version__
 from ..base.catalogue import embedded
 from ..base.core import UserError, atomic_folder, key_of, to_json
-from ..model.backbone import Backbone, fingerprint, load_backbone, save_backbone
+from ..model.backbone import Backbone, load_backbone, save_backbone, weight_hashes
 from .bank import prompt_from
-from ..model.ranks import sum_over, world
+from ..model.ranks import ranks, sum_over
 from ..base.stop import stop_asked
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #4a653ea3
@@ -26,51 +26,53 @@ def _seal(folder:Path, card:dict):
     "Write card.json with the hash of every other file and, last, of itself"
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
     card = dict(card)|dict(version=__version__, files={n:_sha(folder/n) for n in names})
-    (folder/'card.json').write_text(to_json(card|dict(sha256=key_of(card, n=64))), encoding='utf8')
+    card['sha256'] = key_of(card, n=64)
+    (folder/'card.json').write_text(to_json(card), encoding='utf8')
 
-# %% ../../nbs/50_prompt/05_checkpoint.ipynb #b06a0538
-def read_card(
-    folder, # A checkpoint
-    *, check:bool=True # False: believe the files without reading them
-)->dict:
-    "What a checkpoint says of itself; raises `UserError` naming the file when one is missing, or not what was written"
-    folder = Path(folder)
-    file = folder/'card.json'
-    if not folder.is_dir():
-        raise UserError(f'there is no checkpoint in {folder}: no such folder; give a folder that save_checkpoint wrote')
-    if not file.exists():
-        raise UserError(
-            f'there is no checkpoint in {folder}: it has no card.json; give a folder that save_checkpoint wrote')
+def _open_card(file:Path)->dict:
+    "The card, if it is what was written"
     try:
         card = json.loads(file.read_text(encoding='utf8'))
         mark = card.pop('sha256')
     except (ValueError, KeyError, AttributeError, TypeError): card = mark = None
     if not isinstance(card, dict) or mark!=key_of(card, n=64):
         raise UserError(f'{file} is damaged or was edited by hand; use an earlier checkpoint, or write it again')
-    for name,sha in card['files'].items() if check else ():
+    return card
+
+# %% ../../nbs/50_prompt/05_checkpoint.ipynb #b06a0538
+def read_card(
+    folder:str|Path, # A checkpoint
+    *, check:bool=True # False: believe the files without reading them
+)->dict:
+    "What a checkpoint says of itself; raises `UserError` naming the file when one is missing, or not what was written"
+    folder = Path(folder)
+    file = folder/'card.json'
+    if not file.exists():
+        lacks = 'it has no card.json' if folder.is_dir() else 'no such folder'
+        raise UserError(f'there is no checkpoint in {folder}: {lacks}; give a folder that save_checkpoint wrote')
+    card = _open_card(file)
+    if not check: return card
+    for name,sha in card['files'].items():
         if not (folder/name).is_file():
             raise UserError(f'{folder/name} is missing; copy the whole checkpoint, or write it again')
         if _sha(folder/name)!=sha:
-            raise UserError(
-                f'{folder/name} is damaged: its bytes are not those that were written; use an earlier checkpoint, or write it again')
+            raise UserError(f'{folder/name} is damaged: its bytes are not those that were written; '
+                            'use an earlier checkpoint, or write it again')
     return card
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #6d9b82c5
 def save_checkpoint(
-    folder, # Appears when everything is written; an older one is replaced
+    folder:str|Path, # Appears when everything is written; an older one is replaced
     *, backbone:Backbone|None=None, # Stored in full, unless `reference` is given
-    reference:str|None=None, # Where this same, unchanged backbone can be loaded from: only its name and hash are stored
-    prompt=None, # A prompt or a bank
-    optimizer=None, # Anything whose `state_dict` is a flat dict of tensors, such as `Adafactor`
+    reference:str|Path|None=None, # Where this same backbone can be loaded from: only name and hash are stored
+    prompt:torch.nn.Module|None=None, # A prompt or a bank
+    optimizer:object=None, # Anything whose `state_dict` is a flat dict of tensors, such as `Adafactor`
     state:dict|None=None, # Tensors and plain values to go on from: step, budget, generator states
     card:dict|None=None # Free words: method, config, parent, seeds
 )->Path:
     "Write what is given, each part in its own file, with a card that vouches for it"
-    folder = Path(folder)
-    card = dict(card or {})
-    state = dict(state or {})
-    taken = sorted(set(card)&{'stored','version','files','sha256'})
-    if taken:
+    folder,card = Path(folder),dict(card or {})
+    if taken := sorted(set(card)&{'stored','version','files','sha256'}):
         raise UserError(f'a card may not use the names {taken}: they are written by save_checkpoint; choose others')
     with atomic_folder(folder) as tmp:
         stored = card['stored'] = {}
@@ -79,11 +81,7 @@ def save_checkpoint(
             stored['prompt'] = dict(kind=prompt.kind, n=len(prompt))
             _save(tmp/'prompt.safetensors', prompt.state_dict())
         if optimizer is not None: _save(tmp/'optimizer.safetensors', optimizer.state_dict())
-        tensors = {k:v for k,v in state.items() if isinstance(v, Tensor)}
-        if tensors: _save(tmp/'state.safetensors', tensors)
-        if state:
-            (tmp/'state.json').write_text(
-                to_json({k:v for k,v in state.items() if k not in tensors}), encoding='utf8')
+        if state: _save_state(tmp, state)
         _seal(tmp, card)
     return folder
 
@@ -93,7 +91,13 @@ def _save(path, tensors:dict):
     save_file({k:v.detach().cpu().contiguous() for k,v in tensors.items()}, path)
     os.chmod(path, 0o644)
 
-def _digest(backbone)->str: return key_of(fingerprint(backbone), n=64)
+def _save_state(tmp:Path, state:dict):
+    tensors = {k:v for k,v in state.items() if isinstance(v, Tensor)}
+    if tensors: _save(tmp/'state.safetensors', tensors)
+    values = {k:v for k,v in state.items() if k not in tensors}
+    (tmp/'state.json').write_text(to_json(values), encoding='utf8')
+
+def _digest(backbone)->str: return key_of(weight_hashes(backbone), n=64)
 
 def _save_backbone(tmp:Path, folder:Path, backbone, reference)->dict:
     "The backbone itself, or where it is: a folder is remembered relative to the checkpoint, so both can move together"
@@ -102,7 +106,8 @@ def _save_backbone(tmp:Path, folder:Path, backbone, reference)->dict:
         return dict(kind='full', name=backbone.name, hash=_digest(backbone))
     path = Path(reference).expanduser()
     if (path/'backbone'/'config.json').exists(): path = path/'backbone'
-    where = os.path.relpath(path.resolve(), folder.resolve()) if not embedded(reference) and path.is_dir() else None
+    beside = not embedded(reference) and path.is_dir()
+    where = os.path.relpath(path.resolve(), folder.resolve()) if beside else None
     return dict(kind='reference', name=str(reference), path=where, hash=_digest(backbone))
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #e0df0e92
@@ -110,23 +115,28 @@ def _tensors(path)->dict[str,Tensor]:
     from safetensors.torch import load_file
     return load_file(path) if Path(path).exists() else {}
 
-def _load_backbone(folder:Path, stored:dict, device, precision):
+def _load_backbone(folder:Path, stored:dict, device, precision)->Backbone:
     if stored['kind']=='full': return load_backbone(folder/'backbone', device=device, precision=precision)
+    name = stored['name']
     where = folder/stored['path'] if stored['path'] else None
     if where is not None and not where.is_dir():
-        raise UserError(f"the backbone of checkpoint {folder} must lie in {where.resolve()}, but there is no such "
-                        f"folder; put {stored['name']} back there")
-    b = load_backbone(where.resolve() if where else stored['name'], device=device, precision=precision)
-    b.name = stored['name']
-    if _digest(b)!=stored['hash']:
-        raise UserError(f"checkpoint {folder} was made for another backbone than the one now called "
-                        f"{stored['name']}; put the old one back, or make the checkpoint again")
-    return b
+        raise UserError(f'the backbone of checkpoint {folder} must lie in {where.resolve()}, but there is no such '
+                        f'folder; put {name} back there')
+    backbone = load_backbone(where.resolve() if where else name, device=device, precision=precision)
+    backbone.name = name
+    if _digest(backbone)!=stored['hash']:
+        raise UserError(f'checkpoint {folder} was made for another backbone than the one now called '
+                        f'{name}; put the old one back, or make the checkpoint again')
+    return backbone
+
+def _load_prompt(folder:Path, stored:dict, device)->torch.nn.Module:
+    tables = list(_tensors(folder/'prompt.safetensors').values()) or [None]
+    return prompt_from(stored['kind'], tables[0]).to(device)
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #191ddadb
 def load_checkpoint(
-    folder, # A checkpoint
-    *, device='cpu', # Where to put it
+    folder:str|Path, # A checkpoint
+    *, device:torch.device|str='cpu', # Where to put it
     precision:str='fp32' # As for `load_backbone`
 )->tuple: # (backbone or None, prompt or None, card)
     "Load what a checkpoint holds, after checking every byte of it"
@@ -134,24 +144,25 @@ def load_checkpoint(
     card = read_card(folder)
     stored = card['stored']
     backbone = _load_backbone(folder, stored['backbone'], device, precision) if 'backbone' in stored else None
-    prompt = prompt_from(
-        stored['prompt']['kind'],
-        next(iter(_tensors(folder/'prompt.safetensors').values()), None)).to(device) if 'prompt' in stored else None
+    prompt = _load_prompt(folder, stored['prompt'], device) if 'prompt' in stored else None
     return backbone,prompt,card
 
+# %% ../../nbs/50_prompt/05_checkpoint.ipynb #b661f6ba
 def load_state(
-    folder # A checkpoint
+    folder:str|Path # A checkpoint
 )->dict:
     "The values and tensors that were saved as `state`"
     folder = Path(folder)
     read_card(folder)
     file = folder/'state.json'
-    return (json.loads(file.read_text(encoding='utf8')) if file.exists() else {})|_tensors(folder/'state.safetensors')
+    values = json.loads(file.read_text(encoding='utf8')) if file.exists() else {}
+    return values|_tensors(folder/'state.safetensors')
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #c78470a6
 def restore(
-    folder, # A checkpoint
-    *, backbone=None, prompt=None, optimizer=None # Filled in place, where the checkpoint has them
+    folder:str|Path, # A checkpoint
+    *, backbone:Backbone|None=None, # Filled in place, where the checkpoint has one
+    prompt:torch.nn.Module|None=None, optimizer:object=None # Likewise
 )->dict: # The saved `state`
     "Put a checkpoint back into the objects of a run that goes on; `UserError` if they do not fit"
     folder = Path(folder)
@@ -175,7 +186,7 @@ def _fill(mine:dict, saved:dict, folder):
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #46d11140
 def save_step(
-    folder, # Holds the checkpoints of one run
+    folder:str|Path, # Holds the checkpoints of one run
     step:int, # Updates done
     *, keep:int=2, # How many to keep, counting this one
     **what # For `save_checkpoint`
@@ -187,8 +198,11 @@ def save_step(
     for left in folder.glob('.step-*'): shutil.rmtree(left, ignore_errors=True)
     return out
 
+def _steps(folder:Path)->list[Path]: return sorted(folder.glob('step-*'), key=lambda p: int(p.name[5:]))
+
+# %% ../../nbs/50_prompt/05_checkpoint.ipynb #af39298d
 def last_step(
-    folder # Holds the checkpoints of one run
+    folder:str|Path # Holds the checkpoints of one run
 )->Path|None:
     "The newest whole checkpoint of a run; damaged ones are passed over with a warning"
     for path in reversed(_steps(Path(folder))):
@@ -197,12 +211,10 @@ def last_step(
             return path
         except UserError as e: warnings.warn(f'passed over: {e}')
 
-def _steps(folder:Path)->list[Path]: return sorted(folder.glob('step-*'), key=lambda p: int(p.name[5:]))
-
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #ec07e8dd
 def stopping()->bool:
     "Whether any process of this run was asked to stop; all of them get the same answer, so that none waits for a checkpoint alone"
-    if world().size==1: return stop_asked()
-    asked = torch.tensor(float(stop_asked()), device=world().device)
+    if ranks().size==1: return stop_asked()
+    asked = torch.tensor(float(stop_asked()), device=ranks().device)
     sum_over([asked])
     return bool(asked)

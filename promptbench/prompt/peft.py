@@ -13,21 +13,21 @@ from torch import Tensor
 from .. import __version__
 from ..base.catalogue import embedded
 from ..base.core import UserError, atomic_folder, key_of, to_json
-from ..model.backbone import fingerprint
+from ..model.backbone import Backbone, weight_hashes
 from .bank import DeepPrompt, ShallowPrompt, prompt_size
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #0e532b53
-def _exportable(backbone, prompt, index)->Tensor: # [P,D] or [P,X], fp32 on the CPU
+def _exportable(backbone, prompt, index:int)->Tensor: # [P,D] or [P,X], fp32 on the CPU
     "The prompt as PEFT keeps it, or the reason why it cannot"
     kind = getattr(prompt, 'kind', 'none')
     if kind=='none': raise UserError('a PEFT adapter needs a prompt, got none; give a shallow prompt')
     if kind=='deep' and not backbone.causal:
-        raise UserError("a deep prompt of an encoder-decoder cannot be written for PEFT: its prefix tuning has no "
-                        "encoder prefix, and none in the cross-attention; "
+        raise UserError('a deep prompt of an encoder-decoder cannot be written for PEFT: its prefix tuning has no '
+                        'encoder prefix, and none in the cross-attention; '
                         "tune a shallow prompt (prompt='shallow'), or keep this one in a promptbench checkpoint")
-    if not 0<=index<len(prompt):
-        raise UserError(
-            f'index must be one of the {len(prompt)} prompts of the bank (0 to {len(prompt)-1}), got {index}')
+    n = len(prompt)
+    if not 0<=index<n:
+        raise UserError(f'index must be one of the {n} prompts of the bank (0 to {n-1}), got {index}')
     if prompt.length<1: raise UserError('a PEFT adapter needs at least one prompt position, got an empty prompt')
     table = prompt.table[index].detach().float().cpu()
     size = prompt_size(kind, backbone)
@@ -41,75 +41,81 @@ def _base_name(backbone, base)->str|None:
     "The name PEFT's user loads the backbone by; a warning where there is none"
     name = str(base or backbone.name)
     if folder := embedded(name): return str(folder)
-    if Path(name).expanduser().is_dir() or (name!='random' and re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?', name)):
-        return name
+    on_hub = name!='random' and re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?', name)
+    if on_hub or Path(name).expanduser().is_dir(): return name
     warnings.warn(f"PEFT's user must be able to load the backbone, and {name!r} is neither a folder nor a hub id; "
                   "write it with save_backbone and give base=<that folder>")
 
-def _adapter_config(backbone, kind, length, base)->dict:
+def _adapter_config(backbone, kind:str, length:int, base:str|None)->dict:
     "adapter_config.json: every field PEFT would otherwise guess from the base model is filled in"
     c = backbone.model.config
-    c = c.get_text_config() if backbone.causal else c
-    out = dict(
-        task_type='CAUSAL_LM' if backbone.causal else 'SEQ_2_SEQ_LM', base_model_name_or_path=base, revision=None,
-        auto_mapping=None, inference_mode=True, num_virtual_tokens=length, token_dim=backbone.dim,
-        num_transformer_submodules=1, num_attention_heads=c.num_attention_heads, num_layers=c.num_hidden_layers)
-    if kind=='deep':
-        return out|dict(
-            peft_type='PREFIX_TUNING', token_dim=(wide := backbone.heads*backbone.head_dim), encoder_hidden_size=wide,
-            num_attention_heads=backbone.heads, num_layers=len(backbone.slots), prefix_projection=False)
-    return out|dict(peft_type='PROMPT_TUNING', prompt_tuning_init='RANDOM', prompt_tuning_init_text=None,
-                    tokenizer_name_or_path=None)
+    if backbone.causal: c = c.get_text_config()
+    fields = dict(
+        task_type=_task_type(backbone), base_model_name_or_path=base, revision=None, auto_mapping=None,
+        inference_mode=True, num_virtual_tokens=length, token_dim=backbone.dim, num_transformer_submodules=1,
+        num_attention_heads=c.num_attention_heads, num_layers=c.num_hidden_layers)
+    return fields|(_prefix_fields(backbone) if kind=='deep' else _SOFT)
+
+def _task_type(backbone)->str: return 'CAUSAL_LM' if backbone.causal else 'SEQ_2_SEQ_LM'
+
+_SOFT = dict(peft_type='PROMPT_TUNING', prompt_tuning_init='RANDOM', prompt_tuning_init_text=None,
+             tokenizer_name_or_path=None)
+
+def _prefix_fields(backbone)->dict:
+    wide = backbone.heads*backbone.head_dim
+    return dict(peft_type='PREFIX_TUNING', token_dim=wide, encoder_hidden_size=wide,
+                num_attention_heads=backbone.heads, num_layers=len(backbone.slots), prefix_projection=False)
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #b98d110c
-def _readme(config)->str:
-    "The model card: what this is and the lines that load it"
-    base,auto = (
-        config['base_model_name_or_path'],
-        'AutoModelForCausalLM' if config['task_type']=='CAUSAL_LM' else 'AutoModelForSeq2SeqLM')
-    head = ''.join(
-        f'{l}\n'
-        for l
-        in ['---', *([f'base_model: {json.dumps(base)}'] if base else []), 'library_name: peft',
-            'tags: [prompt-tuning, promptbench]', '---'])
-    return f'''{head}
-# A soft prompt of {config['num_virtual_tokens']} positions ({config['peft_type']})
+_README = '''---
+{tags}
+---
 
-Tuned with promptbench {__version__}. To use it:
+# A soft prompt of {length} positions ({kind})
+
+Tuned with promptbench {version}. To use it:
 
 ```python
 from peft import PeftModel
 from transformers import {auto}
-model = {auto}.from_pretrained({base or '<the folder of the backbone>'!r}, dtype='float32')   # bfloat16 is faster and rounds
-model = PeftModel.from_pretrained(model, {'.'!r})   # the folder of this file
+model = {auto}.from_pretrained({base!r}, dtype='float32')   # bfloat16 is faster and rounds
+model = PeftModel.from_pretrained(model, '.')   # the folder of this file
 ```
 
 `prompt_meta.json` says where the prompt comes from and on which weights it was tuned.
 '''
 
+def _readme(config:dict)->str:
+    "The model card: what this is and the lines that load it"
+    base = config['base_model_name_or_path']
+    tags = ['library_name: peft', 'tags: [prompt-tuning, promptbench]']
+    if base: tags = [f'base_model: {json.dumps(base)}',*tags]
+    return _README.format(
+        tags='\n'.join(tags), length=config['num_virtual_tokens'], kind=config['peft_type'], version=__version__,
+        auto='AutoModelForCausalLM' if config['task_type']=='CAUSAL_LM' else 'AutoModelForSeq2SeqLM',
+        base=base or '<the folder of the backbone>')
+
 # %% ../../nbs/50_prompt/06_peft.ipynb #928ed5ae
 def export_peft(
-    folder, # Appears when everything is written; an older one is replaced
-    backbone, # The `Backbone` that the prompt belongs to
-    prompt, # A shallow prompt or bank; a deep one for a decoder-only backbone
+    folder:str|Path, # Appears when everything is written; an older one is replaced
+    backbone:Backbone, # The one that the prompt belongs to
+    prompt:torch.nn.Module, # A shallow prompt or bank; a deep one for a decoder-only backbone
     index:int=0, # Which prompt of the bank
-    *, base=None, # Folder or hub id from which PEFT's user loads the backbone; by default its own name
+    *, base:str|Path|None=None, # Folder or hub id from which PEFT's user loads the backbone; by default its own name
     card:dict|None=None # Free words for prompt_meta.json: method, task, scores
 )->Path:
     "Write one prompt as a PEFT adapter: `PeftModel.from_pretrained(model, folder)` gives our logits"
     from safetensors.torch import save_file
     table_PD = _exportable(backbone, prompt, index)
-    base = _base_name(backbone, base)
-    config = _adapter_config(backbone, prompt.kind, len(table_PD), base)
+    config = _adapter_config(backbone, prompt.kind, len(table_PD), _base_name(backbone, base))
     meta = dict(card or {})|dict(kind=prompt.kind, index=index, prompts=len(prompt), promptbench=__version__,
-                                 backbone=key_of(fingerprint(backbone), n=64))
+                                 backbone=key_of(weight_hashes(backbone), n=64))
+    texts = {'adapter_config.json':to_json(config), 'prompt_meta.json':to_json(meta), 'README.md':_readme(config)}
     with atomic_folder(folder) as tmp:
-        save_file(dict(prompt_embeddings=table_PD.contiguous()), tmp/'adapter_model.safetensors',
-                  metadata=dict(format='pt'))
-        (tmp/'adapter_model.safetensors').chmod(0o644)
-        for name,text in [('adapter_config.json', to_json(config)), ('prompt_meta.json', to_json(meta)),
-                              ('README.md', _readme(config))]:
-            (tmp/name).write_text(text, encoding='utf8')
+        weights = tmp/'adapter_model.safetensors'
+        save_file(dict(prompt_embeddings=table_PD.contiguous()), weights, metadata=dict(format='pt'))
+        weights.chmod(0o644)
+        for name,text in texts.items(): (tmp/name).write_text(text, encoding='utf8')
     return Path(folder)
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #ec5c055b
@@ -117,6 +123,14 @@ _READABLE = ['PROMPT_TUNING','P_TUNING','MULTITASK_PROMPT_TUNING','PREFIX_TUNING
 
 def _read_adapter(folder:Path)->tuple[dict,dict]:
     "Config and tensors of an adapter folder"
+    config = _read_config(folder)
+    for name in ('adapter_model.safetensors','adapter_model.bin'):
+        if (folder/name).is_file(): return config,_tensors(folder/name)
+    raise UserError(f'the adapter in {folder} must hold adapter_model.safetensors or adapter_model.bin, and has '
+                    'neither; copy the whole folder')
+
+def _read_config(folder:Path)->dict:
+    "The config of an adapter that can become a prompt"
     file = folder/'adapter_config.json'
     if not file.is_file():
         raise UserError(f'a PEFT adapter is a folder with adapter_config.json, and {folder} is none; for an adapter '
@@ -132,56 +146,58 @@ def _read_adapter(folder:Path)->tuple[dict,dict]:
                         'changes weights or activations, not the input; use it with PEFT')
     if not isinstance(length, int) or length<1:
         raise UserError(f'num_virtual_tokens in {file} must be a number above 0, got {length!r}')
-    for name in ('adapter_model.safetensors','adapter_model.bin'):
-        if (folder/name).is_file(): return config,_tensors(folder/name)
-    raise UserError(
-        f'the adapter in {folder} must hold adapter_model.safetensors or adapter_model.bin, and has neither; copy the whole folder')
+    return config
 
 def _tensors(file:Path)->dict[str,Tensor]:
     "The tensors of a safetensors, npy or torch file; nothing in it is run"
-    from safetensors.torch import load_file
-    try:
-        if file.suffix=='.npy': found = torch.from_numpy(np.load(file, allow_pickle=False))
-        else:
-            found = load_file(file) if file.suffix=='.safetensors' else torch.load(
-                file, map_location='cpu', weights_only=True)
+    try: found = _load(file)
     except Exception as e:
-        raise UserError(
-            f'{file} cannot be read as tensors ({next(iter(str(e).splitlines()), "")[:160]}); files that '
-            'hold anything but tensors are refused, because opening them can run code') from None
-    found = found if isinstance(found, dict) else dict(tensor=found)
+        why = next(iter(str(e).splitlines()), '')[:160]
+        raise UserError(f'{file} cannot be read as tensors ({why}); files that hold anything but tensors are refused, '
+                        'because opening them can run code') from None
+    if not isinstance(found, dict): found = dict(tensor=found)
     odd = [k for k,v in found.items() if not isinstance(v, Tensor)]
     if odd: raise UserError(f'{file} must hold tensors only, and {odd[:3]} are something else')
     return {k:v.detach() for k,v in found.items()}
 
+def _load(file:Path):
+    from safetensors.torch import load_file
+    if file.suffix=='.npy': return torch.from_numpy(np.load(file, allow_pickle=False))
+    if file.suffix=='.safetensors': return load_file(file)
+    return torch.load(file, map_location='cpu', weights_only=True)
+
 # %% ../../nbs/50_prompt/06_peft.ipynb #8b87f0c1
-def _first_half(config, table)->Tensor:
+def _first_half(config:dict, table)->Tensor:
     "The positions in front of the encoder"
-    P,S = config['num_virtual_tokens'],config.get('num_transformer_submodules') or 1
-    if len(table)==P: return table
-    if len(table)!=P*S:
-        raise UserError(
-            f'the adapter must hold {P} or {P*S} positions as its config says, got {len(table)}; it is damaged')
+    n,P,S = len(table),config['num_virtual_tokens'],config.get('num_transformer_submodules') or 1
+    if n==P: return table
+    if n!=P*S:
+        raise UserError(f'the adapter must hold {P} or {P*S} positions as its config says, got {n}; it is damaged')
     if config['peft_type']=='MULTITASK_PROMPT_TUNING':
-        warnings.warn(f'the last {len(table)-P} of {len(table)} positions stood before the decoder in training and '
+        warnings.warn(f'the last {n-P} of {n} positions stood before the decoder in training and '
                       f'are never used by generate; kept the first {P}. Train with num_transformer_submodules=1')
     else:
-        warnings.warn(f'dead half: the last {len(table)-P} of {len(table)} positions were never read in training '
+        warnings.warn(f'dead half: the last {n-P} of {n} positions were never read in training '
                       f'(num_transformer_submodules={S}); kept the first {P}')
     return table[:P]
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #134764d2
-def _compare(prompt, backbone, place, config):
+def _compare(prompt, backbone, place, config:dict)->ShallowPrompt:
     "The prompt where the backbone is; refuses another width, warns about another scale, other weights, another kind of model"
-    if prompt.table.shape[2]!=backbone.dim:
+    width = prompt.table.shape[2]
+    if width!=backbone.dim:
         raise UserError(f'a shallow prompt for {backbone.name} must be {backbone.dim} wide, and the one in {place} '
-                        f'is {prompt.table.shape[2]} wide; it was tuned on another model')
-    task = config.get('task_type')
-    want = 'CAUSAL_LM' if backbone.causal else 'SEQ_2_SEQ_LM'
+                        f'is {width} wide; it was tuned on another model')
+    task,want = config.get('task_type'),_task_type(backbone)
     if task not in (None, want):
-        warnings.warn(
-            f'the adapter in {place} was tuned for {task}, and {backbone.name} is {want}; a trained head, if there is one, stays behind')
+        warnings.warn(f'the adapter in {place} was tuned for {task}, and {backbone.name} is {want}; '
+                      'a trained head, if there is one, stays behind')
     _same_weights(backbone, place)
+    _same_scale(prompt, backbone, place)
+    return prompt.to(backbone.device)
+
+def _same_scale(prompt, backbone, place):
+    "Warn if the vectors are much shorter or longer than those of words"
     middle = lambda t: t.detach().float().norm(dim=-1).median().item()
     ratio = middle(prompt.table)/max(middle(backbone.model.get_input_embeddings().weight), 1e-12)
     if ratio<.1:
@@ -191,7 +207,6 @@ def _compare(prompt, backbone, place, config):
         warnings.warn(f'the vectors in {place} are {ratio:,.0f} times as long as those of the vocabulary of '
                       f'{backbone.name}: normal after tuning at a rate of 0.3, as the prompts released by Google; '
                       'otherwise perhaps a prompt of another model')
-    return prompt.to(backbone.device)
 
 def _same_weights(backbone, place):
     "Warn if our own file says that the prompt was tuned on other weights"
@@ -199,68 +214,73 @@ def _same_weights(backbone, place):
     if not file.is_file(): return
     try: want = json.loads(file.read_text(encoding='utf8')).get('backbone')
     except (ValueError, AttributeError): return
-    if want and want!=key_of(fingerprint(backbone), n=64):
-        warnings.warn(
-            f'the prompt in {place} was tuned on other weights than those of {backbone.name}; scores will differ')
+    if want and want!=key_of(weight_hashes(backbone), n=64):
+        warnings.warn(f'the prompt in {place} was tuned on other weights than those of {backbone.name}; '
+                      'scores will differ')
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #c733d416
-def _prefix(folder, config, table_PX, backbone)->DeepPrompt:
+def _prefix(folder, config:dict, table_PX, backbone)->DeepPrompt:
     "PEFT's key-value prefix as a deep prompt"
-    if config.get('task_type')!='CAUSAL_LM':
-        raise UserError(f"the prefix in {folder} is for {config.get('task_type')}, and only those of decoder-only "
-                        "language models (CAUSAL_LM) can be read: "
+    task = config.get('task_type')
+    if task!='CAUSAL_LM':
+        raise UserError(f'the prefix in {folder} is for {task}, and only those of decoder-only '
+                        'language models (CAUSAL_LM) can be read: '
                         "PEFT puts an encoder-decoder's prefix into the decoder's self-attention alone, with "
-                        "relative positions that a deep prompt does not have; use it with PEFT")
-    if backbone is not None:
-        if not backbone.causal:
-            raise UserError(f'the prefix in {folder} is for a decoder-only model, and {backbone.name} is an '
-                            'encoder-decoder; give the model it was tuned on')
-        size = prompt_size('deep', backbone)
-        if table_PX.shape[1]!=size:
-            raise UserError(f'a deep prompt for {backbone.name} must have {size} numbers per position, and the one '
-                            f'in {folder} has {table_PX.shape[1]}; it was tuned on another model')
-        _same_weights(backbone, folder)
-    return DeepPrompt(table_PX[None]).to('cpu' if backbone is None else backbone.device)
+                        'relative positions that a deep prompt does not have; use it with PEFT')
+    if backbone is None: return DeepPrompt(table_PX[None])
+    if not backbone.causal:
+        raise UserError(f'the prefix in {folder} is for a decoder-only model, and {backbone.name} is an '
+                        'encoder-decoder; give the model it was tuned on')
+    size,X = prompt_size('deep', backbone),table_PX.shape[1]
+    if X!=size:
+        raise UserError(f'a deep prompt for {backbone.name} must have {size} numbers per position, and the one '
+                        f'in {folder} has {X}; it was tuned on another model')
+    _same_weights(backbone, folder)
+    return DeepPrompt(table_PX[None]).to(backbone.device)
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #a090f02a
 def import_peft(
-    folder, # What PEFT's `save_pretrained` or `export_peft` wrote
-    backbone=None # The `Backbone` it shall serve: width, scale and weights are compared
-): # A `ShallowPrompt` bank (one prompt; for multitask prompt tuning one per task), or a `DeepPrompt`
+    folder:str|Path, # What PEFT's `save_pretrained` or `export_peft` wrote
+    backbone:Backbone|None=None # The one it shall serve: width, scale and weights are compared
+)->ShallowPrompt|DeepPrompt: # A shallow bank has one prompt; for multitask prompt tuning one per task
     "Read a PEFT adapter as a prompt; `UserError` for what is no prompt, warnings for what gets lost"
     config,tensors = _read_adapter(Path(folder))
-    kind = config['peft_type']
     table = tensors.pop('prompt_embeddings', None)
     if table is None or table.ndim!=2:
         raise UserError(f'the adapter in {folder} must hold a tensor prompt_embeddings with two axes, got '
                         f'{None if table is None else tuple(table.shape)}; it is damaged or of an unknown version')
-    if kind=='PREFIX_TUNING': return _prefix(folder, config, table, backbone)
+    if config['peft_type']=='PREFIX_TUNING': return _prefix(folder, config, table, backbone)
     table_PD = _first_half(config, table)
-    table_NPD = table_PD[None]
-    if kind=='MULTITASK_PROMPT_TUNING':
-        cols,rows = (tensors.pop(f'prefix_task_{n}', None) for n in ('cols','rows'))
-        if cols is None or rows is None:
-            raise UserError(
-                f'a multitask adapter must hold prefix_task_cols and prefix_task_rows, and {folder} does not; it is damaged')
-        table_NPD = table_PD*(cols[:,:len(table_PD)].float()@rows.float())
+    multitask = config['peft_type']=='MULTITASK_PROMPT_TUNING'
+    table_NPD = table_PD*_task_masks(folder, tensors, len(table_PD)) if multitask else table_PD[None]
     if tensors:
-        warnings.warn(
-            f'left behind, because a prompt cannot hold it: {sorted(tensors)[:4]}; scores may differ from those in PEFT')
+        warnings.warn(f'left behind, because a prompt cannot hold it: {sorted(tensors)[:4]}; '
+                      'scores may differ from those in PEFT')
     prompt = ShallowPrompt(table_NPD)
     return prompt if backbone is None else _compare(prompt, backbone, folder, config)
 
+def _task_masks(folder, tensors:dict, P:int)->Tensor: # [N,P,D]
+    "What every task of multitask prompt tuning multiplies the shared prompt by; its factors are taken out of `tensors`"
+    cols,rows = (tensors.pop(f'prefix_task_{n}', None) for n in ('cols','rows'))
+    if cols is None or rows is None:
+        raise UserError(f'a multitask adapter must hold prefix_task_cols and prefix_task_rows, and {folder} does not; '
+                        'it is damaged')
+    return cols[:,:P].float()@rows.float()
+
 # %% ../../nbs/50_prompt/06_peft.ipynb #26cadd9b
 def import_table(
-    file, # .npy, .bin, .pt or .safetensors with one table [P,D]
-    backbone=None # The `Backbone` it shall serve: width and scale are compared
+    file:str|Path, # .npy, .bin, .pt or .safetensors with one table [P,D]
+    backbone:Backbone|None=None # The one it shall serve: width and scale are compared
 )->ShallowPrompt: # A bank of one
-    "Read a prompt that is a bare table: the .npy files of google-research/prompt-tuning, the tensors of ATTEMPT, a state dict of OpenPrompt"
+    "Read a prompt that is a bare table: the .npy files of google-research/prompt-tuning, ATTEMPT's tensors, OpenPrompt's state dicts"
     file = Path(file)
     if not file.is_file():
         raise UserError(f'there is no file {file}; for a PEFT adapter, give its folder to import_peft')
-    found = {k:t for k,t in _tensors(file).items() if t.ndim==2}
-    if len(found)!=1:
+    tables = {k:t for k,t in _tensors(file).items() if t.ndim==2}
+    if len(tables)!=1:
+        shapes = [(k,tuple(t.shape)) for k,t in tables.items()]
         raise UserError(f'{file} must hold exactly one table with two axes (positions, width), got '
-                        f'{[(k,tuple(t.shape)) for k,t in found.items()][:4]}; save the prompt alone')
-    prompt = ShallowPrompt(next(iter(found.values()))[None])
+                        f'{shapes[:4]}; save the prompt alone')
+    table_PD, = tables.values()
+    prompt = ShallowPrompt(table_PD[None])
     return prompt if backbone is None else _compare(prompt, backbone, file, {})
