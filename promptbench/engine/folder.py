@@ -25,7 +25,7 @@ class State(str):
 
 # %% ../../nbs/70_engine/00_folder.ipynb #705f20d9
 def read_json(
-    path # A file that may be missing, or cut short by a full disk
+    path:str|Path # A file that may be missing, or cut short by a full disk
 )->dict|None:
     "What a JSON file holds; None if there is nothing to believe"
     try: d = json.loads(Path(path).read_text(encoding='utf8'))
@@ -36,7 +36,7 @@ def read_json(
 def _lock_file(folder:Path)->Path: return folder.parent/'.locks'/f'{folder.name}.lock'
 
 def lock_of(
-    folder # A run's folder
+    folder:str|Path # A run's folder
 )->'FileLock': # Not yet held
     "The lock that whoever works on a run holds; the system frees it when its holder dies"
     from filelock import FileLock
@@ -59,7 +59,7 @@ def _seconds_left(progress:dict)->float|None:
     return max(0., (progress['total']-progress['step'])*progress['pace'])
 
 def run_state(
-    folder # Where a run is or will be
+    folder:str|Path # Where a run is or will be
 )->State:
     "How a run stands; `running` knows its step and the seconds left, `failed` why"
     folder = Path(folder)
@@ -74,7 +74,7 @@ def run_state(
 
 # %% ../../nbs/70_engine/00_folder.ipynb #8140bc94
 def begin(
-    folder, card:dict # What is known before the run
+    folder:str|Path, card:dict # What is known before the run
 )->dict: # The card as it is now
     "Make the folder of a run, or take up an unfinished one: its card says `running` from here on"
     folder = Path(folder)
@@ -91,7 +91,7 @@ def begin(
 
 # %% ../../nbs/70_engine/00_folder.ipynb #87d96f58
 def set_card(
-    folder, **changes # Fields of the card
+    folder:str|Path, **changes # Fields of the card
 )->dict:
     "Change fields of a run's card, in one step for whoever reads it"
     folder = Path(folder)
@@ -101,7 +101,7 @@ def set_card(
 
 # %% ../../nbs/70_engine/00_folder.ipynb #4e68a20e
 def size_of(
-    folder # Any folder
+    folder:str|Path # Any folder
 )->int: # Bytes
     "How much a folder holds; files that vanish meanwhile count as nothing"
     total = 0
@@ -112,7 +112,7 @@ def size_of(
 
 # %% ../../nbs/70_engine/00_folder.ipynb #65cbb8f1
 def list_runs(
-    root='runs', *, sizes:bool=True # False: do not measure, which is quicker
+    root:str|Path='runs', *, sizes:bool=True # False: do not measure, which is quicker
 )->list[dict]: # key, page, state, step, total, eta, size, started, spent, needs, folder; newest first
     "Every run under `root`"
     out = []
@@ -138,7 +138,7 @@ def needed_by(
 
 # %% ../../nbs/70_engine/00_folder.ipynb #32682abc
 def find_run(
-    key:str, root='runs' # A key, or the beginning of one
+    key:str, root:str|Path='runs' # A key, or the beginning of one
 )->dict:
     "The one run whose key begins so; `UserError` if there is none, or more than one"
     there = list_runs(root, sizes=False)
@@ -160,7 +160,7 @@ def _drop(folder:Path)->bool:
     return True
 
 def remove(
-    key:str, root='runs', *, force:bool=False # Also when later runs were made from it
+    key:str, root:str|Path='runs', *, force:bool=False # Also when later runs were made from it
 )->dict: # What was removed
     "Delete one run; `UserError` while it is running, and where others need it unless forced"
     r = find_run(key, root)
@@ -205,7 +205,7 @@ def _leftovers(root, runs:list[dict], older:float|None)->list[tuple[str,Path,str
     return out
 
 def gc(
-    root='runs', *, older:float|None=None, # Days: also finished and unfinished runs that began so long ago
+    root:str|Path='runs', *, older:float|None=None, # Days: also finished and unfinished runs that began so long ago
     dry_run:bool=False # Only say what would go
 )->list[dict]: # what, size, why, gone (False: kept, and why says for whom)
     "Remove leftovers of killed processes, step checkpoints of finished runs and failed runs; what a later run needs stays and is named"

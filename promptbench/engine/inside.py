@@ -32,7 +32,7 @@ def end_with_parent(
 _here = {} # what this kernel was told by whoever started it: folder, trackers, name
 
 def attach(
-    folder, # Of the run
+    folder:str|Path, # Of the run
     parent:int, # Process that started this kernel
     *, track:Iterable[str]=(), # Names of trackers
     name:str='run' # What trackers call this run
@@ -52,7 +52,7 @@ def watched(
     rows:Iterable, # Dicts, such as of a training loop
     total:int|None=None, # How many will come
     desc:str='', # What is being done
-    *, out='', # Folder of the run; '' where there is none
+    *, out:str|Path='', # Folder of the run; '' where there is none
     every:float=.5 # Seconds between two looks at the clock
 )->Iterator[dict]:
     "`rows` with a bar; inside a run also `progress.json` for others to read, and a point on every tracker"
@@ -81,7 +81,7 @@ def _numbers(row:dict, desc:str)->dict[str,float]:
 
 # %% ../../nbs/70_engine/01_inside.ipynb #d0e85a5a
 def note(
-    out, # Folder of the run; '' writes nothing
+    out:str|Path, # Folder of the run; '' writes nothing
     **facts # For its card: config, budget, seeds, seconds, ...
 )->dict: # All facts noted so far
     "Say what the settings came to, and what was spent; ends up in the run's card"
@@ -95,9 +95,9 @@ def note(
 
 # %% ../../nbs/70_engine/01_inside.ipynb #01f31cc7
 def keep(
-    out, # Folder of the run; '' writes nothing
-    rows, predictions=None, # Tables as in `results`
-    *, store='' # A store that also gets them; '' for none
+    out:str|Path, # Folder of the run; '' writes nothing
+    rows:'pd.DataFrame', predictions:'pd.DataFrame|None'=None, # Tables as in `results`
+    *, store:str|Path='' # A store that also gets them; '' for none
 ):
     "Write `rows.parquet` and `predictions.parquet`, tell the trackers, and append to the store; returned means kept"
     from promptbench.stats.results import write_predictions, write_rows
@@ -113,7 +113,7 @@ def keep(
 
 # %% ../../nbs/70_engine/01_inside.ipynb #2973c19b
 def checkpoint_in(
-    place # A checkpoint, or the folder of a run that ended with one
+    place:str|Path # A checkpoint, or the folder of a run that ended with one
 )->Path:
     "Where the checkpoint itself is"
     final = Path(place)/'checkpoints'/'final'

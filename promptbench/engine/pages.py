@@ -96,14 +96,15 @@ def _page_now(path)->tuple[dict,str]:
     s = os.stat(path)
     return _read_page(str(path), s.st_mtime_ns, s.st_size)
 
+# %% ../../nbs/70_engine/02_pages.ipynb #e701ae14
 def declared(
-    path # A run page
+    path:str|Path # A run page
 )->dict[str,Parameter]:
     "The parameters of a page, from the literals and comments of its one cell tagged `parameters`"
     return _page_now(path)[0]
 
 def parameters(
-    path # A run page
+    path:str|Path # A run page
 )->dict: # name -> default value
     "The defaults of a page"
     return {n:p.default for n,p in declared(path).items()}
@@ -137,7 +138,7 @@ def _checked(p:Parameter, value, stem:str):
 
 # %% ../../nbs/70_engine/02_pages.ipynb #255de06c
 def check_parameters(
-    path, # A run page
+    path:str|Path, # A run page
     given:dict # What shall be changed
 )->dict: # All parameters with their final values
     "Defaults with changes; `UserError` for a name the page does not have, a value of another type, or not among the choices"
@@ -241,7 +242,7 @@ def _why(e, path, out)->tuple[str,int]: # message of one screen, exit code
 def run_page(
     name:str|Path, # A name in nbs/runs, or a path
     given:dict, *, # Parameters to change
-    out, # Where the executed page goes
+    out:str|Path, # Where the executed page goes
     log=None # File-like that receives what the page prints while it runs
 )->Path:
     "Execute a page into a file and nothing else; on failure the page is kept up to the failing cell and a `UserError` says which and why"
@@ -273,7 +274,7 @@ class Run:
 
 # %% ../../nbs/70_engine/02_pages.ipynb #2a6a3d95
 def ask_to_stop(
-    folder # Of a run
+    folder:str|Path # Of a run
 ):
     "Ask the run in `folder` to stop at its next step, after a checkpoint; harmless if it is not running"
     if Path(folder).is_dir(): write_atomic(Path(folder)/'stop', '')

@@ -14,7 +14,7 @@ from ..base.core import UserError
 
 # %% ../../nbs/75_world/05_progress.ipynb #1237dc24
 def read_log(
-    folder # Folder of a backbone
+    folder:str|Path # Folder of a backbone
 )->list[dict]:
     "Its training log; `UserError` if it has none"
     p = Path(folder)/'training_log.json'
