@@ -8,6 +8,7 @@ __all__ = ['columns_of', 'cell_text', 'grid', 'clock', 'line_of', 'Follower']
 # %% ../../nbs/95_cli/06_live.ipynb #941b7c10
 import json, sys, threading, time
 from pathlib import Path
+from ..show.look import prompt_text, shots_text
 from ..studies.standing import Standing
 
 # %% ../../nbs/95_cli/06_live.ipynb #3610c0e2
@@ -57,6 +58,10 @@ def line_of(row:dict, cells:int, done:int, began:float)->str:
     return said+(f'; {row["job"]}' if row.get('job') else '')
 
 # %% ../../nbs/95_cli/06_live.ipynb #5e7a0e2f
+def _where(cell)->str:
+    "A cell in words"
+    return f'{cell.method}, {prompt_text(cell.prompt)}, {shots_text(cell.shots)}, seed {cell.seed}'
+
 class Follower:
     "Shows how the table in a folder stands, from a thread of its own, until it is told to stop"
     def __init__(self, out, *, quiet:bool=False, file=None):
@@ -115,7 +120,6 @@ class Follower:
             if not new: continue
             table = self.standing.table().set_index(['method','prompt','shots']).arg
             for cell in new:
-                where = 'no prompt' if cell.prompt=='none' else cell.prompt
-                console.print(f'{clock(time.time()-self.began):>6}  {cell.method}, {where}, {cell.shots} shots, seed {cell.seed}: '
-                              f'ARG {table[cell.method, cell.prompt, cell.shots]:.1f}   ({self.done} of {len(self.standing.cells)} cells)',
-                              highlight=False, soft_wrap=True)
+                arg = table[cell.method, cell.prompt, cell.shots]
+                told = f'{_where(cell)}: ARG {arg:.1f}   ({self.done} of {len(self.standing.cells)} cells)'
+                console.print(f'{clock(time.time()-self.began):>6}  {told}', highlight=False, soft_wrap=True)

@@ -112,7 +112,9 @@ def table1(
 ):
     """Method × prompt × shots as ARG with intervals: the table of the promptability paper.
 
-    Examples: `promptbench table1` · `promptbench table1 --quick --out /tmp/t` · `promptbench table1 --methods none,T+P --seeds 3` · `promptbench table1 --scale tiny --methods all --seeds 5`
+    Examples: `promptbench table1` · `promptbench table1 --quick --out /tmp/t`
+    · `promptbench table1 --methods none,T+P --seeds 3`
+    · `promptbench table1 --scale tiny --methods all --seeds 5`
     """
     given = dict(
         suite=place_of(suite), backbone=place_of(backbone), scale='quick' if quick else scale,
@@ -188,7 +190,8 @@ def evaluate(
 ):
     """0-shot accuracy of every dataset of a suite, beside chance and the commonest answer.
 
-    Examples: `promptbench evaluate` · `promptbench evaluate --quick --store runs/store` · `promptbench evaluate --suite my_data --backbone google/t5-large-lm-adapt`
+    Examples: `promptbench evaluate` · `promptbench evaluate --quick --store runs/store`
+    · `promptbench evaluate --suite my_data --backbone google/t5-large-lm-adapt`
     """
     from promptbench.data.suite import load_draw
     from promptbench.measure.evaluate import by_dataset, evaluate as measure

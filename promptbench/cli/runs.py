@@ -71,7 +71,8 @@ def run(
 ):
     """Execute a run page with checked parameters, once: a finished run is not computed again, an interrupted one goes on.
 
-    Examples: `promptbench run pretrain -p method P-only -p seed 1` · `promptbench run tune -p checkpoint run:pretrain-0a1b` · `promptbench run table1 --list`
+    Examples: `promptbench run pretrain -p method P-only -p seed 1`
+    · `promptbench run tune -p checkpoint run:pretrain-0a1b` · `promptbench run table1 --list`
     """
     from promptbench.engine import pages as runs
     path = runs.find_page(page)

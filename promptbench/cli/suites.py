@@ -102,7 +102,8 @@ def show(
 ):
     """What a suite holds, or how a task looks to a model: an example, its choices, lengths, baselines, how much is cut.
 
-    Examples: `promptbench show` · `promptbench show microworld entail` · `promptbench show microworld entail/claim -n 3`
+    Examples: `promptbench show` · `promptbench show microworld entail`
+    · `promptbench show microworld entail/claim -n 3`
     """
     import pandas as pd
     from promptbench.data.suite import describe, load_suite
