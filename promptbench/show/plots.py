@@ -146,8 +146,8 @@ def slope_title(
 def _name_tag(method:str, x:float, y:float, n:str)->dict:
     "A method's name and mark at the end of its line"
     colour,mark = look(method)
-    return dict(text=f'<span style="color:{colour}">{glyph(method)}</span> {method}', x=x, y=y, xref=f'x{n}', yref=f'y{n}',
-                xanchor='left', showarrow=False, font=dict(size=13))
+    text = f'<span style="color:{colour}">{glyph(method)}</span> {method}'
+    return dict(text=text, x=x, y=y, xref=f'x{n}', yref=f'y{n}', xanchor='left', showarrow=False, font=dict(size=13))
 
 def _slope_panel(d:pd.DataFrame, n:str, ks:list[int], methods:list[str], gap:float)->tuple[list,list]:
     "Traces and name tags of one prompt's panel; `n` is plotly's suffix of its axes"

@@ -103,7 +103,7 @@ class _File:
 def load_claims(
     path:str|Path|None=None, # A YAML file of claims; None: the promptability paper's
     names:dict|None=None # What this study calls the `names` of the file, for instance {'L':'small', 'XL':'large'}
-)->list[dict]: # id, text, left, relation, right, margin (points or None), where, paper; a side is None for chance, a cell, or [a, b] for a - b
+)->list[dict]: # id, text, left, relation, right, margin (points or None), where, paper; a side: None (chance), a cell, [a, b]: a - b
     "Claims with their cell names resolved; `UserError` for a key, relation, cell, name or margin that is not defined"
     file = _File(path or data_dir('paper','claims.yaml'), names)
     claims = [file.claim(told) for told in file.claims]
@@ -209,7 +209,7 @@ def judge(
     family:bool=False, # At the level of the whole family: what Holm's correction does not bear out becomes undecided
     replicates:Replicates|None=None, # Use these instead of resampling again
     **options # n, seed, baseline, by, groups, resample: as in `bootstrap.replicate`
-)->pd.DataFrame: # claim, text, verdict, estimate, lo, hi (points), p, p_holm, relation, margin, left, right, n_instances, seeds, level, paper, suite, backbone
+)->pd.DataFrame: # claim, text, verdict, estimate, lo, hi (points), p, p_holm, relation, margin, left, right, n_instances, seeds, ...
     "Every claim with its verdict, once for every suite and backbone it does not name itself"
     r = replicates or replicate(predictions, rows=rows, **options)
     how = dict(level=level, seeds=seeds, interval_kind=interval_kind)
