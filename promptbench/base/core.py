@@ -7,7 +7,7 @@ __all__ = ['UserError', 'one_of', 'seed_of', 'rng', 'write_atomic', 'atomic_fold
            'data_dir', 'progress']
 
 # %% ../../nbs/00_base/00_core.ipynb #780d74b3
-import contextlib, dataclasses, hashlib, importlib.util, json, os, random, re, shutil, sys, tempfile, time
+import contextlib, dataclasses, hashlib, importlib.util, json, os, random, shutil, sys, tempfile, time
 from pathlib import Path
 
 # %% ../../nbs/00_base/00_core.ipynb #55c67f10
