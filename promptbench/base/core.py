@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['UserError', 'one_of', 'seed_of', 'rng', 'write_atomic', 'atomic_folder', 'to_json', 'config', 'key_of', 'home',
-           'data_dir', 'progress']
+           'checkout', 'data_dir', 'cache_dir', 'progress']
 
 # %% ../../nbs/00_base/00_core.ipynb #780d74b3
-import contextlib, dataclasses, hashlib, importlib.util, json, os, random, shutil, sys, tempfile, time
+import contextlib, dataclasses, hashlib, importlib.resources, json, os, random, shutil, sys, tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # %% ../../nbs/00_base/00_core.ipynb #55c67f10
@@ -17,9 +18,9 @@ class UserError(ValueError):
 # %% ../../nbs/00_base/00_core.ipynb #c05cdb9d
 def one_of(
     what:str, # What is being chosen, for the message
-    value, # What came
-    allowed # What is allowed
-): # `value`, if allowed
+    value:object, # What came
+    allowed:Iterable # What is allowed
+)->object: # `value`, if allowed
     "`value` if it is in `allowed`, otherwise a `UserError` naming the choices"
     allowed = list(allowed)
     if value not in allowed: raise UserError(f'{what} must be one of {allowed}, got {value!r}')
@@ -27,12 +28,12 @@ def one_of(
 
 # %% ../../nbs/00_base/00_core.ipynb #b5b383ae
 def seed_of(
-    *parts # Words and numbers that name the draw
+    *parts:object # Words and numbers that name the draw
 )->int: # 63-bit seed, the same on every platform and in every process
     "A seed that depends on nothing but `parts`"
     return int.from_bytes(hashlib.sha256('\x1f'.join(map(str,parts)).encode()).digest()[:8],'big')>>1
 
-def rng(*parts)->random.Random:
+def rng(*parts:object)->random.Random:
     "A fresh generator for the draw named by `parts`"
     return random.Random(seed_of(*parts))
 
@@ -47,8 +48,8 @@ def _check_writable(folder:Path):
         raise UserError(f'folder {folder} is not writable; choose another place or change its permissions')
 
 def write_atomic(
-    path, # Where the file shall be
-    data # Text or bytes
+    path:str|os.PathLike, # Where the file shall be
+    data:str|bytes # What shall be in it
 )->Path:
     "Write a file through a temporary neighbour and a rename: readers see the old file or the whole new one"
     path = Path(path)
@@ -69,8 +70,8 @@ def write_atomic(
 # %% ../../nbs/00_base/00_core.ipynb #d099b31c
 @contextlib.contextmanager
 def atomic_folder(
-    path # The folder that shall appear
-):
+    path:str|os.PathLike # The folder that shall appear
+)->Iterator[Path]: # A folder to fill
     "Fill the yielded temporary folder; it takes the name `path` only if the block succeeds"
     path = Path(path)
     _check_writable(path.parent)
@@ -84,7 +85,7 @@ def atomic_folder(
 
 # %% ../../nbs/00_base/00_core.ipynb #c3b43880
 def to_json(
-    o # Dataclasses, dicts, lists, paths and plain values
+    o:object # Dataclasses, dicts, lists, paths and plain values
 )->str:
     "Stable, readable JSON: sorted keys, so equal things have equal text"
     def plain(x):
@@ -96,9 +97,9 @@ def to_json(
     return json.dumps(o, default=plain, sort_keys=True, indent=1, ensure_ascii=False)
 
 def config(
-    cls, # A dataclass
+    cls:type, # A dataclass
     d:dict # Its values, for instance from JSON
-):
+)->object: # One of `cls`
     "Build `cls` from a dict, refusing names it does not have"
     names = [f.name for f in dataclasses.fields(cls)]
     odd = sorted(set(d)-set(names))
@@ -107,33 +108,56 @@ def config(
 
 # %% ../../nbs/00_base/00_core.ipynb #5a69e004
 def key_of(
-    *parts, # Anything `to_json` takes
+    *parts:object, # Anything `to_json` takes
     n:int=12 # Length of the key
 )->str:
     "Short name of a piece of work: equal settings, equal key"
     return hashlib.sha256(to_json(parts).encode()).hexdigest()[:n]
 
 # %% ../../nbs/00_base/00_core.ipynb #e816d58b
-def home()->Path:
-    "The folder that holds `data/` and `nbs/runs/`: `PROMPTBENCH_HOME`, or the checkout this package lies in"
-    here = Path(os.environ.get('PROMPTBENCH_HOME')
-                or Path(importlib.util.find_spec('promptbench').origin).resolve().parents[1])
+def _inside()->Path:
+    "Where a wheel keeps what a checkout has at its top"
+    return Path(str(importlib.resources.files('promptbench')))/'_files'
+
+def home()->Path: # Holds `data/`, `nbs/runs/` and `nbs/lessons/`
+    "Where what came with promptbench lies: `PROMPTBENCH_HOME`, or inside an installed package, or the checkout around it"
+    inside = _inside()
+    here = Path(os.environ.get('PROMPTBENCH_HOME') or (inside if inside.is_dir() else inside.resolve().parents[1]))
     if not (here/'data').is_dir():
         raise UserError(f'no data folder in {here}; set PROMPTBENCH_HOME to a checkout of promptbench')
     return here
 
-def data_dir(*parts)->Path:
+def checkout()->Path|None: # None: installed as a package, whose folder is nobody's to work in
+    "The folder of `home`, where it is a person's own copy of the project"
+    here = home()
+    return None if here==_inside() else here
+
+def data_dir(
+    *parts:str # Of the path
+)->Path:
     "A path below `data/`"
     return home().joinpath('data', *parts)
 
+# %% ../../nbs/00_base/00_core.ipynb #b51ab1b8
+def _user_caches()->Path:
+    "Where this platform keeps a user's caches"
+    place = dict(darwin='~/Library/Caches', win32=os.environ.get('LOCALAPPDATA') or '~/AppData/Local')
+    try: return Path(place.get(sys.platform) or os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+    except RuntimeError:
+        raise UserError('this user has no home folder to keep a cache in; set PROMPTBENCH_CACHE to a folder') from None
+
+def cache_dir()->Path:
+    "Where things are kept that can be made again: `PROMPTBENCH_CACHE`, or a folder of this platform's place for caches"
+    given = os.environ.get('PROMPTBENCH_CACHE')
+    return Path(given).expanduser() if given else _user_caches()/'promptbench'
 
 # %% ../../nbs/00_base/00_core.ipynb #0a902d5b
 def progress(
-    rows, # Any iterable
+    rows:Iterable, # Whatever is worked through
     total:int|None=None, # How many will come
     desc:str='', # What is being done
     quiet:bool|None=None # None: show it unless `PROMPTBENCH_QUIET` is set
-):
+)->Iterable: # The same items
     "`rows` with a bar that shows rate and remaining time: on standard error, in a notebook on standard output, where it is not painted red"
     from tqdm import tqdm
     place = sys.stdout if type(sys.stdout).__name__=='OutStream' else sys.stderr
