@@ -26,7 +26,8 @@ from .prompt.bank import DeepPrompt, NoPrompt, ShallowPrompt
 from .prompt.forward import check_prompt, decode, encode, forward, sequence_nll
 from .prompt.inits import new_prompt
 from .prompt.packed import target_nll
-from .train.fit import Adafactor, fit
+from .train.adafactor import Adafactor
+from .train.fit import fit
 from .prompt.checkpoint import load_checkpoint, save_checkpoint
 from .prompt.peft import export_peft, import_peft, import_table
 from .train.pretrain import PretrainConfig, pretrain, preset

@@ -107,7 +107,8 @@ def test_peaks():
 def test_master_weights_take_the_same_step():
     "In fp32 (no rounding of the low copy) a step over masters is a plain Adafactor step"
     from promptbench.model.batch import make_batch
-    from promptbench.train.fit import Adafactor, fit, token_nll
+    from promptbench.train.adafactor import Adafactor
+    from promptbench.train.fit import fit, token_nll
     gpu = load('gpu'); s,b = small_model(gpu); c = b.clone(); parts = [make_batch([([20,21,1],[30,1])]), make_batch([([40,1],[50,51,1])])]
     plain = Adafactor(b.model.parameters(), 1e-2, clip=1.); c.model.to = lambda *a: c.model; master = gpu.Master(c.model, 1e-2)
     for backbone,opt in ((b,plain),(c,master)): rows = list(fit([parts]*3, token_nll(backbone), opt))

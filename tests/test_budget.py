@@ -103,7 +103,8 @@ def test_an_update_of_training_is_done_again_in_smaller_pieces(backbone, packed)
     "Padded and packed updates: the same losses and weights as with room for all, one warning, and the smaller pieces stay"
     from promptbench.model.batch import make_batch, pack
     from promptbench.model.backbone import unfreeze
-    from promptbench.train.fit import Adafactor, fit, token_nll
+    from promptbench.train.adafactor import Adafactor
+    from promptbench.train.fit import fit, token_nll
     pairs = backbone.pairs([e for t in TASKS for e in t]); updates = [[pack(pairs[i:i+8])] if packed else make_batch(pairs[i:i+8]) for i in (0,8,16)]
     def go(room):
         b = unfreeze(backbone.clone()); real,pieces = token_nll(b),[]

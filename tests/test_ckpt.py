@@ -8,7 +8,8 @@ from promptbench.model.backbone import random_backbone, weight_hashes
 from promptbench.prompt.forward import forward
 from promptbench.model.batch import make_batch
 from promptbench.prompt.checkpoint import last_step, load_checkpoint, load_state, read_card, restore, save_checkpoint, save_step
-from promptbench.train.fit import Adafactor, fit, token_nll, training
+from promptbench.train.adafactor import Adafactor
+from promptbench.train.fit import fit, token_nll, training
 from promptbench.prompt.inits import new_prompt
 from promptbench.train.meta import meta_train
 from promptbench.train.pretrain import pretrain

@@ -4,7 +4,8 @@ from pathlib import Path
 from promptbench.model.backbone import random_backbone, unfreeze
 from promptbench.model.batch import make_batch, pack
 from promptbench.model.ranks import ranks, share, sum_over
-from promptbench.train.fit import Adafactor, fit, micro_batches, token_nll, training
+from promptbench.train.adafactor import Adafactor
+from promptbench.train.fit import fit, micro_batches, token_nll, training
 from promptbench.prompt.inits import new_prompt
 
 HERE = Path(__file__).parent

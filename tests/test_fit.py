@@ -3,7 +3,8 @@ import itertools, pytest, torch
 from torch import nn
 from promptbench.base.core import UserError
 from promptbench.model.batch import make_batch
-from promptbench.train.fit import Adafactor, backward, fit, grad_norm, micro_batches, training
+from promptbench.train.adafactor import Adafactor, grad_norm
+from promptbench.train.fit import backward, fit, micro_batches, training
 
 def gen(*seed): return torch.Generator().manual_seed(sum(seed))
 SHAPES = [(7,), (5,9), (3,1), (1,6), (2,4,5)]

@@ -22,7 +22,8 @@ from ..prompt.bank import a_prompt, for_prompt
 from .scales import tiny_settings
 from .draws import task_batches, task_passes
 from ..model.ranks import ranks, share, sum_over
-from .fit import Adafactor, backward, micro_batches, seeded, token_nll, training
+from .adafactor import Adafactor
+from .fit import backward, micro_batches, seeded, token_nll, training
 from ..prompt.checkpoint import last_step, load_state, read_card, restore, save_step, stopping
 from ..base.stop import Stopped, stop_note
 from .pretrain import PretrainConfig, flops, setting_names

@@ -24,7 +24,8 @@ from .scales import tiny_settings
 from .mixing import LISTED, mix, shuffled
 from .rendered import MixedPairs, Pairs, rendered
 from ..model.ranks import barrier, ranks
-from .fit import Adafactor, fit, token_nll, training
+from .adafactor import Adafactor
+from .fit import fit, token_nll, training
 from ..prompt.checkpoint import last_step, read_card, restore, save_step, stopping
 from ..base.stop import Stopped, stop_note
 

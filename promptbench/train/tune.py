@@ -21,7 +21,8 @@ from ..prompt.bank import a_prompt, is_its_table, placed, source_positions
 from ..prompt.decoder_only import head_input
 from ..prompt.forward import decode, encode, forward, sequence_nll
 from ..prompt.inits import new_prompt
-from .fit import Adafactor, seeded, training
+from .adafactor import Adafactor
+from .fit import seeded, training
 from ..prompt.checkpoint import last_step, read_card, restore, save_step
 from ..base.stop import Stopped, stop_asked, stop_note
 

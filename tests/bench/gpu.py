@@ -74,7 +74,7 @@ def build(name, where):
 class Master:
     "bf16 weights for the passes, fp32 masters for the update; gradients of all pieces are summed in fp32"
     def __init__(self, model, lr, more=()):
-        from promptbench.train.fit import Adafactor
+        from promptbench.train.adafactor import Adafactor
         self.low = [p for p in model.parameters() if p.requires_grad]; self.high = [torch.nn.Parameter(p.detach().float().clone()) for p in self.low]
         model.to(torch.bfloat16); self.opt = Adafactor([*self.high,*more], lr, clip=1.)   # `more`: fp32 tensors of their own, such as a prompt
         self.lead,self.params = 0,self.opt.params; self.hooks = [p.register_post_accumulate_grad_hook(self._keeper(h)) for p,h in zip(self.low, self.high)]
@@ -93,7 +93,7 @@ VARIANTS = [('master','fused',False), ('master','fused',True), ('master','groupe
 
 def ready(name, variant, where):
     "Backbone, prompt and optimiser of a variant"
-    from promptbench.train.fit import Adafactor
+    from promptbench.train.adafactor import Adafactor
     from promptbench.prompt.bank import ShallowPrompt
     weights,_,compiled = variant; b = build(name, where); b.model.requires_grad_(True); prompt = ShallowPrompt(torch.randn(1, PROMPT, b.dim, generator=torch.Generator().manual_seed(0))).to(where)
     if weights=='autocast': b.precision = 'bf16'; opt = Adafactor([*b.model.parameters(),*prompt.parameters()], 1e-4, clip=1.)

@@ -37,7 +37,7 @@ def setting(kind='shallow', dev='cpu'):
     return b,p,c,draws,pairs
 
 # --- the sides -------------------------------------------------------------------------------------------------------
-def outer(b, p): from promptbench.train.fit import Adafactor; return Adafactor([*b.model.parameters(), *p.parameters()], LR, clip=1.)
+def outer(b, p): from promptbench.train.adafactor import Adafactor; return Adafactor([*b.model.parameters(), *p.parameters()], LR, clip=1.)
 def update(opt, grads):
     for x,g in zip(opt.params, grads): x.grad = g
     opt.step(); opt.zero_grad()
@@ -110,7 +110,7 @@ def sides(kind, dev):
                same_forward=fresh(lambda m,q,opt: clones(m, q, pairs, opt, our_loss, lambda m: m.model.parameters())))
     if kind=='shallow':
         from tune import plain_model
-        from promptbench.train.fit import Adafactor
+        from promptbench.train.adafactor import Adafactor
         m,t = plain_model(b).train(),p.table.detach().clone().requires_grad_(); opt = Adafactor([*m.parameters(), t], LR, clip=1.)
         out['clones'] = lambda: clones(m, t, pairs, opt, plain_loss, lambda m: m.parameters())
     return out

@@ -74,7 +74,8 @@ def some(parts, n):
 # --- the step --------------------------------------------------------------------------------------------------------
 def measure(name, pairs, tokens, n, kind='shallow'):
     from promptbench.model.backbone import load_backbone, random_backbone, unfreeze
-    from promptbench.train.fit import Adafactor, backward, token_nll
+    from promptbench.train.adafactor import Adafactor
+    from promptbench.train.fit import backward, token_nll
     from promptbench.prompt.inits import new_prompt
     if name=='tiny': b = load_backbone('tiny')
     else: words,options = MODELS[name]; b = random_backbone([f'w{i}' for i in range(words-13)], **options)
