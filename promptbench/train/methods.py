@@ -6,10 +6,13 @@
 __all__ = ['MATCH', 'method_name', 'method_config', 'matched', 'run_method', 'share_done', 'updates_of']
 
 # %% ../../nbs/60_train/10_methods.ipynb #72615ec4
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from torch import nn
 from ..base.catalogue import METHODS, REFERENCE, load, method_called, trains
 from ..base.core import UserError, one_of
+from ..data.suite import Task
+from ..model.backbone import Backbone
 from .pretrain import PretrainConfig, flops, mixed_pairs
 
 # %% ../../nbs/60_train/10_methods.ipynb #489f61fc
@@ -17,7 +20,8 @@ def method_name(
     text:str # In any case: 'fomaml', 'T-ONLY'
 )->str: # One of `METHODS`
     "The proper name of a method"
-    return one_of('method', {m.lower():m for m in METHODS}.get(str(text).lower(), text), METHODS)
+    proper = {m.lower(): m for m in METHODS}
+    return one_of('method', proper.get(str(text).lower(), text), METHODS)
 
 # %% ../../nbs/60_train/10_methods.ipynb #65ef573f
 def method_config(
@@ -25,54 +29,59 @@ def method_config(
     *, scale:str='tiny', # 'tiny' or 'paper'
     seed:int=0,
     meta:dict|None=None, # Changes for the meta-learners alone, such as `dict(tasks=16, steps=5)`
-    **changes # Fields of `PretrainConfig`; those both kinds have (examples, lr, prompt_lr, dropout, ...) go to both
-): # What the method's own `config` returns, as `PretrainConfig` or `MetaConfig`; None for a method that trains nothing
+    **changes:object # Fields of `PretrainConfig`; those both kinds have (examples, lr, prompt_lr, dropout, ...) go to both
+)->object|None: # What the method's own `config` returns, as `PretrainConfig` or `MetaConfig`; None: it trains nothing
     "The settings of a method at a scale, on equal examples"
     if not any(trains(method)): return None
-    settings = load(METHODS[method].config)
-    return settings(method, prompt, scale=scale, seed=seed, meta=meta, **changes)
+    make = load(METHODS[method].config)
+    return make(method, prompt, scale=scale, seed=seed, meta=meta, **changes)
 
 # %% ../../nbs/60_train/10_methods.ipynb #8cbf189b
 MATCH = ('examples','updates','flops') # What may be equal: the paper's way, equal outer steps, or equal compute
 
-def _tokens(backbone, tasks, config)->tuple[int,int]:
-    "Examples and tokens of a multi-task mixture"
+def _tokens(pairs)->int:
+    "Tokens of all examples of a mixture; those on disk are counted a block at a time"
+    if not hasattr(pairs, 'lengths'): return sum(len(source)+len(target) for source,target in pairs)
+    blocks = [range(a, min(a+65536, len(pairs))) for a in range(0, len(pairs), 65536)]
+    return sum(int(length.sum()) for block in blocks for length in pairs.lengths(block))
+
+# %% ../../nbs/60_train/10_methods.ipynb #a80e41b0
+def _budget(config:PretrainConfig, backbone, tasks)->dict:
+    "What multi-task pretraining spends: examples, updates and FLOPs"
     pairs = mixed_pairs(backbone, tasks, config)
-    n = len(pairs)
-    if not hasattr(pairs, 'lengths'): return n,sum(len(s)+len(t) for s,t in pairs)
-    return n,sum(sum(int(x.sum()) for x in pairs.lengths(range(a, min(n, a+65536)))) for a in range(0, n, 65536))
+    updates = -(-len(pairs)//config.batch_size)
+    return dict(examples=len(pairs), updates=updates, flops=flops(backbone, _tokens(pairs)))
 
 def matched(
-    config, # From `method_config`
+    config:object|None, # From `method_config`
     match:str, # One of `MATCH`
     *, reference:PretrainConfig, # Multi-task pretraining of transformer and prompt, whose budget all get
-    backbone, # Its size and tokenizer decide what FLOPs are
-    tasks # Training tasks of the suite
-):
+    backbone:Backbone, # Its size and tokenizer decide what FLOPs are
+    tasks:Sequence[Task] # Training tasks of the suite
+)->object|None: # Settings of the same kind
     "`config` with the budget of the reference run"
     one_of('match', match, MATCH)
     if config is None or match=='examples': return config
     if not hasattr(config, 'matched'):
         raise UserError(f'the settings of {method_called(config.method)} must have `matched` to be given equal {match}, '
                         "and they do not; choose match='examples'")
-    reference = replace(reference, method=REFERENCE, prompt='shallow')
-    n,tokens = _tokens(backbone, tasks, reference)
-    budget = dict(examples=n, updates=-(-n//reference.batch_size), flops=flops(backbone, tokens))
+    budget = _budget(replace(reference, method=REFERENCE, prompt='shallow'), backbone, tasks)
     return config.matched(match, budget, tasks)
 
 # %% ../../nbs/60_train/10_methods.ipynb #7153a2cd
 def run_method(
-    backbone, prompt, tasks, # As for `pretrain` and `meta_train`
-    config, # From `method_config` or `matched`
-    **options # folder, every, micro_tokens
+    backbone:Backbone, prompt:nn.Module|None, tasks:Sequence[Task], # As for `pretrain` and `meta_train`
+    config:object, # From `method_config` or `matched`
+    **options:object # folder, every, micro_tokens
 )->Iterator[dict]: # Rows, one per (outer) update, with the budget spent so far
     "Continued pretraining by whichever algorithm the settings are for"
     run = load(METHODS[method_called(config.method)].run)
     return run(backbone, prompt, tasks, config, **options)
 
+# %% ../../nbs/60_train/10_methods.ipynb #0b9460aa
 def share_done(
-    config, # What is being run
-    row # Its latest row
+    config:object, # What is being run
+    row:dict # Its latest row
 )->float|None: # Between 0 and 1; None where nobody knows how long a pass is
     "How far a run is"
     spent = row['budget']
@@ -81,7 +90,7 @@ def share_done(
 
 # %% ../../nbs/60_train/10_methods.ipynb #3096d725
 def updates_of(
-    config # From `method_config` or `matched`
+    config:object # From `method_config` or `matched`
 )->int|None: # None where nobody knows before: a budget in FLOPs, or one pass over everything
     "How many updates a run will make, for progress bars"
     return getattr(config, 'n_updates', None)

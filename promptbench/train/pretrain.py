@@ -8,32 +8,33 @@ __all__ = ['PRESETS', 'mtl_methods', 'setting_names', 'mixture', 'PretrainConfig
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #a9df0e8e
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import cycle, islice
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from torch import nn
 from ..base.catalogue import METHODS, PROMPT_KINDS, called, run_by, trains
 from ..base.core import UserError, key_of, one_of, rng, to_json
+from ..base.stop import Stopped, stop_note
 from ..data.suite import Task, render
-from ..model.tokens import fill
-from ..model.batch import mtl_batches
 from ..model.backbone import Backbone, freeze, unfreeze, weight_hashes
-from ..prompt.bank import NoPrompt, a_prompt, for_prompt, source_positions
-from .scales import tiny_settings
-from .mixing import LISTED, mix, shuffled
-from .rendered import MixedPairs, Pairs, rendered
+from ..model.batch import mtl_batches
 from ..model.ranks import barrier, ranks
+from ..model.tokens import fill
+from ..prompt.bank import NoPrompt, a_prompt, for_prompt, source_positions
+from ..prompt.checkpoint import resume, save_step, stopping
 from .adafactor import Adafactor
 from .fit import fit, token_nll, training
-from ..prompt.checkpoint import last_step, read_card, restore, save_step, stopping
-from ..base.stop import Stopped, stop_note
+from .mixing import LISTED, Mixing, mix, shuffled
+from .rendered import MixedPairs, Pairs, Store, rendered
+from .scales import check_above_zero, tiny_settings
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #e992e105
 def mtl_methods()->list[str]:
     "The methods that this page runs: they differ only in what they train"
     return run_by('promptbench.train.pretrain:pretrain')
 
+# %% ../../nbs/60_train/06_pretrain.ipynb #90965de1
 def setting_names()->list[str]:
     "Every method as settings name it: a setting that methods share may give one value to each"
     return [called(m) for m in METHODS]
@@ -44,26 +45,37 @@ def _stream(task, seed, store=None):
     order = shuffled(task.size('train'), rng('mixture', task.name, seed))
     return render(task, 'train', order) if store is None else store.in_rows(task.name, order)
 
+def _from_queue(streams:list):
+    "The next example of the first stream that has one, which then goes to the end; None when all are used up"
+    while streams:
+        stream = streams.pop(0)
+        example = next(stream, None)
+        if example is None: continue
+        streams.append(stream)
+        return example
+
 def _in_turn(streams:dict):
     "One example of each dataset, then another of each, templates taking turns inside a dataset, until all are used up"
     while streams:
         for name,queue in list(streams.items()):
-            example = None
-            while queue and example is None:
-                stream = queue.pop(0)
-                example = next(stream, None)
-                if example is not None: queue.append(stream)
+            example = _from_queue(queue)
             if example is None: del streams[name]
             else: yield example
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #bcd5d801
+def _by_size(tasks, streams:dict, examples:int|None, cap:int)->list:
+    "From every template its share, a template counting for at most `cap`; what rounding leaves is not filled up"
+    size = {t.name: min(cap, t.size('train')) for t in tasks}
+    share = 1 if examples is None else min(1, examples/sum(size.values()))
+    return [e for name,stream in streams.items() for e in islice(stream, int(size[name]*share))]
+
 def mixture(
-    tasks, # Training tasks of a suite
+    tasks:Sequence[Task], # Training tasks of a suite
     examples:int|None, # How many in all; None: everything there is
-    *, seed, # Same seed, same examples
+    *, seed:int, # Same seed, same examples
     rule:str='even', # 'even': over datasets, then templates; 'proportional': by size, as the paper does
     cap:int=500_000, # With 'proportional', the most a template counts for
-    store=None # A `Store` of these tasks, to get the numbers of the examples there instead
+    store:Store|None=None # Of these tasks, to get the numbers of the examples there instead
 )->list: # `Example`s
     "The pretraining examples; none is used twice, and `UserError` if there are too few"
     tasks = list(tasks)
@@ -71,14 +83,9 @@ def mixture(
     if not tasks:
         raise UserError(
             "pretraining needs at least one task, got none; does the suite have datasets with the role 'train'?")
-    streams = {t.name:_stream(t, seed, store) for t in tasks}
-    out = []
-    if rule=='proportional':
-        size = {t.name:min(cap, t.size('train')) for t in tasks}
-        total = sum(size.values())
-        share = min(1, examples/total) if examples is not None else 1
-        out = [e for n,s in streams.items() for e in islice(s, int(size[n]*share))]
-        if examples is None: return out
+    streams = {t.name: _stream(t, seed, store) for t in tasks}
+    out = _by_size(tasks, streams, examples, cap) if rule=='proportional' else []
+    if rule=='proportional' and examples is None: return out
     by_dataset = {}
     for t in tasks: by_dataset.setdefault(t.dataset, []).append(streams[t.name])
     out += islice(_in_turn(by_dataset), None if examples is None else examples-len(out))
@@ -92,14 +99,13 @@ def _rule(text:str)->tuple[str,float]:
     "A rule of mixing and its temperature, as in 'temperature:3'"
     name,_,number = text.partition(':')
     one_of('mixture', name, ['even','proportional','equal','temperature'])
-    try:
-        heat = float(number or 2)
-        assert heat>0 and (name=='temperature' or not number)
-    except (ValueError, AssertionError):
-        raise UserError(
-            f"mixture must be a rule, or a temperature above 0 such as 'temperature:3', got {text!r}") from None
+    try: heat = float(number or 2)
+    except ValueError: heat = 0.
+    if not heat>0 or (number and name!='temperature'):
+        raise UserError(f"mixture must be a rule, or a temperature above 0 such as 'temperature:3', got {text!r}")
     return name,heat
 
+# %% ../../nbs/60_train/06_pretrain.ipynb #93beda66
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     "What is trained, on how much, and how; the defaults are the paper's where it has any"
@@ -110,18 +116,15 @@ class PretrainConfig:
     batch_size:int=4096
     lr:float=1e-3
     prompt_lr:float|None=None # None: the same as lr
-    # Share of the updates, the last ones, over which the rates fall to 0 in a straight line; 0: constant rates, as in
-    # the paper
-    decay:float=0.
+    decay:float=0. # Share of the updates, the last ones, over which rates fall to 0 in a line; 0: constant, as in the paper
     clip:float|None=1. # Norm of all gradients together
     dropout:float=.1
     seed:int=0 # Of mixture, order and dropout
     mixture:str='even' # See `mixed_pairs`
     cap:int=500_000
-    max_source:int=768
-    max_target:int=192  # Tokens kept
-    # Rows without padding; None: where the backbone allows it and more than a quarter of padded rows would be empty
-    packed:bool|None=None
+    max_source:int=768 # Tokens kept
+    max_target:int=192
+    packed:bool|None=None # Rows without padding; None: where the backbone allows it and over a quarter would be padding
     row_tokens:int=8192 # Most source and target tokens of a packed row; pretrain's micro_tokens may lower it
     def __post_init__(self):
         one_of('method', self.method, mtl_methods())
@@ -132,14 +135,14 @@ class PretrainConfig:
             raise UserError(f"method {self.method} trains a prompt, got prompt='none'; choose {a_prompt()}")
         if not train_P and self.prompt!='none':
             raise UserError(f"method {self.method} has no prompt, got prompt={self.prompt!r}; choose 'none'")
-        for name in ('batch_size','lr','length','prompt_lr','examples','clip','cap','row_tokens'):
-            if getattr(self, name) is not None and getattr(self, name)<=0:
-                raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
+        check_above_zero(self, 'batch_size', 'lr', 'length', 'prompt_lr', 'examples', 'clip', 'cap', 'row_tokens')
         if not 0<=self.decay<=1: raise UserError(f'decay must be a share of the updates, from 0 to 1, got {self.decay}')
+
     @property
     def n_updates(self)->int|None:
         "Updates of a run, as far as they are known before: not for one pass over everything"
         return -(-self.examples//self.batch_size) if self.examples else None
+
     def matched(self, match:str, budget:dict, tasks)->'PretrainConfig':
         "With the budget of another run: a frozen transformer pays 4 instead of 6, so it gets half as many examples more"
         if match!='flops' or trains(self.method)[0]: return self
@@ -154,25 +157,27 @@ PRESETS = {
 
 def preset(
     name:str, # 'paper' or 'tiny'
-    **changes # Fields of `PretrainConfig`; method and prompt among them
+    **changes:object # Fields of `PretrainConfig`; method and prompt among them
 )->PretrainConfig:
     "The settings of a scale, with changes"
-    who = (changes.get('prompt', PretrainConfig.prompt), changes.get('method', PretrainConfig.method), setting_names())
-    # Whoever a change does not name keeps the scale's value
-    return PretrainConfig(**for_prompt(PRESETS[one_of('preset', name, PRESETS)], *who)|for_prompt(changes, *who))
+    prompt,method = changes.get('prompt', PretrainConfig.prompt),changes.get('method', PretrainConfig.method)
+    def own(settings): return for_prompt(settings, prompt, method, setting_names())
+    scale = PRESETS[one_of('preset', name, PRESETS)]
+    return PretrainConfig(**own(scale)|own(changes)) # whoever a change does not name keeps the scale's value
 
+# %% ../../nbs/60_train/06_pretrain.ipynb #05c8f99c
 def mtl_config(
     method:str, prompt:str, # As in the table
     *, scale:str='tiny', seed:int=0,
     meta:dict|None=None, # For the meta-learners alone: not used here
-    **changes # Fields of `PretrainConfig`
+    **changes:object # Fields of `PretrainConfig`
 )->PretrainConfig:
     "The settings of a method of this page, as the catalogue asks for them"
     return preset(scale, method=method, prompt=prompt, seed=seed, **changes)
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #4202e6f8
 def flops(
-    backbone, # A `Backbone`
+    backbone:Backbone,
     tokens:int, # Real source and target tokens trained on
     trained:bool=True # Whether the transformer itself is
 )->float:
@@ -180,78 +185,107 @@ def flops(
     table = backbone.model.get_input_embeddings().weight
     head = backbone.model.get_output_embeddings()
     looked_up = 0 if head is not None and head.weight is table else table.numel()
-    return float(6 if trained else 4)*(sum(p.numel() for p in backbone.model.parameters())-looked_up)*tokens
+    weights = sum(p.numel() for p in backbone.model.parameters())-looked_up
+    return (6. if trained else 4.)*weights*tokens
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #745c9e5a
-def mixed_pairs(
-    backbone, # Whose ids
-    tasks, # Training tasks of a suite
-    config:PretrainConfig, # Rule, number, seed and lengths
-    *, cache=None # Where rendered tasks are kept: a folder, True for the usual one, False for nowhere; None: the usual one where it pays
-): # A list of (source ids, target ids), or something that can be indexed like one
-    "The examples of a run: 'even' over datasets, 'proportional' to the size of templates, 'equal' over templates, or 'temperature' (of datasets: size to the power 1/T)"
-    tasks = list(tasks)
+def _mixing(sizes:dict, tasks, config:PretrainConfig)->Mixing:
+    "The mixture by position that a rule stands for: 'even' is by datasets, and all of them in one pass over everything"
     rule,heat = _rule(config.mixture)
+    cap = config.cap
+    groups = {t.name: t.dataset for t in tasks} if rule in ('even','temperature') else None
+    if rule=='even': rule,cap = 'proportional' if config.examples is None else 'equal',None
+    return mix(sizes, examples=config.examples, temperature=heat, groups=groups, seed=config.seed, rule=rule, cap=cap)
+
+def _may_be_listed(tasks, config:PretrainConfig)->bool:
+    "Whether the mixture is short enough, and of a rule, to be drawn as a list"
+    most = config.examples or sum(min(config.cap, t.size('train')) for t in tasks)
+    return most<=LISTED and _rule(config.mixture)[0] in ('even','proportional')
+
+def mixed_pairs(
+    backbone:Backbone, # Whose ids
+    tasks:Sequence[Task], # Training tasks of a suite
+    config:PretrainConfig, # Rule, number, seed and lengths
+    *, cache:str|Path|bool|None=None # A folder for rendered tasks; True: the usual one; False: none; None: the usual one where it pays
+)->Sequence: # (source ids, target ids): a list, or something that can be indexed like one
+    "The examples of a run, mixed by its rule: 'even', 'proportional', 'equal' or 'temperature'"
+    tasks = list(tasks)
     limits = dict(max_source=config.max_source, max_target=config.max_target)
-    listed = (config.examples
-              or sum(min(config.cap, t.size('train')) for t in tasks))<=LISTED and rule in ('even','proportional')
-    how = dict(seed=config.seed, rule=rule, cap=config.cap)
+    how = dict(seed=config.seed, rule=_rule(config.mixture)[0], cap=config.cap)
+    listed = _may_be_listed(tasks, config)
     if listed and not cache: return backbone.pairs(mixture(tasks, config.examples, **how), **limits)
     if cache is False:
         raise UserError(f'a mixture by {config.mixture!r}, or of more than {LISTED:,} examples, needs the cache of '
                         'rendered tasks; leave cache out, or name a folder')
     store = rendered(tasks, backbone, folder=None if cache in (None,True) else cache, **limits)
     if listed: return Pairs(store, mixture(tasks, config.examples, store=store, **how))
-    if rule=='even':
-        how |= dict(rule='proportional', cap=None) if config.examples is None else dict(rule='equal', cap=None)
-    groups = {t.name:t.dataset for t in tasks} if rule in ('even','temperature') else None
-    return MixedPairs(store, mix(store.sizes, examples=config.examples, temperature=heat, groups=groups, **how))
+    return MixedPairs(store, _mixing(store.sizes, tasks, config))
 
 # %% ../../nbs/60_train/06_pretrain.ipynb #54350e36
-def _falling(lr:float, share:float, updates:int):
+def _falling(lr:float, share:float, updates:int)->float|Callable:
     "A rate that falls to 0 over the last `share` of the updates; a number where it stays"
-    return (lambda i: lr*min(1., (updates-i)/(share*updates))) if share else lr
+    if not share: return lr
+    return lambda step: lr*min(1., (updates-step)/(share*updates))
 
-def _ready(backbone, prompt, config, updates):
-    "Check the prompt against the settings, freeze what stays, and give the optimiser the rest"
-    train_T,train_P = trains(config.method)
+# %% ../../nbs/60_train/06_pretrain.ipynb #3892b4cd
+def _check_fits(prompt, config:PretrainConfig):
+    "Refuse a prompt of another kind or size than the settings say"
     if prompt.kind!=config.prompt:
         raise UserError(f'the settings ask for prompt {config.prompt!r}, got a prompt of kind {prompt.kind!r}; make '
                         f'it with new_prompt({config.prompt!r}, ...)')
-    if train_P and (len(prompt)!=1 or prompt.length!=config.length):
+    if trains(config.method)[1] and (len(prompt)!=1 or prompt.length!=config.length):
         raise UserError(
             f'pretraining needs one prompt of length {config.length}, got {len(prompt)} of length {prompt.length}')
-    (unfreeze if train_T else freeze)(backbone)
+
+def _ready(backbone, prompt, config:PretrainConfig, updates:int)->Adafactor:
+    "Freeze what stays, and give the optimiser the rest"
+    _check_fits(prompt, config)
     prompt.to(backbone.device)
-    groups = [dict(params=backbone.model.parameters())] if train_T else []
+    groups = []
+    train_T,train_P = trains(config.method)
+    if train_T: groups.append(dict(params=unfreeze(backbone).model.parameters()))
+    else: freeze(backbone)
     if train_P:
-        groups.append(
-            dict(params=prompt.parameters(), lr=_falling(config.prompt_lr or config.lr, config.decay, updates)))
+        rate = _falling(config.prompt_lr or config.lr, config.decay, updates)
+        groups.append(dict(params=prompt.parameters(), lr=rate))
     return Adafactor(groups, _falling(config.lr, config.decay, updates), clip=config.clip)
 
-def _resume(folder, card, backbone, prompt, opt)->list[dict]:
-    "Rows already done, after putting the newest checkpoint in `folder` back; none if there is no checkpoint"
-    path = last_step(folder) if folder else None
-    if path is None: return []
-    old = read_card(path)
-    other = [k for k in card if old.get(k)!=card[k]]
-    if other:
-        raise UserError(
-            f'{folder} holds the checkpoints of another run (other {", ".join(other)}); choose another folder, or remove it')
-    return restore(path, backbone=backbone, prompt=prompt, optimizer=opt)['rows']
-
+# %% ../../nbs/60_train/06_pretrain.ipynb #845d3e6e
 PACK_BELOW = .75 # Share of real tokens in padded batches under which packing pays, measured on a CPU
+
+def _is_packed(backbone, pairs, config:PretrainConfig)->bool:
+    "Whether rows come without padding: as the settings say, or where it pays"
+    if config.packed is not None: return config.packed
+    can_pack = backbone.relative or backbone.causal
+    return can_pack and fill(pairs, batch_size=config.batch_size, seed=config.seed)<PACK_BELOW
 
 def _updates(backbone, prompt, pairs, config, micro_tokens, start=0, workers=0):
     "The batches of every update, packed or padded"
-    packed = config.packed
-    if packed is None:
-        packed = (backbone.relative or backbone.causal) and fill(
-            pairs, batch_size=config.batch_size, seed=config.seed)<PACK_BELOW
-    tokens = min(config.row_tokens, micro_tokens or config.row_tokens) if packed else None
+    row_tokens = None
+    if _is_packed(backbone, pairs, config): row_tokens = min(config.row_tokens, micro_tokens or config.row_tokens)
     return mtl_batches(
         pairs, batch_size=config.batch_size, seed=config.seed, pad=backbone.tokenizer.pad_token_id or 0,
-        row_tokens=tokens, extra=source_positions(prompt), start=start, workers=workers)
+        row_tokens=row_tokens, extra=source_positions(prompt), start=start, workers=workers)
+
+def _trained(backbone, prompt, pairs, config, opt, start, micro_tokens, workers)->Iterator[dict]:
+    "`fit` over the updates of a run, from number `start` on"
+    batches = _updates(backbone, prompt, pairs, config, micro_tokens, start, workers)
+    return fit(batches, token_nll(backbone, prompt), opt, micro_tokens=micro_tokens, seed=config.seed, start=start)
+
+# %% ../../nbs/60_train/06_pretrain.ipynb #c1845fd6
+NOTHING = dict.fromkeys(('updates','examples','tokens','flops'), 0)
+
+def _spend(spent:dict, row:dict, backbone, train_T:bool)->dict:
+    "The budget after an update"
+    tokens = spent['tokens']+row['tokens']
+    return dict(updates=spent['updates']+1, examples=spent['examples']+row['examples'], tokens=tokens,
+                flops=flops(backbone, tokens, train_T))
+
+# %% ../../nbs/60_train/06_pretrain.ipynb #007a6ed0
+def _card(backbone, pairs, config)->dict:
+    "What a run is: checkpoints of another one are refused by it"
+    data = pairs.key if hasattr(pairs, 'key') else key_of(str(pairs))
+    return dict(config=json.loads(to_json(config)), data=data, start=key_of(weight_hashes(backbone)))
 
 def _save(folder, rows, **parts):
     "A checkpoint, written by the main process while the others wait"
@@ -266,41 +300,32 @@ def pretrain(
     config:PretrainConfig,
     *, folder:str|Path|None=None, # Where to keep checkpoints; a run found there goes on
     every:int=500, # Updates between two checkpoints
-    micro_tokens:int|None=None, # Most tokens in memory at a time, padding included; but for dropout's draws, the result does not depend on it
+    micro_tokens:int|None=None, # Most tokens in memory at a time, padding included; only dropout's draws depend on it
     cache:str|Path|bool|None=None, # As for `mixed_pairs`
     workers:int=0 # Processes that make batches ahead
-):
+)->Iterator[dict]: # Rows of `fit`, with `budget`: updates, examples, tokens, flops so far
     "Train as `config` says, yielding a row per update with the budget spent so far; method 'none' yields nothing"
     prompt = NoPrompt() if prompt is None else prompt
-    train_T,train_P = trains(config.method)
-    if not (train_T or train_P):
+    train_T = trains(config.method)[0]
+    if not any(trains(config.method)):
         freeze(backbone)
         return
     pairs = mixed_pairs(backbone, tasks, config, cache=cache)
-    card = dict(config=json.loads(to_json(config)), data=pairs.key if hasattr(pairs, 'key') else key_of(str(pairs)),
-                start=key_of(weight_hashes(backbone))) if folder else {}
-    opt = _ready(backbone, prompt, config, -(-len(pairs)//config.batch_size))
-    rows = _resume(folder, card, backbone, prompt, opt)
+    card = _card(backbone, pairs, config) if folder else {}
+    opt = _ready(backbone, prompt, config, updates=-(-len(pairs)//config.batch_size))
+    state = resume(folder, card, backbone=backbone, prompt=prompt, optimizer=opt)
+    rows = state['rows'] if state else []
     yield from rows
-    rows = list(rows)
-    done = rows[-1] if rows else dict(budget=dict.fromkeys(('updates','examples','tokens','flops'), 0), seconds=0.)
+    spent,earlier = (rows[-1]['budget'],rows[-1]['seconds']) if rows else (NOTHING,0.)
+    reference = None if train_T else backbone.name
+    parts = dict(backbone=backbone, reference=reference, prompt=prompt, optimizer=opt, card=card)
     try:
         with training(backbone.model, config.dropout):
-            for row in fit(
-                    _updates(backbone, prompt, pairs, config, micro_tokens, len(rows), workers),
-                    token_nll(backbone, prompt), opt, micro_tokens=micro_tokens, seed=config.seed, start=len(rows)):
-                b = rows[-1]['budget'] if rows else done['budget']
-                tokens = b['tokens']+row['tokens']
-                row['seconds'] += done['seconds']
-                row['budget'] = dict(
-                    updates=b['updates']+1, examples=b['examples']+row['examples'], tokens=tokens,
-                    flops=flops(backbone, tokens, train_T))
-                rows.append(row)
+            for row in _trained(backbone, prompt, pairs, config, opt, len(rows), micro_tokens, workers):
+                spent = _spend(spent, row, backbone, train_T)
+                rows.append(row|dict(seconds=earlier+row['seconds'], budget=spent))
                 stop = stopping()
-                if folder and (stop or len(rows)%every==0):
-                    _save(
-                        folder, rows, backbone=backbone, reference=None if train_T else backbone.name, prompt=prompt,
-                        optimizer=opt, card=card)
-                yield row
+                if folder and (stop or len(rows)%every==0): _save(folder, rows, **parts)
+                yield rows[-1]
                 if stop: raise Stopped(stop_note(bool(folder)))
     finally: freeze(backbone)

@@ -7,24 +7,26 @@ __all__ = ['TuneConfig', 'pieces', 'Piece', 'plan', 'Stopping', 'BankRun', 'Tuni
 
 # %% ../../nbs/60_train/09_tune.ipynb #310d28c8
 import contextlib, json, time, warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from ..base.core import UserError, key_of, to_json
+from ..base.stop import Stopped, stop_asked, stop_note
+from ..model.backbone import Backbone, freeze, weight_hashes
 from ..model.batch import Batch, make_batch
 from ..model.memory import TokenBudget, out_of_memory
-from ..model.backbone import Backbone, freeze, weight_hashes
 from ..prompt.bank import a_prompt, is_its_table, placed, source_positions
+from ..prompt.checkpoint import resume, save_step
 from ..prompt.decoder_only import head_input
 from ..prompt.forward import decode, encode, forward, sequence_nll
 from ..prompt.inits import new_prompt
 from .adafactor import Adafactor
-from .fit import seeded, training
-from ..prompt.checkpoint import last_step, read_card, restore, save_step
-from ..base.stop import Stopped, stop_asked, stop_note
+from .fit import check_finite, seeded, training
+from .scales import check_above_zero
 
 # %% ../../nbs/60_train/09_tune.ipynb #9d3bba53
 @dataclass(frozen=True, kw_only=True)
@@ -38,44 +40,62 @@ class TuneConfig:
     dropout:float=0. # The paper leaves 0.1 on; see below
     seed:int=0 # Of the shots, of a fresh prompt and of dropout
     length:int=20 # Of a fresh prompt
-    max_source:int=768
-    max_target:int=192  # Tokens kept
-    # Most padded positions in a forward pass, those of a shallow prompt included; None: 4096 on a CPU, 32768 on a GPU
-    chunk_tokens:int|None=None
-    # Steps without a better loss after which a prompt is left as it is; None: never, as in the paper
-    patience:int|None=None
+    max_source:int=768 # Tokens kept
+    max_target:int=192
+    chunk_tokens:int|None=None # Most padded positions at a time, a shallow prompt's too; None: 4096 on a CPU, 32768 on a GPU
+    patience:int|None=None # Steps without a better loss after which a prompt is left as it is; None: never, as in the paper
     min_delta:float=0. # What counts as better
     def __post_init__(self):
-        for name in ('lr','prompt_lr','clip','length','chunk_tokens','patience'):
-            if getattr(self, name) is not None and getattr(self, name)<=0:
-                raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
+        check_above_zero(self, 'lr', 'prompt_lr', 'clip', 'length', 'chunk_tokens', 'patience')
         for name in ('shots','steps','min_delta'):
             if getattr(self, name)<0: raise UserError(f'{name} must be 0 or more, got {getattr(self, name)}')
 
 # %% ../../nbs/60_train/09_tune.ipynb #978b8f8d
+class _Row(NamedTuple):
+    "A shot of a task, by what decides its place: rows that sort next to each other belong together"
+    bits:int # Of the target's length: a word is kept apart from a sentence
+    source:int # Tokens
+    target:int
+    task:int
+    shot:int
+
+@dataclass
+class _Filling:
+    "A piece while it is filled"
+    rows:list[_Row] = field(default_factory=list)
+    target:int = 0 # The longest so far
+    real:int = 0 # Positions that are no padding
+
+    def fits(self, row:_Row, tokens, extra, waste)->bool:
+        "Whether a row may join: it is not shorter than the last, memory holds all, and little of it is padding"
+        if not self.rows or row.source<self.rows[-1].source: return False
+        total = (len(self.rows)+1)*(row.source+max(self.target, row.target)+extra)
+        if tokens is not None and total>tokens: return False
+        small = total<(tokens or 1<<16)/8
+        return small or 1-(self.real+row.source+row.target+extra)/total<=waste
+
+    def add(self, row:_Row, extra:int):
+        self.rows.append(row)
+        self.target = max(self.target, row.target)
+        self.real += row.source+row.target+extra
+
 def pieces(
-    pairs, # For every task, the (source ids, target ids) of its shots
+    pairs:Sequence, # For every task, the (source ids, target ids) of its shots
     tokens:int|None, # Most padded tokens in a piece; None: no limit
     *, pad:int=0, # Id that fills
     multiple:int=1, # Round lengths up to a multiple of this
     extra:int=0, # Positions that a prompt adds to every row
     waste:float=.15 # Share of padding at which a piece of at least an eighth of `tokens` is closed
-)->list: # `Batch`es whose `index_B` says which task a row belongs to
+)->list[Batch]: # `index_B` says which task a row belongs to
     "All shots of all tasks, rows of similar length together, cut to size"
-    rows = sorted((len(t).bit_length(), len(s), len(t), i, j) for i,p in enumerate(pairs) for j,(s,t) in enumerate(p))
-    parts,real,U = [],0,0
-    for r in rows:
-        here = parts[-1] if parts else []
-        u = max(U, r[2])
-        total = (len(here)+1)*(r[1]+u+extra) if here and r[1]>=here[-1][1] else None
-        full = total is None or (tokens is not None and total>tokens) or (
-            total>=(tokens or 1<<16)/8 and 1-(real+r[1]+r[2]+extra)/total>waste)
-        if full:
-            parts.append([])
-            real,u = 0,r[2]
-        parts[-1].append(r)
-        real,U = real+r[1]+r[2]+extra,u
-    return [make_batch([pairs[i][j] for *_,i,j in p], [i for *_,i,_ in p], multiple=multiple, pad=pad) for p in parts]
+    rows = sorted(_Row(len(target).bit_length(), len(source), len(target), i, j)
+                  for i,shots in enumerate(pairs) for j,(source,target) in enumerate(shots))
+    parts = []
+    for row in rows:
+        if not parts or not parts[-1].fits(row, tokens, extra, waste): parts.append(_Filling())
+        parts[-1].add(row, extra)
+    return [make_batch([pairs[r.task][r.shot] for r in part.rows], [r.task for r in part.rows],
+                       multiple=multiple, pad=pad) for part in parts]
 
 # %% ../../nbs/60_train/09_tune.ipynb #765984f3
 @dataclass
@@ -87,22 +107,23 @@ class Piece:
     index_M:Tensor # The prompt each belongs to
     share_M:Tensor # 1 / target tokens of that prompt, over all pieces
 
+def _piece(batch:Batch, count_N:Tensor, device)->Piece:
+    "A batch with everything about its targets worked out"
+    at_M = batch.tgt_mask_BU.flatten().nonzero()[:,0]
+    target_M = batch.tgt_BU.flatten()[at_M]
+    index_M = batch.index_B[:,None].expand_as(batch.tgt_BU).flatten()[at_M]
+    share_M = 1/count_N[index_M]
+    return Piece(batch.to(device), *[t.to(device) for t in (at_M,target_M,index_M,share_M)])
+
 def plan(
-    pairs, # For every task, the (source ids, target ids) of its shots
+    pairs:Sequence, # For every task, the (source ids, target ids) of its shots
     tokens:int|None, # Most padded tokens in a piece
-    device, # Where the pieces shall be
-    **options # For `pieces`
+    device:torch.device|str, # Where the pieces shall be
+    **options:object # For `pieces`
 )->list[Piece]:
     "`pieces`, with everything about their targets worked out"
-    count_N = torch.tensor([max(1, sum(len(t) for _,t in p)) for p in pairs]).float()
-    out = []
-    for b in pieces(pairs, tokens, **options):
-        at_M = b.tgt_mask_BU.flatten().nonzero()[:,0]
-        index_M = b.index_B[:,None].expand_as(b.tgt_BU).flatten()[at_M]
-        out.append(
-            Piece(
-                b.to(device), *[t.to(device) for t in (at_M, b.tgt_BU.flatten()[at_M], index_M, 1/count_N[index_M])]))
-    return out
+    count_N = torch.tensor([max(1, sum(len(target) for _,target in shots)) for shots in pairs]).float()
+    return [_piece(batch, count_N, device) for batch in pieces(pairs, tokens, **options)]
 
 # %% ../../nbs/60_train/09_tune.ipynb #3cab1062
 class _Placed:
@@ -114,8 +135,8 @@ def _nll(backbone, piece:Piece, prompt)->Tensor: # [M]
     "Negative log-likelihood of every real target token"
     b = piece.batch
     if backbone.causal:
-        return sequence_nll(
-            forward(backbone, b, prompt), b.tgt_BU, b.tgt_mask_BU).flatten().index_select(0, piece.at_M)
+        nll_BU = sequence_nll(forward(backbone, b, prompt), b.tgt_BU, b.tgt_mask_BU)
+        return nll_BU.flatten().index_select(0, piece.at_M)
     memory = encode(backbone, b, prompt)
     with head_input(backbone, lambda x: x.flatten(0,1).index_select(0, piece.at_M)):
         logits_MV = decode(backbone, memory, b.tgt_BU)
@@ -141,66 +162,103 @@ def _gradient(
 class Stopping:
     "Which prompts still learn: none is stopped unless `patience` is set; all on the device, without a look at the numbers"
     names = ('best','wait','active','last')
-    def __init__(self, n:int, config:TuneConfig, device):
+    def __init__(self,
+        n:int, # Prompts
+        config:TuneConfig, device:torch.device|str
+    ):
         self.patience,self.min_delta = config.patience,config.min_delta
-        self.best,self.last = torch.full((n,), float('inf'), device=device),torch.zeros(n, device=device)
-        self.wait,self.active = torch.zeros(n, dtype=torch.long, device=device),torch.ones(
-            n, dtype=torch.bool, device=device)
+        self.best = torch.full((n,), float('inf'), device=device)
+        self.last = torch.zeros(n, device=device)
+        self.wait = torch.zeros(n, dtype=torch.long, device=device)
+        self.active = torch.ones(n, dtype=torch.bool, device=device)
+
     def see(self, loss_N:Tensor)->Tensor: # [N] the loss of those that learn, the last one of those that stopped
         "Take in the losses of a step; changes who is active from the next step on"
-        was,self.last = self.active,torch.where(self.active, loss_N, self.last)
-        if self.patience is not None:
-            better = loss_N<self.best-self.min_delta
-            self.best = torch.where(better, loss_N, self.best)
-            self.wait = torch.where(better, 0, self.wait+1)
-            self.active = was&(self.wait<self.patience)
+        self.last = torch.where(self.active, loss_N, self.last)
+        if self.patience is None: return self.last
+        better = loss_N<self.best-self.min_delta
+        self.best = torch.where(better, loss_N, self.best)
+        self.wait = torch.where(better, 0, self.wait+1)
+        self.active = self.active&(self.wait<self.patience)
         return self.last
-    def state(self)->dict: return {k:getattr(self, k) for k in self.names}
-    def load(self, state): [setattr(self, k, state[k].to(self.active.device)) for k in self.names]
+
+    def state(self)->dict: return {name: getattr(self, name) for name in self.names}
+    def load(self, state:dict):
+        for name in self.names: setattr(self, name, state[name].to(self.active.device))
 
 # %% ../../nbs/60_train/09_tune.ipynb #ab0cd923
 class BankRun:
     "A bank while it is tuned: the plan of its pieces, one step after another, shrinking when memory runs out"
-    def __init__(self, backbone, bank, pairs, config:TuneConfig, compiled:bool|None=None):
+    def __init__(self,
+        backbone:Backbone, # Frozen
+        bank:nn.Module, # Of prompts, changed in place
+        pairs:Sequence, # For every prompt, the (source ids, target ids) of its shots
+        config:TuneConfig,
+        compiled:bool|None=None # Whether the step is recorded as a CUDA graph; None: where there is a GPU
+    ):
         self.backbone,self.bank,self.pairs,self.config = backbone,bank,pairs,config
         self.cuda = backbone.device.type=='cuda'
-        self.budget = TokenBudget(config.chunk_tokens or (32768 if self.cuda else 4096))
-        self.compiled = self.cuda and not config.dropout and not backbone.causal if compiled is None else compiled
+        can_record = self.cuda and not config.dropout and not backbone.causal
+        self.compiled = can_record if compiled is None else compiled
         if self.compiled and not self.cuda:
-            raise UserError(
-                f'compiled=True replays a CUDA graph and needs a GPU, got {backbone.device}; leave it at None')
+            raise UserError(f'compiled=True replays a CUDA graph and needs a GPU, got {backbone.device}; leave it at None')
+        self.budget = TokenBudget(config.chunk_tokens or (32768 if self.cuda else 4096))
         self.opt = Adafactor(bank.parameters(), config.prompt_lr or config.lr, lead=1, clip=config.clip)
         for p in bank.parameters(): p.grad = torch.zeros_like(p)
         self.loss_N = torch.zeros(len(bank), device=backbone.device)
         self.stop = Stopping(len(bank), config, backbone.device)
         self.extra = source_positions(bank)
-        self.need = sum(len(s)+len(t)+self.extra for p in pairs for s,t in p)
-        self.planned,self.kept,self.graph = None,[True]*len(bank),None
+        self.need = sum(len(source)+len(target)+self.extra for shots in pairs for source,target in shots)
+        self.kept = [True]*len(bank) # Prompts whose rows are still in the plan
+        self.planned,self.graph = None,None
 
-    def replan(self, tokens):
+    def replan(self, tokens:int):
         "The pieces of those prompts that still learn"
         self.graph,self.planned = None,tokens
-        pad = self.backbone.tokenizer.pad_token_id or 0
-        self.plan = plan([p if k else [] for p,k in zip(self.pairs, self.kept)], tokens, self.backbone.device,
-                         pad=pad, multiple=8 if self.cuda else 1, extra=self.extra)
+        pairs = [shots if kept else [] for shots,kept in zip(self.pairs, self.kept)]
+        self.plan = plan(pairs, tokens, self.backbone.device, pad=self.backbone.tokenizer.pad_token_id or 0,
+                         multiple=8 if self.cuda else 1, extra=self.extra)
 
-    def drop(self, active:list):
+    def drop(self, active:list[bool]):
         "Let the rows of stopped prompts go: at once where that is cheap, on a GPU when they are a fifth"
-        if sum(self.kept)-sum(active)>=(sum(self.kept)/5 if self.cuda else 1):
-            self.kept = active
-            self.replan(self.planned)
+        stopped = sum(self.kept)-sum(active)
+        if stopped<(sum(self.kept)/5 if self.cuda else 1): return
+        self.kept = active
+        self.replan(self.planned)
 
     def run(self):
         "Losses and gradients of all pieces, from zero"
         for t in (self.loss_N, *[p.grad for p in self.bank.parameters()]): t.zero_()
         for piece in self.plan: _gradient(self.backbone, self.bank, piece, self.loss_N)
 
-    def pass_over(self, tokens):
+    def record(self)->'torch.cuda.CUDAGraph':
+        "`run` as a graph: everything it reads and writes stays where it is, only the bank's numbers change"
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.run()
+            self.run() # warms up libraries, allocations and lazily made constants
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph): self.run()
+        return graph
+
+    def capture(self):
+        "`record`, or go on without where that fails"
+        try: self.graph = self.record()
+        except Exception as e:
+            if out_of_memory(e): raise
+            self.compiled = self.graph = False
+            torch.cuda.synchronize()
+            warnings.warn(f'the step could not be recorded as a CUDA graph ({type(e).__name__}: {str(e)[:120]}); '
+                          'going on without, which is slower and nothing else')
+
+    def pass_over(self, tokens:int):
         "`run` with pieces of at most so many tokens; on a GPU recorded once and replayed"
         if tokens!=self.planned: self.replan(tokens)
-        if not self.compiled: return self.run()
-        if self.graph is None: self.capture()
-        return self.graph.replay() if self.graph else self.run()
+        if self.compiled and self.graph is None: self.capture()
+        if self.graph: self.graph.replay()
+        else: self.run()
 
     def step(self, number:int)->tuple[Tensor,Tensor]: # Losses [N] and gradient norms [N], still on the device
         "One update of every prompt that still learns"
@@ -211,36 +269,17 @@ class BankRun:
         losses = self.stop.see(self.loss_N.clone())
         return losses,self.opt.step(check=not self.cuda)
 
-# %% ../../nbs/60_train/09_tune.ipynb #805ac9d5
-def _capture(self:BankRun):
-    "Record `run` as a CUDA graph: everything it reads and writes stays where it is, only the bank's numbers change"
-    try:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self.run()
-            self.run()  # warms up libraries, allocations and lazily made constants
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph): self.run()
-        self.graph = graph
-    except Exception as e:
-        if out_of_memory(e): raise
-        self.compiled = self.graph = False
-        torch.cuda.synchronize()
-        warnings.warn(f'the step could not be recorded as a CUDA graph ({type(e).__name__}: {str(e)[:120]}); going '
-                      'on without, which is slower and nothing else')
-BankRun.capture = _capture
-
 # %% ../../nbs/60_train/09_tune.ipynb #469eeb9f
 class Tuning:
     "Rows of a bank being tuned; when they are all read, `bank` holds one prompt per task"
     def __init__(self,
-        rows, bank, # Generator of rows; the bank that it changes
+        rows:Iterator[dict], # As they are made
+        bank:nn.Module, # That making them changes
         steps:int # Rows planned
     ):
         self.live = bank # As it is now, between two rows
         self._rows,self._left,self._steps = rows,True,steps
+
     def __iter__(self): return self
     def __len__(self): return self._steps
     def __next__(self):
@@ -248,14 +287,86 @@ class Tuning:
         except StopIteration:
             self._left = False
             raise
+
     @property
-    def bank(self):
+    def bank(self)->nn.Module:
+        "The tuned bank; `UserError` before all rows are read"
         if self._left:
-            raise UserError(
-                'the bank is not tuned yet; read all rows first, for instance with `for row in tuning: ...`')
+            raise UserError('the bank is not tuned yet; read all rows first, '
+                            'for instance with `for row in tuning: ...`')
         return self.live
 
 # %% ../../nbs/60_train/09_tune.ipynb #d021c480
+def _card(backbone, bank, config, pairs)->dict:
+    "What a tuning is: checkpoints of another one are refused by it"
+    start = key_of(weight_hashes(backbone), [key_of(t.tolist()) for t in bank.state_dict().values()])
+    return dict(config=json.loads(to_json(replace(config, chunk_tokens=None))), data=key_of(str(pairs)), start=start)
+
+def _resume(folder, card, run:BankRun)->list[dict]:
+    "Rows already done, after putting the newest checkpoint in `folder` back; none if there is no checkpoint"
+    state = resume(folder, card, run='tuning', prompt=run.bank, optimizer=run.opt)
+    if state is None: return []
+    run.stop.load(state)
+    run.kept,run.budget.tokens = state['kept'],state['tokens']
+    return state['rows']
+
+def _save(folder, rows, card, run:BankRun):
+    "A checkpoint after these rows"
+    state = run.stop.state()|dict(rows=rows, kept=run.kept, tokens=run.budget.tokens)
+    save_step(folder, len(rows), prompt=run.bank, optimizer=run.opt, state=state, card=card)
+
+def _read(run:BankRun, waiting:list, seconds:float)->list[dict]:
+    "Rows of the steps that were not looked at yet: (number, losses, norms)"
+    learning = [shots for shots,kept in zip(run.pairs, run.kept) if kept]
+    size = dict(examples=sum(map(len, learning)),
+                tokens=sum(len(source)+len(target) for shots in learning for source,target in shots))
+    steps,losses,norms = zip(*waiting)
+    out = []
+    for step,loss_N,norm_N in zip(steps, torch.stack(losses).tolist(), torch.stack(norms).tolist()):
+        check_finite(loss_N, 'loss', step)
+        check_finite(norm_N, 'gradient', step)
+        out.append(dict(step=step, loss=sum(loss_N)/len(loss_N), grad_norm=sum(norm_N)/len(norm_N),
+                        **size, seconds=seconds, losses=loss_N, grad_norms=norm_N))
+    if run.config.patience is not None: run.drop(run.stop.active.tolist())
+    return out
+
+def _rows(backbone, bank, pairs, config, steps, folder, every, compiled)->Iterator[dict]:
+    "The loop; nothing but the bank is given to the optimiser, and on a GPU numbers are read every tenth step"
+    if not steps: return
+    freeze(backbone)
+    run = BankRun(backbone, bank, pairs, config, compiled)
+    card = _card(backbone, bank, config, pairs) if folder else {}
+    rows = _resume(folder, card, run)
+    yield from rows
+    began = time.perf_counter()-(rows[-1]['seconds'] if rows else 0.)
+    waiting = []
+    with training(backbone.model, config.dropout):
+        for step in range(len(rows), steps):
+            if not any(run.kept): return
+            waiting.append((step, *run.step(step)))
+            stop = stop_asked()
+            save = folder and (stop or (step+1)%every==0)
+            look = not run.cuda or stop or save or step+1==steps or len(waiting)==10
+            if not look: continue
+            new = _read(run, waiting, time.perf_counter()-began)
+            rows += new
+            waiting = []
+            if save: _save(folder, rows, card, run)
+            yield from new
+            if stop: raise Stopped(stop_note(bool(folder)))
+
+# %% ../../nbs/60_train/09_tune.ipynb #87124f79
+def _bank(backbone, prompt, n:int, config)->nn.Module:
+    "A prompt for each of `n` tasks, copied from what tuning starts from"
+    if isinstance(prompt, str): prompt = new_prompt(prompt, backbone, length=config.length, seed=config.seed)
+    if prompt is None or prompt.kind=='none':
+        raise UserError(f'tuning needs a prompt to tune, got none; give one, or {a_prompt()} for a fresh one')
+    if not n: raise UserError('tuning needs at least one task, got none')
+    if len(prompt) not in (1,n):
+        raise UserError(f'tuning {n} tasks needs one prompt to start from or {n}, got {len(prompt)}')
+    bank = prompt.repeat(n) if len(prompt)==1 else prompt.select(range(n))
+    return bank.to(backbone.device)
+
 def tune(
     backbone:Backbone, # Frozen
     prompt:nn.Module|str, # Where every task starts: a prompt, a bank with one for each task, or 'shallow' / 'deep' for a fresh one
@@ -266,79 +377,9 @@ def tune(
     compiled:bool|None=None # Whether the step is recorded as a CUDA graph; None: where there is a GPU
 )->Tuning: # Iterator of rows, with the tuned bank at its end
     "Tune one prompt per task on its own few examples"
-    if isinstance(prompt, str): prompt = new_prompt(prompt, backbone, length=config.length, seed=config.seed)
-    if prompt is None or prompt.kind=='none':
-        raise UserError("tuning needs a prompt to tune, got none; give one, or "
-                        f'{a_prompt()} for a fresh one')
     tasks = list(tasks)
-    if not tasks: raise UserError('tuning needs at least one task, got none')
-    if len(prompt) not in (1,len(tasks)):
-        raise UserError(f'tuning {len(tasks)} tasks needs one prompt to start from or {len(tasks)}, got {len(prompt)}')
-    bank = (prompt.repeat(len(tasks)) if len(prompt)==1 else prompt.select(range(len(tasks)))).to(backbone.device)
+    bank = _bank(backbone, prompt, len(tasks), config)
     examples = [t.shots(config.shots, config.seed) if hasattr(t, 'shots') else list(t) for t in tasks]
     pairs = [backbone.pairs(e, max_source=config.max_source, max_target=config.max_target) for e in examples]
     steps = config.steps if any(pairs) else 0
     return Tuning(_rows(backbone, bank, pairs, config, steps, folder, every, compiled), bank, steps)
-
-# %% ../../nbs/60_train/09_tune.ipynb #20f7979d
-def _rows(backbone, bank, pairs, config, steps, folder, every, compiled):
-    "The loop; nothing but the bank is given to the optimiser, and on a GPU numbers are read every tenth step"
-    if not steps: return
-    freeze(backbone)
-    run = BankRun(backbone, bank, pairs, config, compiled)
-    card = dict(
-        config=json.loads(to_json(replace(config, chunk_tokens=None))), data=key_of(str(pairs)),
-        start=key_of(
-            weight_hashes(backbone), [key_of(t.tolist()) for t in bank.state_dict().values()])) if folder else {}
-    rows = _resume(folder, card, run)
-    yield from rows
-    rows = list(rows)
-    began,before,waiting = time.perf_counter(),(rows[-1]['seconds'] if rows else 0.),[]
-    with training(backbone.model, config.dropout):
-        for step in range(len(rows), steps):
-            if not any(run.kept): return
-            waiting.append((step, *run.step(step)))
-            stop = stop_asked()
-            save = folder and (stop or (step+1)%every==0)
-            if run.cuda and not save and not stop and step+1<steps and len(waiting)<10: continue
-            new = _read(run, waiting, before+time.perf_counter()-began)
-            waiting = []
-            rows += new
-            if save:
-                save_step(
-                    folder, step+1, prompt=bank, optimizer=run.opt,
-                    state=run.stop.state()|dict(rows=rows, kept=run.kept, tokens=run.budget.tokens), card=card)
-            yield from new
-            if stop: raise Stopped(stop_note(bool(folder)))
-
-def _read(run, waiting, seconds)->list[dict]:
-    "Rows of the steps that were not looked at yet"
-    out = []
-    count = [(len(p), sum(len(s)+len(t) for s,t in p)) for p in run.pairs]
-    for (step,_,_),losses,norms in zip(
-            waiting, torch.stack([l for _,l,_ in waiting]).tolist(), torch.stack([g for *_,g in waiting]).tolist()):
-        for what,values in (('loss', losses), ('gradient', norms)):
-            if not all(v-v==0 for v in values):
-                raise UserError(
-                    f'the {what} must stay finite, got {values} at step {step}; lower the learning rate, or train in fp32')
-        out.append(
-            dict(step=step, loss=sum(losses)/len(losses), grad_norm=sum(norms)/len(norms),
-                 examples=sum(n for (n,_),k in zip(count, run.kept) if k),
-                 tokens=sum(t for (_,t),k in zip(count, run.kept) if k), seconds=seconds, losses=losses,
-                 grad_norms=norms))
-    if run.config.patience is not None: run.drop(run.stop.active.tolist())
-    return out
-
-def _resume(folder, card, run)->list[dict]:
-    "Rows already done, after putting the newest checkpoint in `folder` back; none if there is no checkpoint"
-    path = last_step(folder) if folder else None
-    if path is None: return []
-    old = read_card(path)
-    other = [k for k in card if old.get(k)!=card[k]]
-    if other:
-        raise UserError(
-            f'{folder} holds the checkpoints of another tuning (other {", ".join(other)}); choose another folder, or remove it')
-    state = restore(path, prompt=run.bank, optimizer=run.opt)
-    run.stop.load(state)
-    run.kept,run.budget.tokens = state['kept'],state['tokens']
-    return state['rows']
