@@ -77,15 +77,15 @@ def test_keys_change_with_what_matters():
     assert len({key(replace(s, init=dict(shallow=i)), cell) for i in ('normal','small')})==2
 
 def test_a_setting_for_one_kind_leaves_the_scale_to_the_other():
-    from promptbench.studies.table1 import Part, _begin, tune_settings
+    from promptbench.studies.table1 import Part, _init_of, tune_settings
     s = Settings(tune=dict(lr=dict(shallow=.5)), init=dict(shallow='zeros')); own = Settings()
-    at = lambda s,kind: (tune_settings(s, Part(0,'none',kind,16)), _begin(s, kind))
+    at = lambda s,kind: (tune_settings(s, Part(0,'none',kind,16)), _init_of(s, kind))
     assert at(s,'deep')==at(own,'deep') and at(s,'shallow')==({**at(own,'shallow')[0], 'lr':.5}, 'zeros') and 'lr' in at(own,'deep')[0]
 
 def test_prompts_start_where_the_settings_say(tmp_path):
     "Tuned by a step too small to matter: zeros and noise score differently, the same start scores the same; and the paper's scale has the paper's"
-    from promptbench.studies.table1 import _begin
-    assert _begin(Settings(scale='paper'), 'deep')=='paper' and _begin(Settings(), 'deep')=='small' and _begin(Settings(init='vocab'), 'shallow')=='vocab'
+    from promptbench.studies.table1 import _init_of
+    assert _init_of(Settings(scale='paper'), 'deep')=='paper' and _init_of(Settings(), 'deep')=='small' and _init_of(Settings(init='vocab'), 'shallow')=='vocab'
     scores = []
     for init in ('zeros','normal',dict(deep='normal')):
         s = Settings(**{**SMALL, 'methods':('none',), 'prompts':('deep',), 'shots':(4,), 'tune':dict(steps=1, lr=1e-9)}, init=init); out = tmp_path/str(len(scores)); run_all(s, out, workers=1, quiet=True); scores.append([list(x) for x in gather(s, out)['predictions'].scores_sum])

@@ -31,7 +31,7 @@ class Method:
     cost:float=3. # Work per example, in passes forward: only for order and progress
     note:str='' # In few words, for the note under Table 1
     paper:str='' # What the promptability paper's table calls it
-    day:str='' # Colour on a light page; '': the one that all others share
+    day:str='' # Colour on a light page; '': the one that all without an own colour share
     night:str='' # Its twin on a dark page
     marker:str='' # Of plotly; '': one that follows from the name
     glyph:str='★' # The marker as a character
@@ -83,10 +83,10 @@ class SuiteSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    "A question put to many cells"
+    "A question put to many cells; an entry names it and finds it, what runs it is its own page or command"
     what:str # As a phrase
-    settings:str # The class of its settings
-    parts:str # (settings, ...) -> what must be computed
+    settings:str # The class of its settings, which holds everything that parts depend on
+    parts:str # A pure function: (settings, ...) -> list of what must be computed; it computes nothing itself
 
 # %% ../../nbs/00_base/02_catalogue.ipynb #8a1a699d
 class Catalogue(Mapping):
@@ -124,8 +124,8 @@ METHODS = Catalogue('method', Method, {
         shape='<circle cx="8" cy="8" r="5.6"/>', **_MTL),
     'T-only': Method(
         what='only the transformer pretrained (T-only)', note='only the transformer is pretrained',
-        trains=('transformer',),
-        paper='MTL-T[fire]P[cross] (T0 reproduction)', day='#2B63C6', night='#4C97FF', marker='square', glyph='■',
+        trains=('transformer',), paper='MTL-T[fire]P[cross] (T0 reproduction)',
+        day='#2B63C6', night='#4C97FF', marker='square', glyph='■',
         shape='<rect x="2.9" y="2.9" width="10.2" height="10.2"/>', **_MTL),
     'P-only': Method(
         what='only the prompt pretrained (P-only)', note='only the prompt', trains=('prompt',),

@@ -17,7 +17,7 @@ def wu_draws(
     coef:np.ndarray, # What one unit of accuracy adds to ARG, per template
     n:int, gen:np.random.Generator # Iterations and generator
 )->np.ndarray: # The difference in ARG under each iteration, points
-    "Answers rebuilt as `k` right, then wrong ones, resampled template by template: only the lead remains, a binomial draw"
+    "Draws of the paper's test: with right answers rebuilt first and wrong ones after, only the lead remains, a binomial draw a template"
     lead = gen.binomial(size, abs(more)/size, (n,len(size)))*np.sign(more)
     return (lead/size) @ coef
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from .. import __version__
 from ..base.catalogue import INITS, METHODS, REFERENCE, columns, trains
 from ..base.core import UserError, atomic_folder, config, key_of, one_of, to_json, write_atomic
+from ..base.published import P3_GROUPS
 from ..base.stop import Stopped, stop_asked, stop_note
 from ..data.suite import load_draw, shots_key
 from .standing import TableCell, announce
@@ -139,17 +140,17 @@ def tune_settings(s:Settings, part:Part)->dict:
 def _config(settings, run, match, suite, n_eval, backbone, precision):
     "Settings of a run at the budget all share; counted once, since every key asks for it"
     from promptbench.train.methods import matched, method_config
-    d = json.loads(settings)
-    scale = d.pop('preset')
-    of = lambda m,p: method_config(m, p, scale=scale, seed=run.seed, **d)
+    changes = json.loads(settings)
+    scale = changes.pop('preset')
+    def of(method, prompt): return method_config(method, prompt, scale=scale, seed=run.seed, **changes)
     if match=='examples': return of(run.method, run.prompt)
-    source,_ = source_of(backbone, precision)
     tasks = _suite(suite, run.seed, n_eval).tasks(role='train')
-    return matched(of(run.method, run.prompt), match, reference=of(REFERENCE, 'shallow'), backbone=source, tasks=tasks)
+    return matched(of(run.method, run.prompt), match, reference=of(REFERENCE,'shallow'), tasks=tasks,
+                   backbone=source_of(backbone, precision)[0])
 
 def key(s:Settings, part:Part)->str:
     "Name of a job's result: changes with anything that could change its numbers"
-    what = dict(pretrain=pretrain_config(s, part), length=_length(s), init=_begin(s, part.prompt), job=asdict(part),
+    what = dict(pretrain=pretrain_config(s, part), length=_length(s), init=_init_of(s, part.prompt), job=asdict(part),
                 suite=_mark(s.suite, part.seed, at_scale(s, 'n_eval')), backbone=source_of(s.backbone, s.precision)[1],
                 precision=source_of(s.backbone, s.precision)[0].precision, version=__version__)
     if part.shots is not None:
@@ -160,6 +161,7 @@ def key(s:Settings, part:Part)->str:
 def folder(out, s:Settings, part:Part)->Path:
     "Where the result of a part is or will be"
     return Path(out)/('checkpoints' if part.shots is None else 'cells')/key(s, part)
+
 def finished(out, s:Settings, part:Part)->bool:
     "Whether the result of a part is there"
     return (folder(out, s, part)/'card.json').is_file()
@@ -189,7 +191,7 @@ def do_pretrain(s:Settings, part:Part, out, tick):
     cfg = pretrain_config(s, part)
     source,_ = source_of(s.backbone, s.precision)
     b = source.clone()
-    prompt = new_prompt(part.prompt, b, length=cfg.length, init=_begin(s, part.prompt), seed=part.seed)
+    prompt = new_prompt(part.prompt, b, length=cfg.length, init=_init_of(s, part.prompt), seed=part.seed)
     final = folder(out, s, part)
     steps = final.with_name(final.name+'.steps')
     rows,t0 = [],time.time()
@@ -211,10 +213,10 @@ def _start(s:Settings, part:Part, out):
         b,prompt,_ = load_checkpoint(folder(out, s, part.parent), precision=source.precision)
         b.name = source.name
     if (prompt is None or prompt.kind=='none') and part.prompt!='none':
-        prompt = new_prompt(part.prompt, b, length=_length(s), init=_begin(s, part.prompt), seed=part.seed)
+        prompt = new_prompt(part.prompt, b, length=_length(s), init=_init_of(s, part.prompt), seed=part.seed)
     return b,prompt
 
-def _begin(s:Settings, kind:str)->str:
+def _init_of(s:Settings, kind:str)->str:
     "Where prompts of a kind start; runs without a prompt do not depend on it"
     each = lambda v: v if isinstance(v, dict) else dict.fromkeys(columns(), v)
     return {**each(SCALES[s.scale]['init']), **each(s.init or {})}.get(kind, 'paper')
@@ -285,12 +287,13 @@ def _prompt_curves(rows, tasks, most:int=40)->list[dict]:
             for p in stretches]
 
 # %% ../../nbs/80_studies/01_table1.ipynb #96f3da49
-def _init(parent:int, threads:int, news):
+def _begin_worker(parent:int, threads:int, news):
+    "What a new worker does first: watch its parent, take its threads, and know where to tell how far it is"
     import torch
     from promptbench.engine.inside import end_with_parent
     end_with_parent(parent)
     torch.set_num_threads(threads)
-    _init.news = news
+    _begin_worker.news = news
 
 def _work(s:dict, part:dict, out:str, name:str):
     "What a worker does with one part"
@@ -299,7 +302,7 @@ def _work(s:dict, part:dict, out:str, name:str):
     def tick(share):
         if time.time()-last[0]>.5:
             last[0] = time.time()
-            _init.news.put((name, float(share)))
+            _begin_worker.news.put((name, float(share)))
     if not finished(out, s, part): (do_pretrain if part.shots is None else do_cell)(s, part, out, tick)
     _give_back()
 
@@ -384,7 +387,7 @@ def run_jobs(
         return
     ctx = mp.get_context('spawn')
     news = ctx.Queue()
-    pool = ProcessPoolExecutor(min(workers, len(work.waiting)), mp_context=ctx, initializer=_init,
+    pool = ProcessPoolExecutor(min(workers, len(work.waiting)), mp_context=ctx, initializer=_begin_worker,
                                initargs=(os.getpid(), threads, news))
     def start(k): return pool.submit(_work, *map(asdict, work.all[k]), str(out), k)
     with pool:
@@ -464,8 +467,6 @@ class Bar:
     def close(self): self.bar.close()
 
 # %% ../../nbs/80_studies/01_table1.ipynb #92e632dc
-from ..base.published import P3_GROUPS
-
 def environment()->dict:
     "Versions and machine, for the report"
     import importlib.metadata as md, platform
@@ -474,7 +475,7 @@ def environment()->dict:
 
 def _told(s:Settings, groups:dict, **more)->dict:
     "What the report says about how it was made"
-    told = asdict(s)|dict(init={kind: _begin(s, kind) for kind in s.prompts})
+    told = asdict(s)|dict(init={kind: _init_of(s, kind) for kind in s.prompts})
     if any(dataset!=group for dataset,group in groups.items()): told['groups'] = groups
     return told|more|dict(pretrain=at_scale(s, 'pretrain'), tune=at_scale(s, 'tune'))|environment()
 
@@ -497,9 +498,9 @@ def finish(
     got['claims'] = judge(got['rows'], got['predictions'], replicates=r)
     write_rows(out/'rows.parquet', got['rows'])
     write_predictions(out/'predictions.parquet', got['predictions'])
-    columns = ['method','prompt','shots','arg','lo','hi','seeds']
-    table = got['table'][columns+[c for c in got['table'].columns if c not in columns]]
-    write_atomic(out/'table1.csv', table.to_csv(index=False, float_format='%.4f'))
+    first = ['method','prompt','shots','arg','lo','hi','seeds']
+    rest = [c for c in got['table'].columns if c not in first]
+    write_atomic(out/'table1.csv', got['table'][first+rest].to_csv(index=False, float_format='%.4f'))
     write_claims(out/'claims.csv', got['claims'])
     got['report'] = write_report(out, **got, settings=_told(s, groups, command=command, samples=n))
     return got
