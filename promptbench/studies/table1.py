@@ -144,9 +144,9 @@ def _config(settings, run, match, suite, n_eval, backbone, precision):
     scale = changes.pop('preset')
     def of(method, prompt): return method_config(method, prompt, scale=scale, seed=run.seed, **changes)
     if match=='examples': return of(run.method, run.prompt)
+    source,_ = source_of(backbone, precision)
     tasks = _suite(suite, run.seed, n_eval).tasks(role='train')
-    return matched(of(run.method, run.prompt), match, reference=of(REFERENCE,'shallow'), tasks=tasks,
-                   backbone=source_of(backbone, precision)[0])
+    return matched(of(run.method, run.prompt), match, reference=of(REFERENCE, 'shallow'), backbone=source, tasks=tasks)
 
 def key(s:Settings, part:Part)->str:
     "Name of a job's result: changes with anything that could change its numbers"
