@@ -5,16 +5,18 @@ names come from the exported module. So the examples test the file that people i
 import fails here although its page would pass. Pages in a folder with a `.notest` are left out.
 
 Tests must hold on any processor. PROMPTBENCH_TEST_NUMERICS=onednn,threads=2,nudge=1e-6 runs them with other roundings;
-tests/numerics/sitecustomize.py says what can be asked. Tests whose verdict could hang on the outcome of a training run
-carry the marker `outcome`; of the pages, those in OUTCOME have it. `run.py test` runs all these a second time so. Assert on
-constructed rows, on equalities, or on what several seeds have in common; run a new one with nudge=1e-3 and draw=0 to 4."""
+tests/numerics/sitecustomize.py says what can be asked. Tests whose verdict could hang on what a training run learned
+carry the marker `outcome`; of the pages, those in OUTCOME have it. `run.py test` runs all these a second time so, but
+for the slow ones. Assert on constructed rows, on equalities, or on what several seeds have in common; run a new one with
+nudge=1e-3 and draw=0 to 4."""
 import contextlib, importlib, importlib.util, io, os, re, sys
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
 EXPORT = {'export','exporti','exports'}
-OUTCOME = {'60_train/02_fit','60_train/06_pretrain','60_train/07_meta','60_train/09_tune','75_world/04_backbone','90_lab/03_diagnosis'}
+OUTCOME = {'60_train/02_fit','60_train/06_pretrain','60_train/07_meta','60_train/09_tune','75_world/04_backbone',
+           '90_lab/03_diagnosis'}
 sys.path.insert(0, str(ROOT/'tests'))   # so that tests can share helpers
 
 def load_numerics():

@@ -67,7 +67,10 @@ def test_micro_batches_and_lanes_change_nothing():
 
 @pytest.mark.outcome
 def test_loss_before_adaptation():
-    rows = list(meta_train(*(x:=cell(updates=6, inner_lr=.3))[:2], suite().tasks('train'), x[2], before=True)); plain,_,_ = run('fomaml','shallow', updates=6, inner_lr=.3)
+    def go(**how):
+        b,p,config = cell(updates=6, inner_lr=.3)
+        return list(meta_train(b, p, suite().tasks('train'), config, **how))
+    rows,plain = go(before=True),go()                                                            # on as many threads as there are, both
     assert [r['loss'] for r in rows]==[r['loss'] for r in plain] and all(r['before']>r['loss'] for r in rows) and 'before' not in plain[0]
     assert all(r['inner'][0]>r['inner'][-1] for r in rows)
 

@@ -24,7 +24,7 @@ if len(sys.argv)<2: raise SystemExit(subprocess.run([sys.executable, __file__, '
 import os, torch
 from promptbench.train.tune import tune
 from promptbench.model.backbone import load_backbone, random_backbone
-from promptbench.base.core import embedded
+from promptbench.base.catalogue import embedded
 from safetensors.torch import load_file
 a,b,plain = load_backbone('tiny').model.shared.weight,load_backbone('tiny').model.shared.weight,load_file(embedded('tiny')/'model.safetensors')['shared.weight'].float()
 gap = (a/plain-1)[plain!=0].abs(); assert torch.equal(a, b) and 1e-4<gap.mean()<1e-2, gap.mean()
@@ -43,7 +43,6 @@ def test_run_py_ends_with_a_second_numerics(monkeypatch, rest, codes, calls, num
     def call(*args):
         seen.append((args, os.environ.get(numerics.NAME)))
         return left.pop(0)
-    monkeypatch.delenv(numerics.NAME, raising=False); monkeypatch.setenv('HF_HUB_OFFLINE', '1'); monkeypatch.setattr(run, 'call', call)
+    monkeypatch.setattr(os, 'environ', dict(os.environ)); os.environ.pop(numerics.NAME, None); monkeypatch.setattr(run, 'call', call)
     assert run.test(rest)==codes[-1] and len(seen)==calls and not left
     if calls==3: assert seen[1][1] is None and seen[2][1]==run.OTHER and numerics.parse(run.OTHER) and seen[2][0][-2:]==('-m','outcome and not slow')
-    monkeypatch.delenv(numerics.NAME, raising=False)

@@ -123,7 +123,8 @@ METHODS = Catalogue('method', Method, {
         paper='no_continued_pretraining (LM-adapted T5)', day='#3E4145', night='#B4B4BA', marker='circle', glyph='●',
         shape='<circle cx="8" cy="8" r="5.6"/>', **_MTL),
     'T-only': Method(
-        what='only the transformer pretrained (T-only)', note='only the transformer is pretrained', trains=('transformer',),
+        what='only the transformer pretrained (T-only)', note='only the transformer is pretrained',
+        trains=('transformer',),
         paper='MTL-T[fire]P[cross] (T0 reproduction)', day='#2B63C6', night='#4C97FF', marker='square', glyph='■',
         shape='<rect x="2.9" y="2.9" width="10.2" height="10.2"/>', **_MTL),
     'P-only': Method(

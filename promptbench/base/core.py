@@ -7,7 +7,7 @@ __all__ = ['UserError', 'one_of', 'seed_of', 'rng', 'write_atomic', 'atomic_fold
            'checkout', 'data_dir', 'cache_dir', 'progress']
 
 # %% ../../nbs/00_base/00_core.ipynb #780d74b3
-import contextlib, dataclasses, hashlib, importlib.resources, json, os, random, re, shutil, sys, tempfile, time
+import contextlib, dataclasses, hashlib, importlib.resources, json, os, random, shutil, sys, tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 

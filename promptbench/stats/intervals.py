@@ -39,7 +39,7 @@ def interval(
     kind:str='bca', # One of `INTERVALS`
     acceleration:float|np.ndarray=0. # For 'bca', [...]: from `acceleration`
 )->tuple[np.ndarray,np.ndarray]: # lo, hi, each [...]
-    "Bootstrap interval; quantiles are taken at (n+1) x probability, so it excludes 0 when `p_value` is at most 1 - `level`, to within one resample"
+    "Bootstrap interval; quantiles at (n+1) x probability: it excludes 0 when `p_value` is at most 1 - `level`, to within one resample"
     one_of('interval', kind, INTERVALS)
     n = draws.shape[-1]
     tails = np.broadcast_to([(1-level)/2, (1+level)/2], (*draws.shape[:-1],2))

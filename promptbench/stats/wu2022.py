@@ -17,7 +17,7 @@ def wu_draws(
     coef:np.ndarray, # What one unit of accuracy adds to ARG, per template
     n:int, gen:np.random.Generator # Iterations and generator
 )->np.ndarray: # The difference in ARG under each iteration, points
-    "Answers rebuilt as `k` right ones, then wrong ones, zipped and resampled template by template: only the lead remains, so a resample is a binomial draw"
+    "Answers rebuilt as `k` right, then wrong ones, resampled template by template: only the lead remains, a binomial draw"
     lead = gen.binomial(size, abs(more)/size, (n,len(size)))*np.sign(more)
     return (lead/size) @ coef
 

@@ -143,9 +143,9 @@ def _config(settings, run, match, suite, n_eval, backbone, precision):
     scale = d.pop('preset')
     of = lambda m,p: method_config(m, p, scale=scale, seed=run.seed, **d)
     if match=='examples': return of(run.method, run.prompt)
-    return matched(
-        of(run.method, run.prompt), match, reference=of(REFERENCE,'shallow'), backbone=source_of(backbone, precision)[0],
-        tasks=_suite(suite, run.seed, n_eval).tasks(role='train'))
+    source,_ = source_of(backbone, precision)
+    tasks = _suite(suite, run.seed, n_eval).tasks(role='train')
+    return matched(of(run.method, run.prompt), match, reference=of(REFERENCE, 'shallow'), backbone=source, tasks=tasks)
 
 def key(s:Settings, part:Part)->str:
     "Name of a job's result: changes with anything that could change its numbers"

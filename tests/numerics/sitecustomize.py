@@ -6,12 +6,12 @@ Parts, in any order, all optional:
     mkl | onednn   the library of the products of linear layers (PROMPTBENCH_LINEAR)
     bf16 | fp32    what precision='auto' chooses
     threads=N      threads of torch, whatever OMP_NUM_THREADS says: sums are split elsewhere
-    nudge=X        weights of embedded and of new backbones times 1 + X times noise, when they are made; 1e-6 is more than
-                   another processor does, 1e-4 and 1e-3 find slim margins sooner
+    nudge=X        weights of embedded and of new backbones times 1 + X times noise, when they are made; 1e-6 is more
+                   than another processor does, 1e-4 and 1e-3 find slim margins sooner
     draw=N         which noise; 0 unless told
 
-The conftest beside run.py calls `apply`. Processes that tests start find this file as `sitecustomize` on their PYTHONPATH,
-and do the same; nothing is imported before promptbench.model.backbone is."""
+The conftest beside run.py calls `apply`. Processes that tests start find this file as `sitecustomize` on their
+PYTHONPATH, and do the same; nothing is imported before promptbench.model.backbone is."""
 import importlib.abc, importlib.util, os, sys
 from pathlib import Path
 
