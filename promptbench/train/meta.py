@@ -7,7 +7,7 @@ __all__ = ['CHOICES', 'META_PRESETS', 'meta_methods', 'MetaConfig', 'meta_preset
            'direction', 'meta_train']
 
 # %% ../../nbs/60_train/07_meta.ipynb #2696411e
-import contextlib, copy, json, math, time, warnings
+import contextlib, copy, json, math, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -25,7 +25,7 @@ from ..model.ranks import ranks, share, sum_over
 from ..prompt.bank import a_prompt, for_prompt
 from ..prompt.checkpoint import resume, save_step, stopping
 from .adafactor import Adafactor, grad_norm
-from .draws import task_batches, task_passes
+from .draws import meta_batches
 from .fit import backward, micro_batches, seeded, token_nll, training
 from .pretrain import PretrainConfig, flops, setting_names
 from .scales import check_above_zero, tiny_settings
@@ -222,17 +222,15 @@ def adapt(
     bank = prompt.repeat(wave.n)
     params = list(bank.parameters())
     opt = _inner(config, params, 1, _each(lambda v: v.repeat(wave.n, *[1]*(v.ndim-1)), state))
-    losses,path = [],[]
-    def visit():
-        if keep: path.append(params[0].detach().clone())
-    visit()
+    losses = []
+    path = [params[0].detach().clone()] if keep else []
     with _learning(shared, False):
         for k,parts in enumerate(wave.steps):
             opt.zero_grad()
             with seeded(*seed, k): losses.append(_backward(nll_of(bank), parts, wave.n, config, wave.weight))
             _clip(params, config.inner_clip, 1)
             opt.step()
-            visit()
+            if keep: path.append(params[0].detach().clone())
     opt.zero_grad()
     return Adapted(bank, opt, torch.stack(losses), path)
 
@@ -270,25 +268,20 @@ def _reptile(nll_of, shared, prompt, a:Adapted, wave, config, diff, state, seed)
     return moves,torch.cat(losses)*wave.weight,after
 
 # %% ../../nbs/60_train/07_meta.ipynb #df092812
-def _mean_over_tasks(tensors, n:float)->float:
+def _mean_over_tasks(tensors, n:float):
     "Turn sums over this process's `n` tasks into means over everybody's, in place"
     n = torch.tensor(float(n), device=tensors[0].device if tensors else None)
     sum_over([*tensors, n])
     for t in tensors: t.div_(n.to(t.device))
-    return n.item()
 
 def _next(state, a:Adapted, after, wave, config):
     "The statistics the next wave starts from: the mean over the tasks of this one"
     if config.carry=='fresh': return state
     of_prompts = _each(lambda v: v.sum(0, keepdim=True)*wave.weight, _states(a.opt))
     of_shared = _each(lambda v: v*wave.weight, after)
-    tables = [v for statistics in chain(of_prompts, of_shared) for v in _tables(statistics)]
-    _mean_over_tasks(tables, wave.n*wave.weight)
+    values = chain.from_iterable(statistics.values() for statistics in chain(of_prompts, of_shared))
+    _mean_over_tasks([v for v in values if _is_table(v)], wave.n*wave.weight)
     return of_prompts,of_shared
-
-def _tables(statistics:dict)->list[Tensor]:
-    "The statistics of a parameter that are more than a number"
-    return [v for v in statistics.values() if _is_table(v)]
 
 def _distance(bank, prompt)->Tensor:
     "How far the prompts of a bank are from where they started: root mean square, summed over tasks and tables"
@@ -325,34 +318,6 @@ def direction(
     _mean_over_tasks([*move_T, *move_P, sums], sum(wave.n*wave.weight for wave in waves))
     loss,moved,*inner = sums.tolist()
     return (move_T,move_P),dict(loss=loss, moved=moved, inner=inner),state
-
-# %% ../../nbs/60_train/07_meta.ipynb #c162f00a
-def _affordable(tasks, config)->int:
-    "Batches of one task that a run takes from one pass; `UserError` where there are not so many"
-    most = config.cap if config.mixture=='proportional' else math.inf
-    there = sum(min(most, t.size('train'))//config.draw for t in tasks)
-    n = there if config.examples is None else config.examples//config.draw
-    if not 0<n<=there:
-        raise UserError(
-            f'the {len(tasks)} training tasks give {there*config.draw:,} examples in batches of {config.draw} '
-            f'(of one task, for {config.tasks} tasks an update), got a budget of {config.examples}; ask for '
-            f'{config.draw} to {there*config.draw:,}, or lower batch_size or steps')
-    return n
-
-def _meta_batches(tasks, config):
-    "Meta-batches: lists of at most M (task, examples); budgets in updates or FLOPs may begin further passes"
-    how = dict(seed=config.seed, rule=config.mixture, cap=config.cap)
-    one_pass = config.updates is None and config.flops is None
-    n = _affordable(tasks, config) if one_pass else None
-    stream = islice(task_batches(tasks, config.draw, **how), n) if one_pass else task_passes(tasks, config.draw, **how)
-    most = math.inf if config.updates is None else config.updates*config.tasks
-    used = 0
-    while used<most and (batch := list(islice(stream, config.tasks))):
-        used += len(batch)
-        yield batch
-    if config.examples and used<n:
-        warnings.warn(f'templates skip rows: instead of {n*config.draw:,} examples the tasks gave '
-                      f'{used*config.draw:,} in batches of {config.draw}')
 
 # %% ../../nbs/60_train/07_meta.ipynb #69c9d153
 def _pieces(pairs, tokens:int, device, pad:int)->list:
@@ -391,11 +356,8 @@ def _waves(backbone, batch, config, step:int, tokens:int|None)->tuple:
     return waves,count(slice(0, -config.batch_size))*repeated,count(slice(-config.batch_size, None))
 
 # %% ../../nbs/60_train/07_meta.ipynb #b5acb939
-def _check_fits(prompt, tasks, config):
-    "Refuse a prompt of another kind or size than the settings say, and no tasks at all"
-    if not tasks:
-        raise UserError(
-            "a meta-learner needs at least one task, got none; does the suite have datasets with the role 'train'?")
+def _check_fits(prompt, config):
+    "Refuse a prompt of another kind or size than the settings say"
     kind = getattr(prompt, 'kind', 'none')
     if kind!=config.prompt:
         raise UserError(f'the settings ask for prompt {config.prompt!r}, got a prompt of kind {kind!r}; '
@@ -404,8 +366,12 @@ def _check_fits(prompt, tasks, config):
         raise UserError(f'a meta-learner starts from one prompt of length {config.length}, '
                         f'got {len(prompt)} of length {prompt.length}')
 
-def _outer(backbone, prompt, config)->Adafactor:
-    "The outer optimiser, over everything"
+def _outer(backbone, prompt, tasks, config)->Adafactor:
+    "The outer optimiser, over everything, if prompt and tasks are as the settings say"
+    if not tasks:
+        raise UserError(
+            "a meta-learner needs at least one task, got none; does the suite have datasets with the role 'train'?")
+    _check_fits(prompt, config)
     own = dict(params=prompt.to(backbone.device).parameters(), lr=config.prompt_lr or config.lr)
     return Adafactor([dict(params=backbone.model.parameters()), own], config.lr, clip=config.clip)
 
@@ -435,14 +401,15 @@ def _unflat(saved:dict, device)->tuple[list,list]:
     return state
 
 # %% ../../nbs/60_train/07_meta.ipynb #f87bd7e1
-def _spend(spent, config, n:int, tokens:int, work:float)->dict|None:
-    "The budget after an update of `n` tasks, or None if it is too small for it"
+def _spend(spent, config, backbone, n:int, inner:int, outer:int)->dict|None:
+    "The budget after an update of `n` tasks with so many tokens, or None if it is too small for it"
+    work = flops(backbone, inner, False)+flops(backbone, outer)
     if config.flops is not None and spent['flops']+work>config.flops:
         if spent['updates']: return None
         raise UserError(f'a budget of {config.flops:.3g} FLOPs must pay for one update, which takes {work:.3g}; '
                         'give more, or lower tasks, steps or batch_size')
-    add = dict(
-        updates=1, examples=n*config.draw, passes=n*config.batch_size*(config.steps+1), tokens=tokens, flops=work)
+    passes = n*config.batch_size*(config.steps+1)
+    add = dict(updates=1, examples=n*config.draw, passes=passes, tokens=inner+outer, flops=work)
     return {k: spent[k]+v for k,v in add.items()}
 
 @torch.no_grad()
@@ -497,8 +464,7 @@ def meta_train(
 )->Iterator[dict]: # step, loss, moved, inner, drift, grad_norm, examples, tokens, budget, seconds, and before
     "Train as `config` says, yielding a row per outer update with the budget spent so far"
     tasks = list(tasks)
-    _check_fits(prompt, tasks, config)
-    opt = _outer(backbone, prompt, config)
+    opt = _outer(backbone, prompt, tasks, config)
     shared,own = list(backbone.model.parameters()),list(prompt.parameters())
     first = [p.detach().clone() for p in own]
     card = _card(backbone, tasks, config) if folder else {}
@@ -509,10 +475,9 @@ def meta_train(
     began = time.perf_counter()-(rows[-1]['seconds'] if rows else 0.)
     try:
         with training(backbone.model, config.dropout):
-            for step,batch in islice(enumerate(_meta_batches(tasks, config)), len(rows), None):
+            for step,batch in islice(enumerate(meta_batches(tasks, config)), len(rows), None):
                 waves,inner,outer = _waves(backbone, batch, config, step, micro_tokens)
-                work = flops(backbone, inner, False)+flops(backbone, outer)
-                spent = _spend(spent, config, len(batch), inner+outer, work)
+                spent = _spend(spent, config, backbone, len(batch), inner, outer)
                 if spent is None: break
                 more = dict(before=_unadapted(nll_of, prompt, waves, config)) if before else {}
                 moves,row,state = direction(nll_of, shared, prompt, waves, config, state=state, seed=(config.seed,step))
