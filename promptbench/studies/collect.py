@@ -85,7 +85,7 @@ def _write(path:Path, rows, predictions, cards:list, settings:dict, n:int):
     "One report, and its table as CSV beside it"
     from promptbench.base.published import P3_GROUPS
     from promptbench.show.report import write_report
-    from promptbench.studies.table1 import environment
+    from promptbench.base.machine import environment
     groups = {dataset: P3_GROUPS.get(dataset, dataset) for dataset in sorted(set(rows.dataset))}
     table,claims = _table_and_claims(rows, predictions, groups, n)
     csv = path.with_name(path.stem.replace('report','table')+'.csv')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'Settings', 'at_scale', 'Part', 'parts', 'suite_of', 'source_of', 'pretrain_config', 'tune_settings', 'key',
            'folder', 'finished', 'resolved', 'do_pretrain', 'do_cell', 'cost', 'run_jobs', 'gather', 'run_all', 'Bar',
-           'environment', 'finish']
+           'finish']
 
 # %% ../../nbs/80_studies/01_table1.ipynb #bb1c20b4
 import contextlib, functools, json, os, queue, shutil, time
@@ -19,6 +19,7 @@ from .. import __version__
 from ..base.catalogue import INITS, METHODS, REFERENCE, columns, trains
 from ..base.core import UserError, atomic_folder, config, key_of, one_of, to_json, write_atomic
 from ..base.published import P3_GROUPS
+from ..base.machine import environment
 from ..base.stop import Stopped, stop_asked, stop_note
 from ..data.suite import load_draw, shots_key
 from .standing import TableCell, announce
@@ -467,12 +468,6 @@ class Bar:
     def close(self): self.bar.close()
 
 # %% ../../nbs/80_studies/01_table1.ipynb #92e632dc
-def environment()->dict:
-    "Versions and machine, for the report"
-    import importlib.metadata as md, platform
-    return dict(version=__version__, python=platform.python_version(), torch=md.version('torch'),
-                transformers=md.version('transformers'), device=f'{platform.machine()} CPU, {os.cpu_count()} cores')
-
 def _told(s:Settings, groups:dict, **more)->dict:
     "What the report says about how it was made"
     told = asdict(s)|dict(init={kind: _init_of(s, kind) for kind in s.prompts})
