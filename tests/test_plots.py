@@ -144,7 +144,7 @@ def contrast(a, b): hi,lo = sorted((float(linear(c)@[.2126,.7152,.0722]) for c i
 @pytest.mark.parametrize('which', ['METHODS','VERDICT'])
 def test_colours_stay_apart_for_every_eye(eye, theme, which):
     colours = [S.night(c) if theme=='dark' else c for c,_ in (S.VERDICT.values() if which=='VERDICT' else map(S.look, METHODS))]
-    assert closest(colours, eye)>.08, 'Okabe and Ito with a grey reach 0.03 for deuteranopes'
+    assert closest(colours, eye)>.08, 'a method of the package needs a `day` and a `night` apart from the others; Okabe and Ito with a grey reach 0.03'
     assert min(contrast(c, '#16171a' if theme=='dark' else '#fcfbf8') for c in colours)>=3
 
 def test_the_check_of_colours_can_fail(): assert closest(['#808080','#009E73'], 'deutan')<.08<closest(['#808080','#009E73'], 'normal')
