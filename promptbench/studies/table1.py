@@ -30,7 +30,7 @@ _TINY = tiny_settings()
 
 SCALES = {  # one dial: how much of everything
     'tiny':  dict(pretrain=dict(preset='tiny'), tune=_TINY['tune'], **_TINY['table']),
-    'demo':  dict(pretrain=dict(preset='tiny', examples=16_000), tune=_TINY['tune'], **_TINY['table']|dict(templates=1)),
+    'demo':  dict(pretrain=dict(preset='tiny', examples=24_000), tune=_TINY['tune'], **_TINY['table']|dict(templates=1)),
     'quick': dict(pretrain=dict(preset='tiny', examples=1280), tune=_TINY['tune']|dict(steps=10),
                   n_eval=20, templates=1, init=_TINY['table']['init']),
     'paper': dict(pretrain=dict(preset='paper'), tune=dict(steps=100, lr=1e-3, dropout=.1),
