@@ -8,7 +8,8 @@ from promptbench.model.batch import make_batch
 from promptbench.train.fit import token_nll
 from promptbench.prompt.forward import forward, sequence_nll
 from promptbench.train.maml import maml, maml_direction, maml_memory
-from promptbench.train.meta import MetaConfig, Wave, _waves, direction, task_batches, meta_methods
+from promptbench.train.draws import task_batches
+from promptbench.train.meta import MetaConfig, Wave, _waves, direction, meta_methods
 from meta_cell import CELLS, cell, suite
 
 # --- the naive reference ---------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from pathlib import Path
 from promptbench.base.core import UserError
 from promptbench.model.backbone import weight_hashes
 from promptbench.prompt.inits import new_prompt
-from promptbench.train.meta import META_PRESETS, MetaConfig, _meta_batches, meta_preset, meta_train, task_batches, meta_methods
+from promptbench.train.draws import meta_batches, task_batches
+from promptbench.train.meta import META_PRESETS, MetaConfig, meta_preset, meta_train, meta_methods
 from promptbench.train.pretrain import flops
 from meta_cell import CELLS, cell, run, suite
 
@@ -51,7 +52,7 @@ def test_each_batch_belongs_to_one_task_and_is_used_once():
     assert {n.split('/')[0] for n in count('even')[:3]}=={'long','short','skips'} and count('even')[:12].count('short/say')==4
     first = count('proportional')[:30]; assert sum(n.startswith('long') for n in first)>=15
     assert len(count('proportional', cap=16))==2*5
-    with pytest.warns(UserWarning, match='instead of 520 examples the tasks gave 480'): assert len(list(_meta_batches(tasks, cell(examples=520, tasks=100)[2])))==1
+    with pytest.warns(UserWarning, match='instead of 520 examples the tasks gave 480'): assert len(list(meta_batches(tasks, cell(examples=520, tasks=100)[2])))==1
     size = lambda e: len(e.source)+2*len(e.target); sizes = [[size(x) for x in e] for t,e in task_batches(tasks, 8, seed=1) if t.name=='long/say']
     assert sum(max(b)-min(b) for b in sizes)<=2*(max(map(max, sizes))-min(map(min, sizes))) # two sorted runs of at most 16 batches
 

@@ -24,7 +24,7 @@ if len(sys.argv)<2: raise SystemExit(subprocess.run([sys.executable, __file__, '
 import os, torch
 from promptbench.train.tune import tune
 from promptbench.model.backbone import load_backbone, random_backbone
-from promptbench.base.core import embedded
+from promptbench.base.catalogue import embedded
 from safetensors.torch import load_file
 a,b,plain = load_backbone('tiny').model.shared.weight,load_backbone('tiny').model.shared.weight,load_file(embedded('tiny')/'model.safetensors')['shared.weight'].float()
 gap = (a/plain-1)[plain!=0].abs(); assert torch.equal(a, b) and 1e-4<gap.mean()<1e-2, gap.mean()

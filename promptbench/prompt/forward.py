@@ -17,7 +17,7 @@ from ..model.batch import Batch, make_batch
 from ..model.attention import deep_prompt
 from ..model.backbone import Backbone, autocast, freeze
 from .bank import placed, source_positions
-from .decoder_only import extend, prefill, put_before
+from .decoder_only import extend, own_text, pick_rows, prefill, put_before, text_starts
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #d77104cc
 @dataclass
@@ -26,10 +26,8 @@ class Memory:
     states_BTD:Tensor
     mask_BT:Tensor
     rows_BPX:Tensor|None=None
-    def __getitem__(self, rows)->'Memory':
-        p = self.rows_BPX
-        if p is not None: p = p[:1].expand(len(rows),-1,-1) if p.stride(0)==0 else p[rows]
-        return Memory(self.states_BTD[rows], self.mask_BT[rows], p)
+    def __getitem__(self, rows:Tensor)->'Memory':
+        return Memory(self.states_BTD[rows], self.mask_BT[rows], pick_rows(self.rows_BPX, rows))
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #89167798
 def encode(
@@ -51,27 +49,32 @@ def encode(
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #71a45447
 def shift_right(
-    backbone, # A `Backbone`
+    backbone:Backbone,
     tgt_BU:Tensor, # Target ids
     segment_BU:Tensor|None=None # Number of the text each position belongs to, if a row holds several
-)->Tensor:
+)->Tensor: # [B,U]
     "Decoder input for teacher forcing: the start id, then the target without its last id"
-    c = backbone.model.config
-    start = getattr(c, 'decoder_start_token_id', None)
-    start = torch.full_like(tgt_BU[:,:1], c.pad_token_id if start is None else start)
-    in_BU = torch.cat([start, tgt_BU[:,:-1]], 1)
-    if segment_BU is None: return in_BU
-    first = torch.cat([torch.ones_like(start, dtype=torch.bool), segment_BU[:,1:]!=segment_BU[:,:-1]], 1)
-    return torch.where(first, start, in_BU)
+    config = backbone.model.config
+    start = getattr(config, 'decoder_start_token_id', None)
+    start_B1 = torch.full_like(tgt_BU[:,:1], config.pad_token_id if start is None else start)
+    in_BU = torch.cat([start_B1, tgt_BU[:,:-1]], 1)
+    return in_BU if segment_BU is None else torch.where(text_starts(segment_BU), start_B1, in_BU)
 
-def segment_mask(segment_BU:Tensor)->Tensor: # [B,1,U,U], 0 or -1e9
+# %% ../../nbs/50_prompt/02_forward.ipynb #ece2262c
+def segment_mask(
+    segment_BU:Tensor # Number of the text each position belongs to
+)->Tensor: # [B,1,U,U], 0 or -1e9
     "A position sees its own segment up to itself"
-    U = segment_BU.shape[1]
-    seen = torch.ones(U, U, dtype=torch.bool, device=segment_BU.device).tril()
-    return torch.zeros((), device=segment_BU.device).where(
-        seen&(segment_BU[:,:,None]==segment_BU[:,None]), -1e9)[:,None]
+    return torch.zeros((), device=segment_BU.device).where(own_text(segment_BU), -1e9)[:,None]
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #ab72ec19
+def _own_mask(backbone, segment_BU)->Tensor:
+    "The decoder's mask for rows of several texts, where the backbone can read such"
+    if not backbone.relative:
+        raise UserError(
+            f'several targets in one row need a backbone with relative positions, and {backbone.name} has absolute ones')
+    return segment_mask(segment_BU)
+
 def decode(
     backbone:Backbone,
     memory:Memory, # From `encode`
@@ -82,20 +85,20 @@ def decode(
     "Logits of every target token given its source and the tokens before it"
     if backbone.causal: return extend(backbone, memory, tgt_BU, rows, segment_BU)
     tgt_BU = tgt_BU.to(backbone.device)
-    mask = None
     if rows is not None: memory = memory[rows]
-    if segment_BU is not None:
-        if not backbone.relative:
-            raise UserError(
-                f'several targets in one row need a backbone with relative positions, and {backbone.name} has absolute ones')
-        segment_BU = segment_BU.to(backbone.device)
-        mask = segment_mask(segment_BU)
+    if segment_BU is not None: segment_BU = segment_BU.to(backbone.device)
+    mask = None if segment_BU is None else _own_mask(backbone, segment_BU)
     with autocast(backbone), deep_prompt(backbone, memory.rows_BPX):
         return backbone.model(
             encoder_outputs=(memory.states_BTD,), attention_mask=memory.mask_BT, decoder_attention_mask=mask,
             decoder_input_ids=shift_right(backbone, tgt_BU, segment_BU), use_cache=False).logits
 
-def forward(backbone:Backbone, batch:Batch, prompt:torch.nn.Module|None=None)->Tensor: # Logits [B,U,V]
+# %% ../../nbs/50_prompt/02_forward.ipynb #081d5fe0
+def forward(
+    backbone:Backbone,
+    batch:Batch,
+    prompt:torch.nn.Module|None=None
+)->Tensor: # Logits [B,U,V]
     "`encode` and `decode` one batch: teacher-forced logits of its targets"
     return decode(backbone, encode(backbone, batch, prompt), batch.tgt_BU)
 
@@ -107,34 +110,21 @@ def sequence_nll(
 )->Tensor: # [B,U] in fp32, 0 at padding
     "Negative log-probability of every target token"
     B,U,V = logits_BUV.shape
-    tgt_BU,tgt_mask_BU = tgt_BU.to(logits_BUV.device),tgt_mask_BU.to(logits_BUV.device)
-    return F.cross_entropy(
-        logits_BUV.float().reshape(B*U, V), tgt_BU.reshape(B*U), reduction='none').view(B,U)*tgt_mask_BU
+    ids,mask_BU = tgt_BU.to(logits_BUV.device).reshape(B*U),tgt_mask_BU.to(logits_BUV.device)
+    nll = F.cross_entropy(logits_BUV.float().reshape(B*U, V), ids, reduction='none')
+    return nll.view(B,U)*mask_BU
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #258fabe6
 def _need(ok, what):
     if not ok: raise AssertionError(what)
 
-def check_prompt(
-    make:Callable, # Called with no arguments, returns a fresh prompt for `backbone`: the same one every time
-    backbone:Backbone # In evaluation mode without dropout
-):
-    "Fail unless `make()` follows the contract that tuning, pretraining and ranking rely on"
-    a,b = make(),make()
-    backbone = freeze(backbone.clone())
-    _need(a.kind in PROMPT_KINDS, f'kind must be one of {list(PROMPT_KINDS)}, got {a.kind!r}')
-    _need(all(torch.equal(x,y) for x,y in zip(a.parameters(), b.parameters())),
-          'two fresh prompts differ: the start is not seeded')
-    batch = _check_batch(backbone, len(a))
-    _check_placed(a, backbone, batch)
-    logits = forward(backbone, batch, a)
-    _need(logits.shape==forward(backbone, batch).shape, 'a prompt must not change the shape of the logits')
-    _need(bool(logits.isfinite().all()), 'a fresh prompt gives logits that are not finite')
-    _need(not any(getattr(s, 'prompt_kv', None) is not None for s in backbone.slots),
-          'the prompt stays in the backbone after the call')
-    _check_gradient(a, backbone, batch)
-    _check_rows(a, backbone, batch, logits)
+def _check_batch(backbone, n:int)->Batch:
+    "Four short examples of unequal length over prompts 0..n-1"
+    top = min(backbone.vocab, 30)
+    def ids(length, stride): return [3+(i*stride)%(top-3) for i in range(1,length+1)]+[1]
+    return make_batch([(ids(5-i,i+2), ids(1+i%3,i+3)) for i in range(4)], index=[i%n for i in range(4)])
 
+# %% ../../nbs/50_prompt/02_forward.ipynb #1d58e131
 def _check_placed(prompt, backbone, batch):
     "What is placed has a line for every example, and as many source positions as it says"
     soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
@@ -144,13 +134,6 @@ def _check_placed(prompt, backbone, batch):
     _need(source_positions(prompt)==(0 if soft_BPD is None else soft_BPD.shape[1]),
           'positions must be the number of soft vectors that are placed')
 
-def _check_batch(backbone, n:int)->Batch:
-    "Four short examples of unequal length over prompts 0..n-1"
-    top = min(backbone.vocab, 30)
-    ids = lambda k,s: [3+(i*s)%(top-3) for i in range(1,k+1)]+[1]
-    return make_batch([(ids(5-i,i+2), ids(1+i%3,i+3)) for i in range(4)], index=[i%n for i in range(4)])
-
-# %% ../../nbs/50_prompt/02_forward.ipynb #47a7b257
 def _check_gradient(prompt, backbone, batch):
     "All of the prompt learns, and nothing but the prompt"
     params = list(prompt.parameters())
@@ -163,15 +146,38 @@ def _check_gradient(prompt, backbone, batch):
     _need(all(bool((p.grad[used]!=0).all()) for p in params if p.numel()), 'parts of the prompt get no gradient')
     _need(all(p.grad is None for p in backbone.model.parameters()), 'a gradient reaches the frozen backbone')
 
+def _alone(backbone, batch, i:int, prompt, row:int)->Tensor:
+    "Logits of example `i` by itself, with one prompt of a bank"
+    one = batch[torch.tensor([i])]
+    one.index_B = torch.full_like(one.index_B, row)
+    return forward(backbone, one, prompt)
+
 def _check_rows(prompt, backbone, batch, logits):
     "Row i of a bank is prompt i, whether picked by index, selected or repeated"
-    one = lambda i: batch[torch.tensor([i])]
     for i,row in enumerate(batch.index_B.tolist()):
-        alone = one(i)
-        alone.index_B = torch.zeros_like(alone.index_B)
-        _need(torch.allclose(forward(backbone, alone, prompt.select([row])), logits[i:i+1], atol=1e-4),
-              f'example {i} does not get prompt {row}')
+        selected = _alone(backbone, batch, i, prompt.select([row]), 0)
+        _need(torch.allclose(selected, logits[i:i+1], atol=1e-4), f'example {i} does not get prompt {row}')
     again = prompt.select([0]).repeat(3)
-    alone = one(0)
-    alone.index_B = torch.full_like(alone.index_B, 2 if len(again)>1 else 0)
-    _need(torch.allclose(forward(backbone, alone, again), logits[:1], atol=1e-4), 'repeat does not copy the prompt')
+    repeated = _alone(backbone, batch, 0, again, 2 if len(again)>1 else 0)
+    _need(torch.allclose(repeated, logits[:1], atol=1e-4), 'repeat does not copy the prompt')
+
+# %% ../../nbs/50_prompt/02_forward.ipynb #47a7b257
+def check_prompt(
+    make:Callable, # Called with no arguments, returns a fresh prompt for `backbone`: the same one every time
+    backbone:Backbone # In evaluation mode without dropout
+)->None:
+    "Fail unless `make()` follows the contract that tuning, pretraining and ranking rely on"
+    prompt,twin = make(),make()
+    backbone = freeze(backbone.clone())
+    _need(prompt.kind in PROMPT_KINDS, f'kind must be one of {list(PROMPT_KINDS)}, got {prompt.kind!r}')
+    _need(all(torch.equal(x,y) for x,y in zip(prompt.parameters(), twin.parameters())),
+          'two fresh prompts differ: the start is not seeded')
+    batch = _check_batch(backbone, len(prompt))
+    _check_placed(prompt, backbone, batch)
+    logits = forward(backbone, batch, prompt)
+    _need(logits.shape==forward(backbone, batch).shape, 'a prompt must not change the shape of the logits')
+    _need(bool(logits.isfinite().all()), 'a fresh prompt gives logits that are not finite')
+    _need(not any(getattr(s, 'prompt_kv', None) is not None for s in backbone.slots),
+          'the prompt stays in the backbone after the call')
+    _check_gradient(prompt, backbone, batch)
+    _check_rows(prompt, backbone, batch, logits)

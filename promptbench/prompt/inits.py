@@ -7,6 +7,7 @@ __all__ = ['SMALL', 'word_ids', 'sample_words', 'text_ids', 'shallow_from_ids', 
            'any_words', 'own_text', 'as_in_paper', 'new_prompt']
 
 # %% ../../nbs/50_prompt/04_inits.ipynb #6a992fec
+import contextlib
 import torch
 from torch import Tensor
 from ..base.catalogue import INITS, PROMPT_KINDS, load
@@ -17,10 +18,8 @@ from .forward import encode, forward
 from .bank import NoPrompt, prompt_from, prompt_size
 
 # %% ../../nbs/50_prompt/04_inits.ipynb #b0d687a1
-def _generator(*parts): return torch.Generator().manual_seed(seed_of('prompt', *parts))
-
 def word_ids(
-    backbone, # A `Backbone`
+    backbone:Backbone,
     first:int|None=None # Only among this many first ids; None for all
 )->list[int]:
     "Ids that stand for text: no padding, end, unknown or sentinel, no unused rows at the end of the table"
@@ -28,11 +27,14 @@ def word_ids(
     special = set(t.all_special_ids)
     return [i for i in range(min(first or len(t), len(t), backbone.vocab)) if i not in special]
 
+# %% ../../nbs/50_prompt/04_inits.ipynb #3a129af0
+def _generator(*parts): return torch.Generator().manual_seed(seed_of('prompt', *parts))
+
 def sample_words(
-    backbone, # A `Backbone`
+    backbone:Backbone,
     length:int, # How many
     *, first:int|None=None, # Only among this many first ids; None for all
-    seed=0 # Same seed, same words
+    seed:object=0 # Same seed, same words
 )->list[int]:
     "`length` distinct words drawn at random; a vocabulary that is too small is used again from the start"
     ids = word_ids(backbone, first)
@@ -44,7 +46,7 @@ def sample_words(
 
 # %% ../../nbs/50_prompt/04_inits.ipynb #b1af1652
 def text_ids(
-    backbone, # A `Backbone`
+    backbone:Backbone,
     text:str, # What the prompt shall say at the start
     length:int # How many ids
 )->list[int]:
@@ -55,47 +57,64 @@ def text_ids(
 
 # %% ../../nbs/50_prompt/04_inits.ipynb #913ac71b
 @torch.no_grad()
-def shallow_from_ids(backbone, ids:list[int])->Tensor: # [P,D]
+def shallow_from_ids(
+    backbone:Backbone,
+    ids:list[int] # Of words
+)->Tensor: # [P,D]
     "The rows of the input table: the same as typing those tokens"
-    return backbone.model.get_input_embeddings()(
-        torch.tensor(ids, dtype=torch.long, device=backbone.device)).float().cpu()
+    table = backbone.model.get_input_embeddings()
+    return table(torch.tensor(ids, dtype=torch.long, device=backbone.device)).float().cpu()
 
-@torch.no_grad()
-def deep_from_ids(backbone, ids:list[int])->Tensor: # [P,X]
-    "Keys and values that the backbone itself computes for the tokens, at every slot"
-    seen,hooks,was = {},[],backbone.model.training
-    if backbone.causal: return _left_behind(backbone, ids)
-    def keep(where): return lambda module, args, out: seen.__setitem__(where, out[0].detach().float().cpu())
+# %% ../../nbs/50_prompt/04_inits.ipynb #adf12065
+@contextlib.contextmanager
+def _evaluating(backbone):
+    "Without dropout inside the block"
+    was = backbone.model.training
+    try: yield backbone.eval()
+    finally: backbone.train(was)
+
+def _projections(slot)->tuple: # Layers
+    "What makes keys and values in an attention slot"
+    def layer(*names): return next(getattr(slot, n) for n in names if hasattr(slot, n))
+    return layer('k','k_proj'),layer('v','v_proj')
+
+def _projected(backbone, ids)->Tensor: # [P,X]
+    "The keys and values that every slot makes of `ids`, as source and as target"
+    layers = [layer for slot in backbone.slots for layer in _projections(slot)]
+    seen,hooks = {},[]
+    def keep(i): return lambda module, args, out: seen.__setitem__(i, out[0].detach().float().cpu())
     try:
-        for s,slot in enumerate(backbone.slots):
-            for j,names in enumerate((('k','k_proj'),('v','v_proj'))):
-                layer = next(getattr(slot,n) for n in names if hasattr(slot,n))
-                hooks.append(layer.register_forward_hook(keep((s,j))))
-        forward(backbone.eval(), make_batch([(ids,ids)]))
+        for i,layer in enumerate(layers): hooks.append(layer.register_forward_hook(keep(i)))
+        forward(backbone, make_batch([(ids,ids)]))
     finally:
-        for h in hooks: h.remove()
-        backbone.train(was)
-    return torch.cat([seen[s,j] for s in range(len(backbone.slots)) for j in (0,1)], 1)
+        for hook in hooks: hook.remove()
+    return torch.cat([seen[i] for i in range(len(layers))], 1)
 
 def _left_behind(backbone, ids)->Tensor: # [P,X]
     "What a decoder-only model keeps of `ids` as a source: keys already turned to their positions"
-    was = backbone.model.training
-    try: past = encode(backbone.eval(), make_batch([(ids,ids)]))
-    finally: backbone.train(was)
+    past = encode(backbone, make_batch([(ids,ids)]))
     return torch.cat([t[0].transpose(0,1).flatten(1).float().cpu() for kv in past.kv for t in kv], 1)
+
+@torch.no_grad()
+def deep_from_ids(
+    backbone:Backbone,
+    ids:list[int] # Of words
+)->Tensor: # [P,X]
+    "Keys and values that the backbone itself computes for the tokens, at every slot"
+    with _evaluating(backbone): return (_left_behind if backbone.causal else _projected)(backbone, ids)
 
 # %% ../../nbs/50_prompt/04_inits.ipynb #bcad744d
 SMALL = .1 # root mean square of 'small' noise; 'normal' has 1
 
-def zeros(kind:str, backbone, length:int, *, seed=0, text=None)->Tensor:
+def zeros(kind:str, backbone:Backbone, length:int, *, seed:object=0, text:str|None=None)->Tensor:
     "Nothing but zeros"
     return torch.zeros(length, prompt_size(kind, backbone))
 
-def noise(kind:str, backbone, length:int, *, seed=0, text=None)->Tensor:
+def noise(kind:str, backbone:Backbone, length:int, *, seed:object=0, text:str|None=None)->Tensor:
     "Independent normal numbers of variance 1"
     return torch.randn(length, prompt_size(kind, backbone), generator=_generator(kind, 'normal', seed))
 
-def small_noise(kind:str, backbone, length:int, *, seed=0, text=None)->Tensor:
+def small_noise(kind:str, backbone:Backbone, length:int, *, seed:object=0, text:str|None=None)->Tensor:
     "The same noise, a tenth as large"
     return SMALL*noise(kind, backbone, length, seed=seed)
 
@@ -107,20 +126,32 @@ def _saying(kind, backbone, ids)->Tensor:
         raise UserError(f'a {kind} prompt cannot start from words: it has no way to say them; choose an init of noise')
     return load(words)(backbone, ids)
 
-def any_words(kind:str, backbone, length:int, *, seed=0, text=None)->Tensor:
+def any_words(kind:str, backbone:Backbone, length:int, *, seed:object=0, text:str|None=None)->Tensor:
     "Words drawn from the whole vocabulary"
     return _saying(kind, backbone, sample_words(backbone, length, seed=seed))
 
-def own_text(kind:str, backbone, length:int, *, seed=0, text=None)->Tensor:
+def own_text(kind:str, backbone:Backbone, length:int, *, seed:object=0, text:str|None=None)->Tensor:
     "A text, repeated or cut to the length"
     return _saying(kind, backbone, text_ids(backbone, text, length))
 
-def as_in_paper(kind:str, backbone, length:int, *, seed=0, text=None)->Tensor:
+def as_in_paper(kind:str, backbone:Backbone, length:int, *, seed:object=0, text:str|None=None)->Tensor:
     "What the paper's code does for the kind of prompt: noise, or words among the 5,000 most frequent"
     if PROMPT_KINDS[kind].paper=='normal': return noise(kind, backbone, length, seed=seed)
     return _saying(kind, backbone, sample_words(backbone, length, first=5000, seed=seed))
 
 # %% ../../nbs/50_prompt/04_inits.ipynb #dbd90c5a
+def _from_prompt(kind, backbone, other, length, n):
+    "A copy of another prompt, as a bank of n"
+    size = length,prompt_size(kind, backbone)
+    if other.kind!=kind:
+        raise UserError(
+            f'a {kind} prompt cannot start from a {other.kind} one; choose an init from {list(INITS)} or a {kind} prompt')
+    if tuple(other.table.shape[1:])!=size:
+        raise UserError(f'the prompt to start from must be {size[0]} x {size[1]}, got '
+                        f'{other.length} x {other.table.shape[2]}')
+    if len(other) not in (1,n): raise UserError(f'the prompt to start from must be one prompt or {n}, got {len(other)}')
+    return other.repeat(n) if len(other)==1 else other.select(range(n))
+
 def new_prompt(
     kind:str, # One of `PROMPT_KINDS`
     backbone:Backbone, # What it is made for
@@ -136,17 +167,6 @@ def new_prompt(
     if kind=='none': return NoPrompt()
     if not isinstance(init, str): return _from_prompt(kind, backbone, init, length, n)
     start = load(INITS[init].start) if length else zeros
-    starts = [start(kind, backbone, length, seed=seed if i==0 else (seed,i), text=text) for i in range(n)]
+    seeds = [seed, *[(seed,i) for i in range(1, n)]]
+    starts = [start(kind, backbone, length, seed=s, text=text) for s in seeds]
     return prompt_from(kind, torch.stack(starts)).to(backbone.device)
-
-# %% ../../nbs/50_prompt/04_inits.ipynb #578c1900
-def _from_prompt(kind, backbone, other, length, n):
-    "A copy of another prompt, as a bank of n"
-    X = prompt_size(kind, backbone)
-    if other.kind!=kind:
-        raise UserError(
-            f'a {kind} prompt cannot start from a {other.kind} one; choose an init from {list(INITS)} or a {kind} prompt')
-    if tuple(other.table.shape[1:])!=(length, X):
-        raise UserError(f'the prompt to start from must be {length} x {X}, got {other.length} x {other.table.shape[2]}')
-    if len(other) not in (1,n): raise UserError(f'the prompt to start from must be one prompt or {n}, got {len(other)}')
-    return other.repeat(n) if len(other)==1 else other.select(range(n))

@@ -6,6 +6,7 @@
 __all__ = ['CHUNK', 'target_nll']
 
 # %% ../../nbs/50_prompt/03_packed.ipynb #72cd137e
+from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..model.batch import Batch, Packed
 from ..model.attention import Segments, before_each, deep_prompt, is_slot, row_places, segmented
 from ..model.backbone import Backbone, autocast
 from .bank import placed, source_positions
-from .decoder_only import _longest, head_input
+from .decoder_only import check_positions, head_input
 from .forward import decode, encode, forward, sequence_nll, shift_right
 
 # %% ../../nbs/50_prompt/03_packed.ipynb #1fda08dd
@@ -26,78 +27,113 @@ def _embedded(backbone, ids_T, soft_BPD, len_B):
         len_B = len_B+soft_BPD.shape[1]
     return x_TD[None],len_B
 
-def _two_stacks(backbone, batch, prompt, way):
-    "A packed row through encoder and decoder; the model's output"
+def _cuts(backbone, source_B, target_B, way)->list[Segments]:
+    "What may see what in every slot: the encoder's, then the decoder's, then those that look from it to the source"
+    in_encoder = sum(map(is_slot, backbone.model.get_encoder().modules()))
+    in_decoder = (len(backbone.slots)-in_encoder)//2
+    return [*[Segments(source_B, source_B, way=way)]*in_encoder,
+            *[Segments(target_B, target_B, causal=True, way=way)]*in_decoder,
+            *[Segments(target_B, source_B, way=way)]*in_decoder]
+
+def _two_stacks(backbone, batch, prompt, way)->Tensor: # Logits
+    "A packed row through encoder and decoder"
     if not backbone.relative:
         raise UserError('packed rows need a backbone that knows positions as distances, or one without an encoder; '
                         f'{backbone.name} has absolute ones. Train it with packed=False')
     soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
-    u_B = batch.tgt_len_B
-    open_ = batch.src_T.new_zeros(1,1,1,1)
-    x,t_B = _embedded(backbone, batch.src_T, soft_BPD, batch.src_len_B)
-    cut = dict(way=way)
-    n = sum(map(is_slot, backbone.model.get_encoder().modules()))
-    m = (len(backbone.slots)-n)//2
-    cuts = [Segments(t_B, t_B, **cut)]*n+[Segments(u_B, u_B, causal=True, **cut)]*m+[Segments(u_B, t_B, **cut)]*m
+    x,source_B = _embedded(backbone, batch.src_T, soft_BPD, batch.src_len_B)
+    open_ = x.new_zeros(1,1,1,1)
+    owner_U = row_places(batch.tgt_len_B)[0].to(batch.tgt_U.device)
+    ids = shift_right(backbone, batch.tgt_U[None], owner_U[None])
+    cuts = _cuts(backbone, source_B, batch.tgt_len_B, way)
     with segmented(backbone.slots, cuts), deep_prompt(backbone, deep_BPX):
-        states = backbone.model.get_encoder()(inputs_embeds=x, attention_mask=open_.to(x.dtype))[0]
-        return backbone.model(
-            encoder_outputs=(states,), attention_mask=open_.to(x.dtype), decoder_attention_mask=open_.to(x.dtype),
-            use_cache=False,
-            decoder_input_ids=shift_right(backbone, batch.tgt_U[None], row_places(u_B)[0][None].to(batch.tgt_U.device)))
+        states = backbone.model.get_encoder()(inputs_embeds=x, attention_mask=open_)[0]
+        return backbone.model(encoder_outputs=(states,), attention_mask=open_, decoder_attention_mask=open_,
+                              decoder_input_ids=ids, use_cache=False).logits
 
 # %% ../../nbs/50_prompt/03_packed.ipynb #c2ce3dec
-def _one_stack(backbone, batch, prompt, way):
-    "A packed row through a decoder-only model: each example is its prompt, its source and its target without the last id"
-    soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
+def _begins(len_B:Tensor)->Tensor:
+    "Where each example of a row begins"
+    return len_B.cumsum(0)-len_B
+
+def _texts(batch:Packed)->tuple[Tensor,Tensor]: # Ids, and the length of each
+    "Every example as one text: its source, then its target without the last id"
     s_B,u_B = batch.src_len_B,batch.tgt_len_B
-    dev = batch.src_T.device
     owner,place = row_places(s_B+u_B-1)
-    first_B = lambda n_B: n_B.cumsum(0)-n_B
-    at = torch.where(place<s_B[owner], first_B(s_B)[owner]+place, len(batch.src_T)+first_B(u_B)[owner]+place-s_B[owner])
-    x,n_B = _embedded(backbone, torch.cat([batch.src_T, batch.tgt_U])[at.to(dev)], soft_BPD, s_B+u_B-1)
-    position = row_places(n_B)[1]+(0 if deep_BPX is None else deep_BPX.shape[1])
-    if int(position.max())>=_longest(backbone):
-        raise UserError(f'{backbone.name} looks back {_longest(backbone)} positions, and a text of '
-                        f'{int(position.max())+1} came (prompt included); cut it with max_source or max_target')
-    cut = Segments(n_B, n_B, causal=True, way=way)
+    in_source = _begins(s_B)[owner]+place
+    in_target = len(batch.src_T)+_begins(u_B)[owner]+place-s_B[owner]
+    at = torch.where(place<s_B[owner], in_source, in_target)
+    return torch.cat([batch.src_T, batch.tgt_U])[at.to(batch.src_T.device)],s_B+u_B-1
+
+# %% ../../nbs/50_prompt/03_packed.ipynb #25050ea1
+def _one_stack(backbone, batch, prompt, way)->Tensor: # Logits
+    "A packed row through a decoder-only model"
+    soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
+    ids,len_B = _texts(batch)
+    x,len_B = _embedded(backbone, ids, soft_BPD, len_B)
+    position = row_places(len_B)[1]+(0 if deep_BPX is None else deep_BPX.shape[1])
+    check_positions(backbone, position)
+    cut = Segments(len_B, len_B, causal=True, way=way)
     with segmented(backbone.slots, [cut]*len(backbone.slots)), deep_prompt(backbone, deep_BPX):
         return backbone.model(inputs_embeds=x, attention_mask=x.new_zeros(1,1,1,1),
-                              position_ids=position[None].to(dev), use_cache=False)
+                              position_ids=position[None].to(x.device), use_cache=False).logits
 
 def _said_at(batch, P:int)->Tensor: # [N]
     "The position of a decoder-only row that says each target token: the one before it"
     s_B,u_B = batch.src_len_B+P,batch.tgt_len_B
     owner,place = row_places(u_B)
-    n_B = s_B+u_B-1
-    return (n_B.cumsum(0)-n_B+s_B-1)[owner]+place
+    first_B = _begins(s_B+u_B-1)+s_B-1
+    return first_B[owner]+place
 
 # %% ../../nbs/50_prompt/03_packed.ipynb #161edc9f
 CHUNK = 2**26 # Most logits at a time
 
-def _head_nll(backbone, run, pick, ids_N)->Tensor: # [N], fp32
-    "Negative log-probability of every id, from the states that `pick` chooses of those before the output layer"
-    n = max(1, CHUNK//backbone.vocab)
-    c = backbone.model.config
-    if len(ids_N)<=n or getattr(c, 'final_logit_softcapping', None):
-        with head_input(backbone, pick): logits = run().logits
-        return F.cross_entropy(logits.float().reshape(len(ids_N), -1), ids_N, reduction='none')
-    seen = []
-    def keep(h):
-        seen.append(pick(h))
-        return h[:,:0]
-    with head_input(backbone, keep): run()
-    return torch.cat([_chunk(backbone, x, y) for x,y in zip(seen[0].reshape(len(ids_N), -1).split(n), ids_N.split(n))])
-
 def _chunk(backbone, states_ND, ids_N):
     "The loss of some tokens; their logits are not kept but computed again on the way back"
-    def nll(x, y):
-        with autocast(backbone): logits = backbone.model.get_output_embeddings()(x)
+    def nll(states, ids):
+        with autocast(backbone): logits = backbone.model.get_output_embeddings()(states)
         logits = logits+getattr(backbone.model, 'final_logits_bias', 0.)
-        return F.cross_entropy(logits.float(), y, reduction='none')
+        return F.cross_entropy(logits.float(), ids, reduction='none')
     return torch.utils.checkpoint.checkpoint(nll, states_ND, ids_N, use_reentrant=False, preserve_rng_state=False)
 
+def _states(backbone, run, pick)->Tensor:
+    "What the output layer would read, of what `pick` chooses; it reads nothing"
+    seen = []
+    def keep(states):
+        seen.append(pick(states))
+        return states[:,:0]
+    with head_input(backbone, keep): run()
+    return seen[0]
+
+def _head_nll(backbone, run:Callable, pick:Callable, ids_N)->Tensor: # [N], fp32
+    "Negative log-probability of every id, from the states that `pick` chooses of those before the output layer"
+    n = max(1, CHUNK//backbone.vocab)
+    if len(ids_N)<=n or getattr(backbone.model.config, 'final_logit_softcapping', None):
+        with head_input(backbone, pick): logits = run()
+        return F.cross_entropy(logits.float().reshape(len(ids_N), -1), ids_N, reduction='none')
+    states_ND = _states(backbone, run, pick).reshape(len(ids_N), -1)
+    return torch.cat([_chunk(backbone, states, ids) for states,ids in zip(states_ND.split(n), ids_N.split(n))])
+
 # %% ../../nbs/50_prompt/03_packed.ipynb #1f7bf1e0
+def _of_row(backbone, row:Packed, prompt, attention:str)->Tensor: # [U]
+    "The loss of a packed row"
+    run = _one_stack if backbone.causal else _two_stacks
+    pick = lambda states: states
+    if backbone.causal:
+        at = _said_at(row, source_positions(prompt)).to(backbone.device)
+        pick = lambda states: states[:,at]
+    with autocast(backbone):
+        return _head_nll(backbone, lambda: run(backbone, row, prompt, attention), pick, row.tgt_U)
+
+def _of_rectangle(backbone, batch:Batch, prompt)->Tensor: # [B,U]
+    "The loss of a padded batch; the output layer reads real targets alone"
+    if backbone.causal: return sequence_nll(forward(backbone, batch, prompt), batch.tgt_BU, batch.tgt_mask_BU)
+    real = batch.tgt_mask_BU.bool()
+    memory = encode(backbone, batch, prompt)
+    nll_N = _head_nll(backbone, lambda: decode(backbone, memory, batch.tgt_BU), lambda states: states[real],
+                      batch.tgt_BU[real])
+    return torch.zeros(real.shape, device=real.device).masked_scatter(real, nll_N)
+
 def target_nll(
     backbone:Backbone,
     batch:Batch|Packed,
@@ -106,22 +142,5 @@ def target_nll(
 )->Tensor: # fp32: [B,U] of a `Batch`, 0 at padding; [U] of a `Packed`
     "Negative log-probability of every target token"
     batch = batch.to(backbone.device)
-    if isinstance(batch, Packed):
-        run = _one_stack if backbone.causal else _two_stacks
-        pick = lambda h: h
-        if backbone.causal:
-            at = _said_at(batch, source_positions(prompt)).to(backbone.device)
-            pick = lambda h: h[:,at]
-        with autocast(backbone):
-            return _head_nll(backbone, lambda: run(backbone, batch, prompt, attention), pick, batch.tgt_U)
-    if backbone.causal: return sequence_nll(forward(backbone, batch, prompt), batch.tgt_BU, batch.tgt_mask_BU)
-    real = batch.tgt_mask_BU.bool()
-    out = torch.zeros(real.shape, device=real.device)
-    memory = encode(backbone, batch, prompt)
-    return out.masked_scatter(
-        real,
-        _head_nll(
-            backbone, lambda: _Logits(decode(backbone, memory, batch.tgt_BU)), lambda h: h[real], batch.tgt_BU[real]))
-
-class _Logits:
-    def __init__(self, logits): self.logits = logits
+    if isinstance(batch, Packed): return _of_row(backbone, batch, prompt, attention)
+    return _of_rectangle(backbone, batch, prompt)

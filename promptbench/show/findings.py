@@ -94,8 +94,8 @@ def _compared(table, methods)->str:
     prompts = dict.fromkeys(p for p,_ in settings_of(table))
     kinds = [f'a {p} prompt' if p!='none' else 'no prompt' for p in prompts]
     shots = [str(k) for k in sorted(int(k) for k in table.shots.unique())]
-    compared,given = _and([who(m) for m in methods]),f'{_and(kinds)} after {_and(shots)} examples per task'
-    return f'{compared}; each evaluated with {given}.'
+    compared = _and([who(m) for m in methods])
+    return f'{compared}; each evaluated with {_and(kinds)} after {_and(shots)} examples per task.'
 
 def _on_what(rows, settings)->str:
     n = sorted(set(rows.n)) if 'n' in rows else []
@@ -218,8 +218,7 @@ def _cost(card:dict)->dict:
     return {k:c.get(k) for k in ('stage','method','prompt','seed')+BUDGET}
 
 def budgets(
-    # Of runs: stage, method, prompt, seed and any of updates, examples, tokens, flops, seconds, here or under `job`, `budget`
-    cards:list[dict]
+    cards:list[dict] # Cards of runs: stage, method, prompt, seed; updates, examples, tokens, flops, seconds; or under `job`, `budget`
 )->pd.DataFrame: # stage, method, prompt, runs, and the mean of each budget per run
     "What each kind of run cost, averaged over seeds; a number no card gives stays empty"
     d = pd.DataFrame([_cost(c) for c in cards], columns=['stage','method','prompt','seed',*BUDGET])

@@ -200,9 +200,9 @@ def render(
                  prompt_text=prompt_text)
     backbone = backbone_source(settings.get('backbone'))
     body = html_templates().get_template('report.html').render(
-        **tools, sign=SIGN, **claim_words, **curve_words,
-        **_table_words(table, paper), **_dataset_words(rows, settings),
-        settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, size=_size(rows), notes=_notes(order),
+        **tools, **claim_words, **curve_words, **_table_words(table, paper), **_dataset_words(rows, settings),
+        sign=SIGN, settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, size=_size(rows),
+        notes=_notes(order),
         narrow=narrow_note(), dashes=dash_note(),
         small=bool(backbone and backbone.read),
         sections=[s for s in SECTIONS if s[0]!='curves' or curve_words['curve_names']],

@@ -6,89 +6,111 @@
 __all__ = ['harvest', 'sweep_report']
 
 # %% ../../nbs/80_studies/03_collect.ipynb #9f47bc78
-import json
 from pathlib import Path
 from .. import __version__
 from ..base.catalogue import METHODS, columns
-from ..base.core import UserError, key_of, to_json, write_atomic
+from ..base.core import key_of, to_json, write_atomic
 from ..engine.folder import read_json
 from ..engine.grid import Planned, is_done
 
 # %% ../../nbs/80_studies/03_collect.ipynb #5a6a1678
+def _known(store)->set[str]:
+    "Keys of the runs that a store has rows of"
+    from promptbench.stats.query import results
+    from promptbench.stats.results import is_store
+    if not is_store(store) or not any(Path(store).glob('*/rows.parquet')): return set()
+    return set(results(store, sql='select distinct run from rows').run)
+
+def _measured(folder:Path)->tuple:
+    "Rows and predictions of a run; None where it kept no predictions"
+    from promptbench.stats.results import read_predictions, read_rows
+    predictions = folder/'predictions.parquet'
+    return read_rows(folder/'rows.parquet'), read_predictions(predictions) if predictions.exists() else None
+
 def harvest(
-    runs:list[Planned], root, # From `expand`; folder that holds the folders of runs
-    store # Folder of the store; made if there is none
+    runs:list[Planned], # From `expand`
+    root:str|Path, # Folder that holds the folders of runs
+    store:str|Path # Folder of the store; made if there is none
 )->list[str]: # Keys of the runs whose rows are new there
     "Append what finished runs measured; what the store has already is left alone"
-    from promptbench.stats.query import results
-    from promptbench.stats.results import is_store, read_predictions, read_rows
     from promptbench.stats.store import append
-    known = (
-        set(results(store, sql='select distinct run from rows').run) if is_store(store)
-        and any(Path(store).glob('*/rows.parquet')) else set())
-    new = []
-    for r in runs:
-        f = Path(root)/r.key
-        if r.key in known or not (f/'rows.parquet').exists() or not is_done(r, root): continue
-        if append(store, read_rows(f/'rows.parquet'),
-                      read_predictions(f/'predictions.parquet') if (f/'predictions.parquet').exists() else None):
-            new.append(r.key)
+    known,new = _known(store),[]
+    for run in runs:
+        folder = Path(root)/run.key
+        if run.key in known or not (folder/'rows.parquet').exists() or not is_done(run, root): continue
+        if append(store, *_measured(folder)): new.append(run.key)
     return new
 
 # %% ../../nbs/80_studies/03_collect.ipynb #b263c352
-def _cards(runs:list[Planned], root)->list[dict]:
-    "What runs cost, as `findings.budgets` reads it"
-    out = []
-    for r in runs:
-        c = read_json(Path(root)/r.key/'card.json') or {}
-        p = c.get('parameters') or {}
-        out.append(
-            dict(stage=r.step, method=p.get('method'), prompt=p.get('prompt'), seed=p.get('seed'),
-                 seconds=c.get('spent'), budget=c.get('budget') or {}))
-    return [c for c in out if c['method'] is not None]
+def _cost(run:Planned, root)->dict:
+    "What a run cost, as `findings.budgets` reads it"
+    card = read_json(Path(root)/run.key/'card.json') or {}
+    given = card.get('parameters') or {}
+    return dict(stage=run.step, method=given.get('method'), prompt=given.get('prompt'), seed=given.get('seed'),
+                seconds=card.get('spent'), budget=card.get('budget') or {})
 
-def sweep_report(
-    runs:list[Planned], root, store, # As in `harvest`
-    out, *, # Folder of the reports
-    command:str='', n:int=2000 # What made it; bootstrap samples
-)->list[Path]: # One report for each suite and backbone of the sweep
-    "Table, intervals, claims and figures over all the store knows of the suites and backbones of a sweep"
-    from promptbench.stats.query import results
+def _cards(runs:list[Planned], root)->list[dict]:
+    "The cost of all runs that have a method"
+    return [cost for cost in (_cost(run, root) for run in runs) if cost['method'] is not None]
+
+# %% ../../nbs/80_studies/03_collect.ipynb #ff8efc68
+def _worlds(runs:list[Planned], root)->list[tuple[str,str]]:
+    "Suites and backbones that finished runs measured"
     from promptbench.stats.results import read_rows
-    files = [f for r in runs if is_done(r, root) and (f := Path(root)/r.key/'rows.parquet').exists()]
+    files = [Path(root)/run.key/'rows.parquet' for run in runs if is_done(run, root)]
+    files = [file for file in files if file.exists()]
     if not files: return []
-    pairs = read_rows(files)[['suite','backbone']].drop_duplicates().itertuples(index=False)
-    made = []
-    for i,(suite,backbone) in enumerate(sorted(pairs)):
-        where = ' and '.join(
-            "{} = '{}'".format(c, v.replace("'", "''")) for c,v in (('suite',suite),('backbone',backbone)))
-        rows,predictions = (results(store, table=t, where=where) for t in ('rows','predictions'))
-        path = Path(out)/('report.html' if not i else f'report-{i+1}.html')
-        mark = key_of(sorted(rows.run.unique()), len(rows), len(predictions), n, __version__)
-        old = read_json(path.with_suffix('.json')) or {}
-        if old.get('mark')!=mark or not path.exists():
-            _write(
-                path, rows, predictions, _cards(runs, root), dict(suite=suite, backbone=backbone, command=command), n)
-            write_atomic(path.with_suffix('.json'), to_json(dict(mark=mark)))
-        made.append(path)
-    return made
+    return sorted(read_rows(files)[['suite','backbone']].drop_duplicates().itertuples(index=False))
+
+def _of_world(store, suite:str, backbone:str)->tuple:
+    "Rows and predictions that a store has of a suite and a backbone"
+    from promptbench.stats.query import results
+    def quoted(text): return "'"+text.replace("'", "''")+"'"
+    where = f'suite = {quoted(suite)} and backbone = {quoted(backbone)}'
+    return results(store, table='rows', where=where),results(store, table='predictions', where=where)
+
+# %% ../../nbs/80_studies/03_collect.ipynb #fbed5d86
+def _table_and_claims(rows, predictions, groups:dict, n:int)->tuple:
+    "Table 1 and the verdicts on the paper's claims, under the same resamples"
+    from promptbench.stats.bootstrap import replicate, table1
+    from promptbench.stats.claims import judge
+    draws = replicate(predictions, rows=rows, n=n, groups=groups)
+    methods = sorted(rows.method.unique(), key=lambda method: (METHODS.place(method), method))
+    prompts = [p for p in columns() if p in set(rows.prompt)] or columns()[:1]
+    shots = sorted(int(k) for k in rows.shots.unique())
+    table = table1(rows, predictions, methods=methods, prompts=prompts, shots=shots, replicates=draws)
+    return table,judge(rows, predictions, replicates=draws)
 
 def _write(path:Path, rows, predictions, cards:list, settings:dict, n:int):
     "One report, and its table as CSV beside it"
     from promptbench.base.published import P3_GROUPS
-    from promptbench.stats.bootstrap import replicate, table1
-    from promptbench.stats.claims import judge
     from promptbench.show.report import write_report
-    from promptbench.studies.table1 import environment
-    methods = sorted(rows.method.unique(), key=lambda m: (METHODS.place(m), m))
-    groups = {d:P3_GROUPS.get(d, d) for d in sorted(set(rows.dataset))}
-    r = replicate(predictions, rows=rows, n=n, groups=groups)
-    shots = sorted(int(k) for k in rows.shots.unique())
-    prompts = [p for p in columns() if p in set(rows.prompt)] or columns()[:1]
-    table = table1(rows, predictions, methods=methods, prompts=prompts, shots=shots, replicates=r)
-    claims = judge(rows, predictions, replicates=r)
-    write_atomic(
-        path.with_name(path.stem.replace('report','table')+'.csv'), table.to_csv(index=False, float_format='%.6f'))
+    from promptbench.base.machine import environment
+    groups = {dataset: P3_GROUPS.get(dataset, dataset) for dataset in sorted(set(rows.dataset))}
+    table,claims = _table_and_claims(rows, predictions, groups, n)
+    csv = path.with_name(path.stem.replace('report','table')+'.csv')
+    write_atomic(csv, table.to_csv(index=False, float_format='%.6f'))
+    told = settings|dict(samples=n, seeds=sorted(int(s) for s in rows.seed.unique()))
+    if any(dataset!=group for dataset,group in groups.items()): told |= dict(groups=groups)
     write_report(path, rows=rows, predictions=predictions, table=table, claims=claims, cards=cards,
-                 settings=settings |dict(samples=n, seeds=sorted(int(s) for s in rows.seed.unique()))
-                 |(dict(groups=groups) if any(a!=b for a,b in groups.items()) else {}) |environment())
+                 settings=told|environment())
+
+def sweep_report(
+    runs:list[Planned], root:str|Path, store:str|Path, # As in `harvest`
+    out:str|Path, # Folder of the reports
+    *, command:str='', # What made it
+    n:int=2000 # Bootstrap samples
+)->list[Path]: # One report for each suite and backbone of the sweep
+    "Table, intervals, claims and figures over all the store knows of the suites and backbones of a sweep"
+    made = []
+    for i,(suite,backbone) in enumerate(_worlds(runs, root)):
+        rows,predictions = _of_world(store, suite, backbone)
+        path = Path(out)/(f'report-{i+1}.html' if i else 'report.html')
+        made.append(path)
+        mark = key_of(sorted(rows.run.unique()), len(rows), len(predictions), n, __version__)
+        old = read_json(path.with_suffix('.json')) or {}
+        if path.exists() and old.get('mark')==mark: continue
+        settings = dict(suite=suite, backbone=backbone, command=command)
+        _write(path, rows, predictions, _cards(runs, root), settings, n)
+        write_atomic(path.with_suffix('.json'), to_json(dict(mark=mark)))
+    return made

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'Settings', 'at_scale', 'Part', 'parts', 'suite_of', 'source_of', 'pretrain_config', 'tune_settings', 'key',
            'folder', 'finished', 'resolved', 'do_pretrain', 'do_cell', 'cost', 'run_jobs', 'gather', 'run_all', 'Bar',
-           'environment', 'finish']
+           'finish']
 
 # %% ../../nbs/80_studies/01_table1.ipynb #bb1c20b4
 import contextlib, functools, json, os, queue, shutil, time
@@ -19,6 +19,7 @@ from .. import __version__
 from ..base.catalogue import INITS, METHODS, REFERENCE, columns, trains
 from ..base.core import UserError, atomic_folder, config, key_of, one_of, to_json, write_atomic
 from ..base.published import P3_GROUPS
+from ..base.machine import environment
 from ..base.stop import Stopped, stop_asked, stop_note
 from ..data.suite import load_draw, shots_key
 from .standing import TableCell, announce
@@ -29,7 +30,7 @@ _TINY = tiny_settings()
 
 SCALES = {  # one dial: how much of everything
     'tiny':  dict(pretrain=dict(preset='tiny'), tune=_TINY['tune'], **_TINY['table']),
-    'demo':  dict(pretrain=dict(preset='tiny', examples=24_000), tune=_TINY['tune'], **_TINY['table']|dict(templates=1)),
+    'demo':  dict(pretrain=dict(preset='tiny', examples=16_000), tune=_TINY['tune'], **_TINY['table']|dict(templates=1)),
     'quick': dict(pretrain=dict(preset='tiny', examples=1280), tune=_TINY['tune']|dict(steps=10),
                   n_eval=20, templates=1, init=_TINY['table']['init']),
     'paper': dict(pretrain=dict(preset='paper'), tune=dict(steps=100, lr=1e-3, dropout=.1),
@@ -144,9 +145,9 @@ def _config(settings, run, match, suite, n_eval, backbone, precision):
     scale = changes.pop('preset')
     def of(method, prompt): return method_config(method, prompt, scale=scale, seed=run.seed, **changes)
     if match=='examples': return of(run.method, run.prompt)
+    source,_ = source_of(backbone, precision)
     tasks = _suite(suite, run.seed, n_eval).tasks(role='train')
-    return matched(of(run.method, run.prompt), match, reference=of(REFERENCE,'shallow'), tasks=tasks,
-                   backbone=source_of(backbone, precision)[0])
+    return matched(of(run.method, run.prompt), match, reference=of(REFERENCE, 'shallow'), backbone=source, tasks=tasks)
 
 def key(s:Settings, part:Part)->str:
     "Name of a job's result: changes with anything that could change its numbers"
@@ -467,12 +468,6 @@ class Bar:
     def close(self): self.bar.close()
 
 # %% ../../nbs/80_studies/01_table1.ipynb #92e632dc
-def environment()->dict:
-    "Versions and machine, for the report"
-    import importlib.metadata as md, platform
-    return dict(version=__version__, python=platform.python_version(), torch=md.version('torch'),
-                transformers=md.version('transformers'), device=f'{platform.machine()} CPU, {os.cpu_count()} cores')
-
 def _told(s:Settings, groups:dict, **more)->dict:
     "What the report says about how it was made"
     told = asdict(s)|dict(init={kind: _init_of(s, kind) for kind in s.prompts})

@@ -7,31 +7,37 @@ __all__ = ['CHOICES', 'META_PRESETS', 'meta_methods', 'MetaConfig', 'meta_preset
            'direction', 'meta_train']
 
 # %% ../../nbs/60_train/07_meta.ipynb #2696411e
-import contextlib, copy, json, math, time, warnings
+import contextlib, copy, json, math, time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 from ..base.catalogue import PROMPT_KINDS, called, run_by
 from ..base.core import UserError, key_of, one_of, rng, to_json
-from ..data.suite import render
-from ..model.batch import make_batch
-from ..model.backbone import freeze, weight_hashes
-from ..prompt.bank import a_prompt, for_prompt
-from .scales import tiny_settings
-from .draws import task_batches, task_passes
-from ..model.ranks import ranks, share, sum_over
-from .adafactor import Adafactor
-from .fit import backward, micro_batches, seeded, token_nll, training
-from ..prompt.checkpoint import last_step, load_state, read_card, restore, save_step, stopping
 from ..base.stop import Stopped, stop_note
+from ..data.suite import Task, render
+from ..model.backbone import Backbone, freeze, weight_hashes
+from ..model.batch import make_batch
+from ..model.ranks import ranks, share, sum_over
+from ..prompt.bank import a_prompt, for_prompt
+from ..prompt.checkpoint import resume, save_step, stopping
+from .adafactor import Adafactor, grad_norm
+from .draws import meta_batches
+from .fit import backward, micro_batches, seeded, token_nll, training
 from .pretrain import PretrainConfig, flops, setting_names
+from .scales import check_above_zero, tiny_settings
 
 # %% ../../nbs/60_train/07_meta.ipynb #2101bf6c
 def meta_methods()->list[str]:
     "The methods that this page runs, as settings call them"
     return run_by('promptbench.train.meta:meta_train')
+
+# %% ../../nbs/60_train/07_meta.ipynb #68325c5b
+CHOICES = dict(support=('different','same'), inner=('adafactor','sgd','adam'),
+               carry=('fresh','batch','run'), loss=('token','example'), mixture=('even','proportional'))
 
 @dataclass(frozen=True, kw_only=True)
 class MetaConfig:
@@ -52,69 +58,72 @@ class MetaConfig:
     lr:float=1e-3 # Outer rate of the transformer
     prompt_lr:float|None=None # Outer rate of the prompt; None: the same
     clip:float|None=1. # Largest norm of the outer direction
-    examples:int|None=None
+    examples:int|None=None # The budget: at most one of examples, updates and flops; none: one pass
     updates:int|None=None
-    flops:float|None=None  # The budget, at most one of them; none: one pass
+    flops:float|None=None
     dropout:float=.1
     seed:int=0 # Of tasks, batches and dropout
     mixture:str='even' # How tasks are drawn, see `task_batches`
     cap:int=500_000 # With 'proportional', the most a template counts for
-    max_source:int=768
-    max_target:int=192  # Tokens kept
+    max_source:int=768 # Tokens kept
+    max_target:int=192
+
     def __post_init__(self):
         one_of('method', self.method, meta_methods())
         one_of('prompt', self.prompt, PROMPT_KINDS)
         for name,allowed in CHOICES.items(): one_of(name, getattr(self, name), allowed)
         if self.prompt=='none':
             raise UserError(f"a meta-learner adapts a prompt, got prompt='none'; choose {a_prompt()}")
-        for name in ('length', 'tasks', 'steps', 'batch_size', 'inner_lr', 'inner_clip', 'lanes', 'lr', 'prompt_lr',
-                         'clip', 'examples', 'updates', 'flops', 'cap'):
-            if getattr(self, name) is not None and not getattr(self, name)>0:
-                raise UserError(f'{name} must be above 0, got {getattr(self, name)}')
+        check_above_zero(self, 'length', 'tasks', 'steps', 'batch_size', 'inner_lr', 'inner_clip', 'lanes', 'lr',
+                         'prompt_lr', 'clip', 'examples', 'updates', 'flops', 'cap')
         given = [n for n in ('examples','updates','flops') if getattr(self, n) is not None]
         if len(given)>1:
             raise UserError(f'the budget must be one of examples, updates and flops, got {given}; leave the others out')
         if self.carry=='batch' and (self.lanes or self.tasks)>=self.tasks:
             raise UserError(f"carry='batch' needs tasks that come one after another, but all {self.tasks} adapt "
                             f"side by side, which is 'fresh'; give lanes below {self.tasks}, such as 1")
+
     @property
     def draw(self)->int:
-        return self.batch_size*(self.steps+1 if self.support=='different' else 2)  # Examples of a task per meta-batch
+        "Examples of a task per meta-batch"
+        return self.batch_size*(self.steps+1 if self.support=='different' else 2)
+
     @property
     def n_updates(self)->int|None:
         "Updates of a run, as far as they are known before: not for a budget in FLOPs, nor for one pass"
         if self.updates or not self.examples: return self.updates
         return -(-(self.examples//self.draw)//self.tasks)
+
     def matched(self, match:str, budget:dict, tasks)->'MetaConfig':
         "With the budget of another run"
         return replace(self, examples=None, **{match:budget[match]})
 
-CHOICES = dict(support=('different','same'), inner=('adafactor','sgd','adam'),
-               carry=('fresh','batch','run'), loss=('token','example'), mixture=('even','proportional'))
-
 # %% ../../nbs/60_train/07_meta.ipynb #3626e035
 META_PRESETS = {
-    'paper': dict(mixture='proportional'), 'tiny': tiny_settings()['meta'],
+    'paper': dict(mixture='proportional'),
+    'tiny':  tiny_settings()['meta'],
     'code':  dict(mixture='proportional', carry='run', lanes=1, loss='example'),
 }
 
 def meta_preset(
     name:str, # 'paper', 'code' (what the paper's authors ran) or 'tiny'
-    **changes # Fields of `MetaConfig`; method and prompt among them
+    **changes:object # Fields of `MetaConfig`; method and prompt among them
 )->MetaConfig:
     "The settings of a scale, with changes"
-    known = META_PRESETS[one_of('preset', name, META_PRESETS)]
-    if name=='code': known = known|dict(support='same' if changes.get('method', 'fomaml')=='fomaml' else 'different')
-    who = (changes.get('prompt', 'shallow'), changes.get('method', 'fomaml'), setting_names())
-    return MetaConfig(**for_prompt(known, *who)|for_prompt(changes, *who))
+    scale = META_PRESETS[one_of('preset', name, META_PRESETS)]
+    prompt,method = changes.get('prompt', 'shallow'),changes.get('method', 'fomaml')
+    if name=='code': scale = scale|dict(support='same' if method=='fomaml' else 'different')
+    def own(settings): return for_prompt(settings, prompt, method, setting_names())
+    return MetaConfig(**own(scale)|own(changes))
 
+# %% ../../nbs/60_train/07_meta.ipynb #3db98318
 _MTL_ONLY = {f.name for f in fields(PretrainConfig)}-{f.name for f in fields(MetaConfig)}|{'batch_size'}
 
 def meta_config(
     method:str, prompt:str, # As in the table
     *, scale:str='tiny', seed:int=0,
     meta:dict|None=None, # Changes for the meta-learners alone
-    **changes # Fields of `PretrainConfig`; those that a meta-learner has too go to it
+    **changes:object # Fields of `PretrainConfig`; those that a meta-learner has too go to it
 )->MetaConfig:
     "The settings of a method of this page, as the catalogue asks for them"
     known = {f.name for f in fields(PretrainConfig)}
@@ -122,8 +131,9 @@ def meta_config(
     if odd:
         raise UserError(
             f'pretraining has no setting {odd}; it has {sorted(known)}, and the meta-learners have more under meta')
-    both = {k:v for k,v in changes.items() if k not in _MTL_ONLY}
-    return meta_preset(scale, **{**both, 'method':called(method), 'prompt':prompt, 'seed':seed, **(meta or {})})
+    shared = {k: v for k,v in changes.items() if k not in _MTL_ONLY}
+    own = dict(method=called(method), prompt=prompt, seed=seed)|(meta or {})
+    return meta_preset(scale, **shared|own)
 
 # %% ../../nbs/60_train/07_meta.ipynb #c2063d5f
 @dataclass
@@ -143,25 +153,28 @@ class Adapted:
     path:list # Tables [N,P,X] before the first and after every step, if kept
 
 # %% ../../nbs/60_train/07_meta.ipynb #b78da0e0
+def _keys(opt): return range(len(opt.params)) if isinstance(opt, Adafactor) else opt.param_groups[0]['params']
+
+def _states(opt)->list[dict]:
+    "The statistics of every tensor of an optimiser"
+    return [{name: v for name,v in opt.state.get(key, {}).items() if v is not None} for key in _keys(opt)]
+
 def _inner(config, params, lead:int, states=None, lr=None):
     "An inner optimiser, new or going on from the statistics of another"
-    params,lr = list(params),config.inner_lr if lr is None else lr
-    opt = Adafactor(params, lr, lead=lead) if config.inner=='adafactor' else dict(
-        sgd=torch.optim.SGD, adam=torch.optim.Adam)[config.inner](params, lr=lr)
-    for key,s in zip(_keys(opt), states or []):
-        if s: opt.state[key] = s
+    kinds = dict(adafactor=partial(Adafactor, lead=lead), sgd=torch.optim.SGD, adam=torch.optim.Adam)
+    opt = kinds[config.inner](list(params), lr=config.inner_lr if lr is None else lr)
+    for key,statistics in zip(_keys(opt), states or []):
+        if statistics: opt.state[key] = statistics
     return opt
 
-def _keys(opt): return range(len(opt.params)) if isinstance(opt, Adafactor) else opt.param_groups[0]['params']
-def _states(opt)->list[dict]:
-    return [{k:v for k,v in opt.state.get(key, {}).items() if v is not None} for key in _keys(opt)]
+def _is_table(v)->bool: return torch.is_tensor(v) and v.ndim>0
 
 def _each(f, states, *more)->list[dict]:
-    "`f` of every statistic; a step count is copied"
-    return [{k: f(v, *(m[i][k] for m in more)) if torch.is_tensor(v) and v.ndim else copy.deepcopy(v)
-             for k,v in s.items()}
-            for i,s in enumerate(states or [])]
+    "`f` of every statistic, and of those of its name in `more`; a step count is copied"
+    def new(i, name, v): return f(v, *(other[i][name] for other in more)) if _is_table(v) else copy.deepcopy(v)
+    return [{name: new(i, name, v) for name,v in statistics.items()} for i,statistics in enumerate(states or [])]
 
+# %% ../../nbs/60_train/07_meta.ipynb #a40fc849
 def _weighed(nll, parts, n:int, config, weight:float=1.):
     "`nll` such that its token mean is the mean that `config.loss` asks for"
     if config.loss=='token': return nll if weight==1 else lambda b: nll(b)*weight
@@ -172,13 +185,16 @@ def _weighed(nll, parts, n:int, config, weight:float=1.):
     share_N = weight*tokens_N/rows_N.clamp(min=1)
     return lambda b: nll(b)*(share_N[b.index_B]/b.tgt_mask_BU.sum(1).clamp(min=1))[:,None]
 
+def _backward(nll, parts, n:int, config, weight:float=1.)->Tensor: # [N]
+    "The losses of `n` tasks, whose gradients are added to the parameters"
+    return backward(parts, _weighed(nll, parts, n, config, weight), n, split=False)
+
 @torch.no_grad()
 def _clip(params, limit:float|None, lead:int):
     "Shorten gradients to the norm `limit`, those of each task by themselves if `lead` is 1"
     if limit is None: return
     params = [p for p in params if p.grad is not None]
-    for_all = torch.stack([p.grad.flatten(lead).norm(dim=-1) if lead else p.grad.norm() for p in params]).norm(dim=0)
-    shrink = (limit/(for_all+1e-6)).clamp(max=1)
+    shrink = (limit/(grad_norm(params, lead)+1e-6)).clamp(max=1)
     for p in params: p.grad.mul_(shrink.view(-1, *[1]*(p.ndim-1)) if lead else shrink)
 
 @contextlib.contextmanager
@@ -193,27 +209,25 @@ def _learning(params, on:bool):
 
 # %% ../../nbs/60_train/07_meta.ipynb #c038d5b4
 def adapt(
-    nll_of, # Function from a bank to the `nll` of `backward`, such as `partial(token_nll, backbone)`
-    prompt, # Where every task starts; left alone
+    nll_of:Callable, # From a bank to the `nll` of `backward`, such as `partial(token_nll, backbone)`
+    prompt:nn.Module, # Where every task starts; left alone
     wave:Wave,
     config:MetaConfig,
-    *, shared=(), # Tensors that must not learn meanwhile
-    state=None, # Statistics to start from, for one prompt
-    seed=(), # Words that decide dropout
+    *, shared:Sequence[Tensor]=(), # Tensors that must not learn meanwhile
+    state:list|None=None, # Statistics to start from, for one prompt
+    seed:tuple=(), # Words that decide dropout
     keep:bool=False # Keep the path
 )->Adapted:
     "K steps on the prompts of all tasks at once"
     bank = prompt.repeat(wave.n)
     params = list(bank.parameters())
-    losses = []
     opt = _inner(config, params, 1, _each(lambda v: v.repeat(wave.n, *[1]*(v.ndim-1)), state))
+    losses = []
     path = [params[0].detach().clone()] if keep else []
     with _learning(shared, False):
         for k,parts in enumerate(wave.steps):
             opt.zero_grad()
-            with seeded(*seed, k):
-                losses.append(
-                    backward(parts, _weighed(nll_of(bank), parts, wave.n, config, wave.weight), wave.n, split=False))
+            with seeded(*seed, k): losses.append(_backward(nll_of(bank), parts, wave.n, config, wave.weight))
             _clip(params, config.inner_clip, 1)
             opt.step()
             if keep: path.append(params[0].detach().clone())
@@ -221,158 +235,147 @@ def adapt(
     return Adapted(bank, opt, torch.stack(losses), path)
 
 # %% ../../nbs/60_train/07_meta.ipynb #bc6f4d2a
-def _fomaml(nll_of, shared, prompt, a, wave, config, diff, state, seed):
+def _fomaml(nll_of, shared, prompt, a:Adapted, wave, config, diff, state, seed):
     "Every task's query gradient, added to `.grad` of the shared weights and returned for the prompt"
-    parts = wave.query[0]
     with _learning(shared, True), seeded(*seed, 'query'):
-        loss_N = backward(parts, _weighed(nll_of(a.bank), parts, wave.n, config, wave.weight), wave.n, split=False)
+        loss_N = _backward(nll_of(a.bank), wave.query[0], wave.n, config, wave.weight)
     return [b.grad.sum(0, keepdim=True) for b in a.bank.parameters()],loss_N,[]
 
-def _reptile(nll_of, shared, prompt, a, wave, config, diff, state, seed):
+def _walk(opt, diff, shared):
+    "A step of `diff` along the gradients of the shared weights, which are taken away from them"
+    for d,p in zip(diff, shared): d.grad,p.grad = p.grad,None
+    if not diff: return
+    opt.step()
+    opt.zero_grad()
+
+def _reptile(nll_of, shared, prompt, a:Adapted, wave, config, diff, state, seed):
     "A step of everything per task: `diff` walks on by the step of the shared weights, the bank takes its own"
-    rows,losses,after = [],[],None
+    grads,losses,after = [],[],None
     for m,parts in enumerate(wave.query):
         one = a.bank.select([m])
         opt = _inner(config, diff, 0, _each(torch.clone, state), config.inner_lr*wave.weight)
         with _learning(shared, True), seeded(*seed, 'query', m):
-            losses.append(backward(parts, _weighed(nll_of(one), parts, 1, config), 1, split=False))
+            losses.append(_backward(nll_of(one), parts, 1, config))
         _clip([*shared, *one.parameters()], config.inner_clip, 0)
-        rows.append([p.grad for p in one.parameters()])
-        for d,p in zip(diff, shared): d.grad,p.grad = p.grad,None
-        if diff:
-            opt.step()
-            opt.zero_grad()
+        grads.append([p.grad for p in one.parameters()])
+        _walk(opt, diff, shared)
         if diff and config.carry!='fresh':
             after = _states(opt) if after is None else _each(torch.Tensor.add_, after, _states(opt))
-    for b,*grads in zip(a.bank.parameters(), *rows): b.grad = torch.cat(grads)
+    for b,*rows in zip(a.bank.parameters(), *grads): b.grad = torch.cat(rows)
     a.opt.step()
-    return [(p.detach()-b.detach()).sum(0, keepdim=True)*wave.weight
-            for p,b in zip(prompt.parameters(), a.bank.parameters())],torch.cat(losses)*wave.weight,after
+    moves = [(p.detach()-b.detach()).sum(0, keepdim=True)*wave.weight
+             for p,b in zip(prompt.parameters(), a.bank.parameters())]
+    return moves,torch.cat(losses)*wave.weight,after
 
-# %% ../../nbs/60_train/07_meta.ipynb #15075518
-def direction(
-    nll_of, # Function from a bank to the `nll` of `backward`
-    shared, # Weights that all tasks share; left alone
-    prompt, # The prompt all tasks start from; left alone
-    waves, # The meta-batch, as `Wave`s
-    config:MetaConfig,
-    *, state=None, # Inner statistics so far, (for one prompt, for the shared weights)
-    seed=() # Words that decide dropout
-)->tuple: # Directions (a list for the shared weights, one for the prompt), losses and movement, state after
-    "Where the outer step shall go: down this direction, averaged over the meta-batch's tasks"
-    shared = [p for p in shared]
-    take = dict(fomaml=_fomaml, reptile=_reptile)[config.method]
-    diff = [torch.zeros_like(p).requires_grad_() for p in shared] if config.method=='reptile' else []
-    for p in shared: p.grad = None
-    state = state or ([],[])
-    move_P,sums = [0.]*len(list(prompt.parameters())),0.
-    for i,w in enumerate(waves):
-        a = adapt(nll_of, prompt, w, config, shared=shared, state=state[0], seed=(*seed,i))
-        inner = a.loss_KN.sum(1)
-        moved = sum((b.detach()-p.detach()).square().flatten(1).mean(1).sqrt().sum()
-                    for b,p in zip(a.bank.parameters(), prompt.parameters()))*w.weight
-        move,loss_N,after = take(nll_of, shared, prompt, a, w, config, diff, state[1], (*seed,i))
-        move_P = [x+y for x,y in zip(move_P, move)]
-        sums = sums+torch.cat([loss_N.sum()[None], moved[None], inner])
-        state = _next(state, a, after, w, config)
-    move_T = [d.detach().neg_() for d in diff] if diff else [
-        torch.zeros_like(p) if p.grad is None else p.grad for p in shared]
-    for p in shared: p.grad = None
-    M = _mean_over_tasks([*move_T, *move_P, sums], sum(w.n*w.weight for w in waves))
-    loss,moved,*inner = sums.tolist()
-    return (move_T,move_P),dict(loss=loss, moved=moved, inner=inner),state
-
-# %% ../../nbs/60_train/07_meta.ipynb #bd20e687
-def _mean_over_tasks(tensors, n:float)->float:
+# %% ../../nbs/60_train/07_meta.ipynb #df092812
+def _mean_over_tasks(tensors, n:float):
     "Turn sums over this process's `n` tasks into means over everybody's, in place"
     n = torch.tensor(float(n), device=tensors[0].device if tensors else None)
     sum_over([*tensors, n])
     for t in tensors: t.div_(n.to(t.device))
-    return n.item()
 
-def _next(state, a, after, wave, config):
+def _next(state, a:Adapted, after, wave, config):
     "The statistics the next wave starts from: the mean over the tasks of this one"
     if config.carry=='fresh': return state
-    out = _each(lambda v: v.sum(0, keepdim=True)*wave.weight, _states(a.opt)),_each(lambda v: v*wave.weight, after)
-    statistics = [v for s in chain(*out) for v in _tables(s)]
-    _mean_over_tasks(statistics, wave.n*wave.weight)
-    return out
+    of_prompts = _each(lambda v: v.sum(0, keepdim=True)*wave.weight, _states(a.opt))
+    of_shared = _each(lambda v: v*wave.weight, after)
+    values = chain.from_iterable(statistics.values() for statistics in chain(of_prompts, of_shared))
+    _mean_over_tasks([v for v in values if _is_table(v)], wave.n*wave.weight)
+    return of_prompts,of_shared
 
-def _tables(statistics:dict)->list[Tensor]:
-    "The statistics of a parameter that are more than a number"
-    return [v for v in statistics.values() if torch.is_tensor(v) and v.ndim]
+def _distance(bank, prompt)->Tensor:
+    "How far the prompts of a bank are from where they started: root mean square, summed over tasks and tables"
+    apart = [b.detach()-p.detach() for b,p in zip(bank.parameters(), prompt.parameters())]
+    return sum(d.square().flatten(1).mean(1).sqrt().sum() for d in apart)
 
-# %% ../../nbs/60_train/07_meta.ipynb #c162f00a
-def _meta_batches(tasks, config):
-    "Meta-batches: lists of at most M (task, examples); budgets in updates or FLOPs may begin further passes"
-    n = None
-    if config.updates is None and config.flops is None:
-        there = sum(
-            min(config.cap if config.mixture=='proportional' else t.size('train'), t.size('train'))//config.draw
-            for t in tasks)
-        n = there if config.examples is None else config.examples//config.draw
-        if not 0<n<=there:
-            raise UserError(
-                f'the {len(tasks)} training tasks give {there*config.draw:,} examples in batches of {config.draw} '
-                f'(of one task, for {config.tasks} tasks an update), got a budget of {config.examples}; ask for '
-                f'{config.draw} to {there*config.draw:,}, or lower batch_size or steps')
-        stream = islice(task_batches(tasks, config.draw, seed=config.seed, rule=config.mixture, cap=config.cap), n)
-    else: stream = task_passes(tasks, config.draw, seed=config.seed, rule=config.mixture, cap=config.cap)
-    used = 0
-    most = math.inf if config.updates is None else config.updates*config.tasks
-    while used<most and (batch := list(islice(stream, config.tasks))):
-        used += len(batch)
-        yield batch
-    if config.examples and used<n:
-        warnings.warn(
-            f'templates skip rows: instead of {n*config.draw:,} examples the tasks gave {used*config.draw:,} in batches of {config.draw}')
+# %% ../../nbs/60_train/07_meta.ipynb #15075518
+def direction(
+    nll_of:Callable, # From a bank to the `nll` of `backward`
+    shared:Iterable[Tensor], # Weights that all tasks share; left alone
+    prompt:nn.Module, # The prompt all tasks start from; left alone
+    waves:Sequence[Wave], # The meta-batch
+    config:MetaConfig,
+    *, state:tuple|None=None, # Inner statistics so far, (for one prompt, for the shared weights)
+    seed:tuple=() # Words that decide dropout
+)->tuple: # Directions (a list for the shared weights, one for the prompt), losses and movement, state after
+    "Where the outer step shall go: down this direction, averaged over the meta-batch's tasks"
+    shared = list(shared)
+    take = dict(fomaml=_fomaml, reptile=_reptile)[config.method]
+    diff = [torch.zeros_like(p).requires_grad_() for p in shared] if config.method=='reptile' else []
+    for p in shared: p.grad = None
+    state = state or ([],[])
+    move_P,sums = [0. for _ in prompt.parameters()],0.
+    for i,wave in enumerate(waves):
+        a = adapt(nll_of, prompt, wave, config, shared=shared, state=state[0], seed=(*seed,i))
+        moved = _distance(a.bank, prompt)*wave.weight
+        moves,loss_N,after = take(nll_of, shared, prompt, a, wave, config, diff, state[1], (*seed,i))
+        move_P = [x+y for x,y in zip(move_P, moves)]
+        sums = sums+torch.cat([loss_N.sum()[None], moved[None], a.loss_KN.sum(1)])
+        state = _next(state, a, after, wave, config)
+    if diff: move_T = [d.detach().neg_() for d in diff]
+    else: move_T = [torch.zeros_like(p) if p.grad is None else p.grad for p in shared]
+    for p in shared: p.grad = None
+    _mean_over_tasks([*move_T, *move_P, sums], sum(wave.n*wave.weight for wave in waves))
+    loss,moved,*inner = sums.tolist()
+    return (move_T,move_P),dict(loss=loss, moved=moved, inner=inner),state
 
+# %% ../../nbs/60_train/07_meta.ipynb #69c9d153
 def _pieces(pairs, tokens:int, device, pad:int)->list:
     "Pairs of every task, sorted by length and cut to size"
-    rows = sorted((len(s)+len(t), i, j) for i,p in enumerate(pairs) for j,(s,t) in enumerate(p))
-    return [
-        b.to(device)
-        for b in micro_batches(make_batch([pairs[i][j] for _,i,j in rows], [i for _,i,_ in rows], pad=pad), tokens)]
+    rows = sorted((len(source)+len(target), i, j) for i,p in enumerate(pairs) for j,(source,target) in enumerate(p))
+    batch = make_batch([pairs[i][j] for _,i,j in rows], [i for _,i,_ in rows], pad=pad)
+    return [piece.to(device) for piece in micro_batches(batch, tokens)]
+
+def _shuffled_pairs(backbone, batch, config, step:int)->list[list]:
+    "The ids of every task's examples, in the random order that decides which are support"
+    examples = [e for _,drawn in batch for e in drawn]
+    ids = iter(backbone.pairs(examples, max_source=config.max_source, max_target=config.max_target))
+    pairs = [list(islice(ids, len(drawn))) for _,drawn in batch]
+    for i,p in enumerate(pairs): rng('support', config.seed, step, i).shuffle(p)
+    return pairs
+
+def _wave(pairs, config, cut)->Wave:
+    "This process's tasks among those that adapt side by side; `cut` makes pieces of pairs"
+    mine = [p for _,p in share(pairs)]
+    part = mine or pairs[:1]
+    B,K = config.batch_size,config.steps
+    if config.support=='different': steps = [cut([p[k*B:(k+1)*B] for p in part]) for k in range(K)]
+    else: steps = [cut([p[:B] for p in part])]*K
+    query = [cut([p[-B:] for p in part])] if config.method=='fomaml' else [cut([p[-B:]]) for p in part]
+    return Wave(len(part), steps, query, float(bool(mine)))
 
 def _waves(backbone, batch, config, step:int, tokens:int|None)->tuple:
     "This process's part of a meta-batch as `Wave`s, and how many tokens everybody's support and query have"
-    ids = iter(
-        backbone.pairs([e for _,examples in batch for e in examples], max_source=config.max_source,
-                       max_target=config.max_target))
-    pairs = [list(islice(ids, len(examples))) for _,examples in batch]
-    B,K = config.batch_size,config.steps
-    for i,p in enumerate(pairs): rng('support', config.seed, step, i).shuffle(p)
-    cut = lambda part: _pieces(part, tokens or (131072 if backbone.device.type=='cuda' else 4096), backbone.device,
-                               backbone.tokenizer.pad_token_id or 0)
-    waves = []
-    for a in range(0, len(pairs), config.lanes or len(pairs)):
-        every = pairs[a:a+(config.lanes or len(pairs))]
-        mine = [p for _,p in share(every)]
-        part = mine or every[:1]
-        steps = [cut([p[k*B:(k+1)*B] for p in part]) for k in range(K if config.support=='different' else 1)]
-        query = [cut([p[-B:] for p in part])] if config.method=='fomaml' else [cut([p[-B:]]) for p in part]
-        waves.append(Wave(len(part), steps*(K if len(steps)==1 else 1), query, float(bool(mine))))
-    count = lambda lo,hi: sum(len(s)+len(t) for p in pairs for s,t in p[lo:hi])
-    return waves,count(0, -B)*(1 if config.support=='different' else K),count(-B, None)
+    pairs = _shuffled_pairs(backbone, batch, config, step)
+    tokens = tokens or (131072 if backbone.device.type=='cuda' else 4096)
+    cut = partial(_pieces, tokens=tokens, device=backbone.device, pad=backbone.tokenizer.pad_token_id or 0)
+    lanes = config.lanes or len(pairs)
+    waves = [_wave(pairs[a:a+lanes], config, cut) for a in range(0, len(pairs), lanes)]
+    def count(part): return sum(len(source)+len(target) for p in pairs for source,target in p[part])
+    repeated = 1 if config.support=='different' else config.steps
+    return waves,count(slice(0, -config.batch_size))*repeated,count(slice(-config.batch_size, None))
 
 # %% ../../nbs/60_train/07_meta.ipynb #b5acb939
-def _ready(backbone, prompt, tasks, config):
-    "Check prompt and tasks against the settings; the outer optimiser over everything"
+def _check_fits(prompt, config):
+    "Refuse a prompt of another kind or size than the settings say"
+    kind = getattr(prompt, 'kind', 'none')
+    if kind!=config.prompt:
+        raise UserError(f'the settings ask for prompt {config.prompt!r}, got a prompt of kind {kind!r}; '
+                        f'make it with new_prompt({config.prompt!r}, ...)')
+    if len(prompt)!=1 or prompt.length!=config.length:
+        raise UserError(f'a meta-learner starts from one prompt of length {config.length}, '
+                        f'got {len(prompt)} of length {prompt.length}')
+
+def _outer(backbone, prompt, tasks, config)->Adafactor:
+    "The outer optimiser, over everything, if prompt and tasks are as the settings say"
     if not tasks:
         raise UserError(
             "a meta-learner needs at least one task, got none; does the suite have datasets with the role 'train'?")
-    if prompt is None or prompt.kind!=config.prompt:
-        raise UserError(f"the settings ask for prompt {config.prompt!r}, got a prompt of kind "
-                        f"{getattr(prompt, 'kind', 'none')!r}; make it with new_prompt({config.prompt!r}, ...)")
-    if len(prompt)!=1 or prompt.length!=config.length:
-        raise UserError(
-            f'a meta-learner starts from one prompt of length {config.length}, got {len(prompt)} of length {prompt.length}')
-    prompt.to(backbone.device)
-    return Adafactor(
-        [dict(params=backbone.model.parameters()),
-         dict(params=prompt.parameters(), lr=config.prompt_lr or config.lr)],
-        config.lr, clip=config.clip)
+    _check_fits(prompt, config)
+    own = dict(params=prompt.to(backbone.device).parameters(), lr=config.prompt_lr or config.lr)
+    return Adafactor([dict(params=backbone.model.parameters()), own], config.lr, clip=config.clip)
 
+# %% ../../nbs/60_train/07_meta.ipynb #0b0b9e10
 def _flat(state)->dict[str,Tensor]:
     "Inner statistics under names, for a checkpoint"
     flat = {}
@@ -381,102 +384,32 @@ def _flat(state)->dict[str,Tensor]:
             flat |= {f'inner.{j}.{i}.{k}':torch.as_tensor(v) for k,v in statistics.items()}
     return flat
 
-def _unflat(tensors, device):
-    "Inner statistics from a checkpoint; a step count that was a number is one again"
+def _back(v:Tensor, device)->object:
+    "A statistic from a checkpoint; a step count that was a number is one again"
+    if v.ndim: return v.to(device)
+    return v if v.is_floating_point() else v.item()
+
+def _unflat(saved:dict, device)->tuple[list,list]:
+    "Inner statistics from a checkpoint"
     state = ([],[])
-    for name,v in sorted(
-            tensors.items(), key=lambda nv: int(nv[0].split('.')[2]) if nv[0].startswith('inner.') else -1):
+    for name,v in saved.items():
         if not name.startswith('inner.'): continue
         _,j,i,k = name.split('.')
         part = state[int(j)]
         while len(part)<=int(i): part.append({})
-        part[int(i)][k] = v.item() if v.ndim==0 and not v.is_floating_point() else v.to(device) if v.ndim else v
+        part[int(i)][k] = _back(v, device)
     return state
 
-def _resume(folder, card, **objects)->dict:
-    "The saved state, after putting the newest checkpoint in `folder` back; no rows if there is none"
-    path = last_step(folder) if folder else None
-    if path is None: return dict(rows=[])
-    old = read_card(path)
-    other = [k for k in card if old.get(k)!=card[k]]
-    if other:
-        raise UserError(
-            f'{folder} holds the checkpoints of another run (other {", ".join(other)}); choose another folder, or remove it')
-    return restore(path, **objects)
-
-# %% ../../nbs/60_train/07_meta.ipynb #ebb2e32a
-def _card(backbone, tasks, config)->dict:
-    "What a run is: another run's checkpoints are refused by it"
-    begins = [(t.name, t.size('train'), [str(e) for e in islice(render(t, 'train'), 2)]) for t in tasks]
-    return dict(config=json.loads(to_json(config)), data=key_of(begins), start=key_of(weight_hashes(backbone)))
-
-def _check_finite(row:dict, step:int):
-    if all(map(math.isfinite, [row['loss'], *row['inner']])): return
-    raise UserError(
-        f'the loss must stay finite, got {row["loss"]} at step {step}; lower the learning rates, or train in fp32')
-
-def _follow(opt, params, moves)->float: # Norm of the direction
-    "One step of the outer optimiser along a direction"
-    for p,move in zip(params, moves): p.grad = move
-    norm = opt.step().item()
-    opt.zero_grad()
-    return norm
-
-def meta_train(
-    backbone, # A `Backbone`; changed in place, and frozen afterwards
-    prompt, # One prompt, changed in place
-    tasks, # Training tasks of a suite
-    config:MetaConfig,
-    *, folder=None, # Where to keep checkpoints; a run found there goes on
-    every:int=100, # Updates between two checkpoints
-    micro_tokens:int|None=None, # Most padded tokens in memory at a time; None: 4096 on a CPU, 131072 on a GPU. The result does not depend on it
-    before:bool=False # Also report the query loss without adaptation: an extra forward pass, not counted in the budget
-):
-    "Train as `config` says, yielding a row per outer update with the budget spent so far"
-    tasks = list(tasks)
-    opt = _ready(backbone, prompt, tasks, config)
-    shared,own = list(backbone.model.parameters()),list(prompt.parameters())
-    card = _card(backbone, tasks, config) if folder else {}
-    first = [p.detach().clone() for p in own]
-    saved = _resume(folder, card, backbone=backbone, prompt=prompt, optimizer=opt)
-    rows,state,nll_of = saved['rows'],_unflat(saved, backbone.device),partial(token_nll, backbone)
-    yield from list(rows)
-    spent = dict(rows[-1]['budget']) if rows else dict.fromkeys(('updates','examples','passes','tokens','flops'), 0)
-    began = time.perf_counter()-(rows[-1]['seconds'] if rows else 0.)
-    try:
-        with training(backbone.model, config.dropout):
-            for step,batch in islice(enumerate(_meta_batches(tasks, config)), len(rows), None):
-                waves,inner,outer = _waves(backbone, batch, config, step, micro_tokens)
-                spent = _spend(
-                    spent, config, len(batch), inner+outer, flops(backbone, inner, False)+flops(backbone, outer))
-                if spent is None: break
-                more = dict(before=_unadapted(nll_of, prompt, waves, config)) if before else {}
-                (move_T,move_P),row,state = direction(
-                    nll_of, shared, prompt, waves, config, state=state, seed=(config.seed,step))
-                _check_finite(row, step)
-                norm = _follow(opt, shared+own, move_T+move_P)
-                drift = max((p-q).square().mean().sqrt().item() for p,q in zip(own, first))
-                rows.append(
-                    dict(
-                        step=step, **row, **more, drift=drift, grad_norm=norm, examples=len(batch)*config.draw,
-                        tokens=inner+outer, budget=spent, seconds=time.perf_counter()-began))
-                if ((stop := stopping()) or len(rows)%every==0) and folder and ranks().main:
-                    save_step(
-                        folder, len(rows), backbone=backbone, prompt=prompt, optimizer=opt,
-                        state=dict(rows=rows, **_flat(state)), card=card)
-                yield rows[-1]
-                if stop: raise Stopped(stop_note(bool(folder)))
-    finally: freeze(backbone)
-
 # %% ../../nbs/60_train/07_meta.ipynb #f87bd7e1
-def _spend(spent, config, n:int, tokens:int, work:float)->dict|None:
-    "The budget after an update of `n` tasks, or None if it is too small for it"
+def _spend(spent, config, backbone, n:int, inner:int, outer:int)->dict|None:
+    "The budget after an update of `n` tasks with so many tokens, or None if it is too small for it"
+    work = flops(backbone, inner, False)+flops(backbone, outer)
     if config.flops is not None and spent['flops']+work>config.flops:
         if spent['updates']: return None
         raise UserError(f'a budget of {config.flops:.3g} FLOPs must pay for one update, which takes {work:.3g}; '
                         'give more, or lower tasks, steps or batch_size')
-    add = dict(
-        updates=1, examples=n*config.draw, passes=n*config.batch_size*(config.steps+1), tokens=tokens, flops=work)
+    passes = n*config.batch_size*(config.steps+1)
+    add = dict(updates=1, examples=n*config.draw, passes=passes, tokens=inner+outer, flops=work)
     return {k: spent[k]+v for k,v in add.items()}
 
 @torch.no_grad()
@@ -495,3 +428,68 @@ def _unadapted(nll_of, prompt, waves, config)->float:
             total = total+(loss_N/tokens_N).sum()
     _mean_over_tasks([total], sum(w.n*w.weight for w in waves))
     return total.item()
+
+# %% ../../nbs/60_train/07_meta.ipynb #6743d80c
+def _card(backbone, tasks, config)->dict:
+    "What a run is: another run's checkpoints are refused by it"
+    begins = [(t.name, t.size('train'), [str(e) for e in islice(render(t, 'train'), 2)]) for t in tasks]
+    return dict(config=json.loads(to_json(config)), data=key_of(begins), start=key_of(weight_hashes(backbone)))
+
+def _check_finite(row:dict, step:int):
+    if all(map(math.isfinite, [row['loss'], *row['inner']])): return
+    raise UserError(
+        f'the loss must stay finite, got {row["loss"]} at step {step}; lower the learning rates, or train in fp32')
+
+def _follow(opt, params, moves)->float: # Norm of the direction
+    "One step of the outer optimiser along a direction"
+    for p,move in zip(params, moves): p.grad = move
+    norm = opt.step().item()
+    opt.zero_grad()
+    return norm
+
+def _drift(now, first)->float:
+    "Root mean square by which the prompt has moved from where it began; the largest of its tables"
+    return max((p-q).square().mean().sqrt().item() for p,q in zip(now, first))
+
+# %% ../../nbs/60_train/07_meta.ipynb #aa9a594d
+def meta_train(
+    backbone:Backbone, # Changed in place, and frozen afterwards
+    prompt:nn.Module, # One prompt, changed in place
+    tasks:Sequence[Task], # Training tasks of a suite
+    config:MetaConfig,
+    *, folder:str|Path|None=None, # Where to keep checkpoints; a run found there goes on
+    every:int=100, # Updates between two checkpoints
+    micro_tokens:int|None=None, # Most padded tokens at a time, no matter for the result; None: 4096 on a CPU, 131072 on a GPU
+    before:bool=False # Also report the query loss without adaptation: an extra forward pass, not counted in the budget
+)->Iterator[dict]: # step, loss, moved, inner, drift, grad_norm, examples, tokens, budget, seconds, and before
+    "Train as `config` says, yielding a row per outer update with the budget spent so far"
+    tasks = list(tasks)
+    opt = _outer(backbone, prompt, tasks, config)
+    shared,own = list(backbone.model.parameters()),list(prompt.parameters())
+    first = [p.detach().clone() for p in own]
+    card = _card(backbone, tasks, config) if folder else {}
+    saved = resume(folder, card, backbone=backbone, prompt=prompt, optimizer=opt) or dict(rows=[])
+    rows,state,nll_of = saved['rows'],_unflat(saved, backbone.device),partial(token_nll, backbone)
+    yield from rows
+    spent = rows[-1]['budget'] if rows else dict.fromkeys(('updates','examples','passes','tokens','flops'), 0)
+    began = time.perf_counter()-(rows[-1]['seconds'] if rows else 0.)
+    try:
+        with training(backbone.model, config.dropout):
+            for step,batch in islice(enumerate(meta_batches(tasks, config)), len(rows), None):
+                waves,inner,outer = _waves(backbone, batch, config, step, micro_tokens)
+                spent = _spend(spent, config, backbone, len(batch), inner, outer)
+                if spent is None: break
+                more = dict(before=_unadapted(nll_of, prompt, waves, config)) if before else {}
+                moves,row,state = direction(nll_of, shared, prompt, waves, config, state=state, seed=(config.seed,step))
+                _check_finite(row, step)
+                norm = _follow(opt, shared+own, chain(*moves))
+                rows.append(dict(step=step, **row, **more, drift=_drift(own, first), grad_norm=norm,
+                                 examples=len(batch)*config.draw, tokens=inner+outer, budget=spent,
+                                 seconds=time.perf_counter()-began))
+                stop = stopping()
+                if folder and ranks().main and (stop or len(rows)%every==0):
+                    save_step(folder, len(rows), backbone=backbone, prompt=prompt, optimizer=opt,
+                              state=dict(rows=rows, **_flat(state)), card=card)
+                yield rows[-1]
+                if stop: raise Stopped(stop_note(bool(folder)))
+    finally: freeze(backbone)

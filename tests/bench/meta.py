@@ -27,7 +27,8 @@ def setting(kind='shallow', dev='cpu'):
     from promptbench.model.backbone import load_backbone, new_backbone
     from promptbench.base.core import rng
     from promptbench.prompt.inits import new_prompt
-    from promptbench.train.meta import MetaConfig, task_batches
+    from promptbench.train.draws import task_batches
+    from promptbench.train.meta import MetaConfig
     from promptbench.data.suite import load_suite
     shape = dict(dim=32, layers=(1,1), heads=2) if '--small' in sys.argv else dict(dim=256, layers=(4,4), heads=4, ff=1024)
     b = new_backbone(load_backbone('tiny').tokenizer, **shape).to(dev); p = new_prompt(kind, b, length=LENGTH)
