@@ -8,7 +8,7 @@ __all__ = ['TEST_CATEGORIES', 'closed_set', 'Instruction', 'near_eval', 'natural
 # %% ../../nbs/10_data/09_natural.ipynb #4dff33c8
 import functools, json, re, warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from ..base.core import UserError, one_of, progress

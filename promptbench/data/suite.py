@@ -10,7 +10,7 @@ __all__ = ['ROLES', 'FOLDER', 'Example', 'repeated', 'indistinct', 'Dataset', 'T
 # %% ../../nbs/10_data/04_suite.ipynb #be5e99f9
 import hashlib, inspect, itertools, json, math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from ..base.catalogue import SUITES, load, suite_source

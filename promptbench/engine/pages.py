@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from .. import __version__
 from ..base.catalogue import listed
-from ..base.core import UserError, checkout, home, key_of, to_json, write_atomic
+from ..base.core import UserError, checkout, home, key_of, write_atomic
 from .inside import check_track
 from .folder import begin, lock_of, read_json, run_state, set_card
 

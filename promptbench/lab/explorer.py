@@ -15,7 +15,7 @@ from ..base.catalogue import SUITES
 from ..data.suite import load_suite
 from ..show.look import dots, layout, look, plural, prompt_text, shots_text
 from ..show.plots import dodge, plot_accuracy, short_name
-from .panels import Panel, Plot, STYLE, choice, line, refill, several, table_html, tone
+from .panels import Panel, Plot, choice, line, refill, several, table_html, tone
 
 # %% ../../nbs/90_lab/05_explorer.ipynb #5176a0f2
 # What can be on the y axis: its title

@@ -19,7 +19,7 @@ from ..measure.evaluate import evaluate
 from ..stats.bootstrap import estimate, replicate
 from ..engine.board import clock
 from .diagnosis import STEPS, diagnose, doctor_line, guess_loss, probe, watch
-from ..show.look import LINE, TEXT, bars, dots, layout, look
+from ..show.look import TEXT, bars, dots, layout, look
 from .panels import Panel, Plot, line
 
 # %% ../../nbs/90_lab/04_monitor.ipynb #039d832d

@@ -6,7 +6,7 @@
 __all__ = ['instance_ids', 'evaluate', 'by_dataset']
 
 # %% ../../nbs/55_measure/01_evaluate.ipynb #2aa5687a
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 import numpy as np, pandas as pd
 from torch import nn
 from ..base.core import UserError, one_of
