@@ -77,7 +77,7 @@ def run_state(
     if not _busy(folder): return State('resumable', **at)
     return State('running', eta=_seconds_left(progress), **at)
 
-# %% ../../nbs/70_engine/00_folder.ipynb #88ac74be
+# %% ../../nbs/70_engine/00_folder.ipynb #8c733a5e
 class Teller:
     "What a stage is given to say how far it is: others read it in `progress.json`, twice a second at most"
     def __init__(self,
@@ -220,8 +220,15 @@ def _wipe(folder:Path)->bool:
 
 def _left_behind(folder:Path)->bool:
     "Whether a hidden folder was left by a process that was killed: half deleted, or half made an hour ago"
-    if not folder.is_dir() or folder.name=='.locks': return False
+    if not folder.is_dir() or folder.name in ('.locks','.queues'): return False
     return folder.name.startswith('.gone-') or time.time()-folder.stat().st_mtime>3600
+
+def _idle(queue:Path)->bool:
+    "Whether the call that made a queue is over: it holds a lock as long as it lives"
+    from filelock import FileLock, Timeout
+    try:
+        with FileLock(queue/'call.lock').acquire(timeout=0): return True
+    except (Timeout, OSError): return False
 
 def _reason(run:dict, older:float|None)->str|None:
     "Why a run as a whole may go; None if it stays"
@@ -232,6 +239,7 @@ def _reason(run:dict, older:float|None)->str|None:
 def _leftovers(root, runs:list[dict], older:float|None)->list[tuple[str,Path,str,Callable]]: # what, folder, why, how
     "All that `gc` would remove, if nobody needed it"
     out = [(f.name, f, 'left by a killed process', _wipe) for f in sorted(Path(root).glob('.*')) if _left_behind(f)]
+    out += [(f'queue {f.name}', f, 'of a call that is over', _wipe) for f in sorted(Path(root).glob('.queues/*')) if _idle(f)]
     for r in runs:
         if r['state']=='running': continue
         if why := _reason(r, older): out.append((r['key'], r['folder'], why, _drop))

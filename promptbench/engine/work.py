@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXITS', 'Failed', 'Outcome', 'memory_ran_out', 'circumstances', 'Log', 'handling', 'main', 'work']
 
-# %% ../../nbs/70_engine/03_work.ipynb #038f9af6
+# %% ../../nbs/70_engine/03_work.ipynb #2af1e35e
 import contextlib, errno, functools, importlib.metadata, importlib.util, json, os, re
 import signal, subprocess, sys, threading, time, traceback
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..base.stop import Stopped, stopped_by
 from .folder import Teller, ask_to_stop, begin, lock_of, read_json, run_state, set_card
 from .job import Job, placed, stage_of
 
-# %% ../../nbs/70_engine/03_work.ipynb #59e1a981
+# %% ../../nbs/70_engine/03_work.ipynb #9e01a6b1
 EXITS = {0:'done, or done before', 1:'the work failed', 2:'the call was wrong, nothing ran',
          3:'a kernel died or memory ran out', 75:'another process is at this run',
          130:'stopped by Ctrl-C, the same call goes on', 143:'stopped by SIGTERM, the same call goes on'}
@@ -43,7 +43,7 @@ class Outcome:
     fresh:bool=True # False: it was done before, nothing was computed
     signal:int=0 # That asked it to stop
 
-# %% ../../nbs/70_engine/03_work.ipynb #06c6f473
+# %% ../../nbs/70_engine/03_work.ipynb #663f05d3
 _MEMORY = re.compile(r'out of memory|OutOfMemory|MemoryError|allocate memory|not enough memory|DefaultCPUAllocator', re.I)
 
 def memory_ran_out(
@@ -73,7 +73,7 @@ def _outcome(job:Job, error:BaseException|None, number:int)->tuple[str,int,str]:
     message,code = _reason(error)
     return 'failed', code, message
 
-# %% ../../nbs/70_engine/03_work.ipynb #2e25001c
+# %% ../../nbs/70_engine/03_work.ipynb #961988f5
 @functools.cache
 def _commit()->str|None:
     "The commit of the checkout, with `-dirty` behind it where files differ; an installed package has none"
@@ -101,7 +101,7 @@ def circumstances(
                     memory_GiB=memory, threads=os.environ.get('OMP_NUM_THREADS'), device=device)
     return dict(version=__version__, commit=_commit(), hardware=hardware, versions=_versions(), device=device_name(device))
 
-# %% ../../nbs/70_engine/03_work.ipynb #0e3c8f9a
+# %% ../../nbs/70_engine/03_work.ipynb #80acf205
 class Log:
     "What is printed during a run, into log.txt and perhaps to a terminal; half-drawn progress bars only to the terminal"
     encoding = 'utf8'
@@ -124,7 +124,7 @@ class Log:
     def close(self):
         with contextlib.suppress(OSError): self.file.close()
 
-# %% ../../nbs/70_engine/03_work.ipynb #71f1bced
+# %% ../../nbs/70_engine/03_work.ipynb #a7ee7c7d
 @contextlib.contextmanager
 def _printing_into(log:Log):
     "What this process prints goes into the log too; only the main thread may say so for all"
@@ -133,7 +133,7 @@ def _printing_into(log:Log):
         return
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log): yield
 
-# %% ../../nbs/70_engine/03_work.ipynb #e192cb34
+# %% ../../nbs/70_engine/03_work.ipynb #6fdc3026
 @contextlib.contextmanager
 def handling(
     handler # Called with the signal's number and the frame
@@ -153,7 +153,7 @@ class _Asked:
         self.number = number
         ask_to_stop(self.folder)
 
-# %% ../../nbs/70_engine/03_work.ipynb #784eaaff
+# %% ../../nbs/70_engine/03_work.ipynb #fc64cb99
 def _torchrun(slots:int, task:Path)->list[str]:
     "The command that computes a task on `slots` processes of this machine"
     return [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={slots}',
@@ -217,7 +217,7 @@ def main():
 
 if __name__=='__main__' and __spec__: main() # as `python -m promptbench.engine.work`, not in a notebook
 
-# %% ../../nbs/70_engine/03_work.ipynb #cd80d07a
+# %% ../../nbs/70_engine/03_work.ipynb #3b67137d
 def _new_facts(folder:Path, facts:dict|None)->dict:
     "What a stage adds to its card; only `seeds` may it say anew"
     card,noted = read_json(folder/'card.json') or {},read_json(folder/'facts.json') or {}
