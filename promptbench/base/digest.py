@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SETTLED', 'WORDS', 'files_in', 'recalled', 'remember', 'files_digest', 'folder_digest', 'find_backbone',
-           'hub_reachable', 'not_there', 'hub_commit', 'backbone_digest']
+           'hub_reachable', 'not_there', 'hub_commit', 'backbone_digest', 'checkpoint_in']
 
-# %% ../../nbs/00_base/05_digest.ipynb #252270ce
+# %% ../../nbs/00_base/05_digest.ipynb #fe81e6c0
 import fnmatch, hashlib, json, os, re, socket, time, urllib.parse, urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from .catalogue import backbone_source, embedded
 from .core import UserError, cache_dir, key_of, to_json, write_atomic
 
-# %% ../../nbs/00_base/05_digest.ipynb #ce1d6cac
+# %% ../../nbs/00_base/05_digest.ipynb #4d946554
 def files_in(
     folder:str|Path, *,
     skip:Iterable[str]=() # Patterns of names that do not count, such as '*.md'
@@ -31,7 +31,7 @@ def files_in(
         found |= {os.path.relpath(p, top).replace(os.sep, '/'): p for p in paths if os.path.isfile(p)}
     return dict(sorted(found.items()))
 
-# %% ../../nbs/00_base/05_digest.ipynb #e2d1f63b
+# %% ../../nbs/00_base/05_digest.ipynb #1e08acb4
 SETTLED = 2. # Seconds: a file changed more lately than this could change again without its time telling
 _known = {} # Path, size, times and inode of a file -> SHA-256 of what is in it: the memory of this process
 
@@ -46,7 +46,7 @@ def _read_sha(path)->str:
         with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     except OSError as e: raise UserError(f'{path} cannot be read ({e.strerror}); check its permissions, or try again') from None
 
-# %% ../../nbs/00_base/05_digest.ipynb #11aa2613
+# %% ../../nbs/00_base/05_digest.ipynb #4548d5ae
 def _memory(place:str)->Path: return cache_dir()/'digests'/f'{key_of(place)}.json'
 
 def recalled(
@@ -65,7 +65,7 @@ def remember(
     try: write_atomic(_memory(place), to_json(what))
     except (OSError, UserError): pass
 
-# %% ../../nbs/00_base/05_digest.ipynb #eb21de14
+# %% ../../nbs/00_base/05_digest.ipynb #c06118b1
 def _recall_files(place:str, stamps:dict):
     "Take what an earlier process knew of these files into the memory of this one"
     for path,entry in recalled(place).items():
@@ -97,7 +97,7 @@ def files_digest(
     said = [(name, shas.get(p) or stamps[p][:2]) for name,p in sorted(paths.items())]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
-# %% ../../nbs/00_base/05_digest.ipynb #17f8db91
+# %% ../../nbs/00_base/05_digest.ipynb #ffe6ad0f
 def folder_digest(
     folder:str|Path, *,
     skip:Iterable[str]=(), # Patterns of names that do not count
@@ -109,7 +109,7 @@ def folder_digest(
     too_much = whole<float('inf') and sum(os.path.getsize(p) for p in files.values())>whole
     return files_digest(files, place=os.path.abspath(folder), large=large if too_much else float('inf'))
 
-# %% ../../nbs/00_base/05_digest.ipynb #9711cc7b
+# %% ../../nbs/00_base/05_digest.ipynb #ca076077
 def find_backbone(
     name:str|Path # 'tiny', a folder, or a hub id
 )->tuple[str,bool]: # Folder or hub id; whether it is a folder
@@ -138,7 +138,7 @@ def _check_folder(p:Path):
         raise UserError(f'a backbone folder must hold its weights as .safetensors, and {p} does not; convert '
                         'other formats first (they are not opened: they can run code)')
 
-# %% ../../nbs/00_base/05_digest.ipynb #8367416b
+# %% ../../nbs/00_base/05_digest.ipynb #017133c7
 def hub_reachable(
     timeout:float=3. # Seconds
 )->bool:
@@ -152,7 +152,7 @@ def hub_reachable(
     except OSError: return False
     return True
 
-# %% ../../nbs/00_base/05_digest.ipynb #243e5d30
+# %% ../../nbs/00_base/05_digest.ipynb #8ec26c75
 def not_there(
     name:str|Path, # Of a backbone
     why:object # What was tried last, and what came of it
@@ -178,7 +178,7 @@ def hub_commit(
     ask = HfApi().model_info if kind=='model' else HfApi().dataset_info
     return ask(repo, revision=revision, timeout=5).sha
 
-# %% ../../nbs/00_base/05_digest.ipynb #fffe394e
+# %% ../../nbs/00_base/05_digest.ipynb #e1a6fc5c
 WORDS = ('card.json','training_log.json','README*','LICENSE*','NOTICE*','*.md') # Files that no model is read from
 
 def backbone_digest(
@@ -194,3 +194,11 @@ def backbone_digest(
         first = next(iter(str(e).strip().splitlines()), '')
         raise UserError(not_there(name, f'{type(e).__name__}: {first[:160]}')) from None
     return key_of(commit, ends, n=16)
+
+# %% ../../nbs/00_base/05_digest.ipynb #6df47c79
+def checkpoint_in(
+    place:str|Path # A checkpoint, or the folder of a run that ended with one
+)->Path:
+    "Where the checkpoint itself is"
+    final = Path(place)/'checkpoints'/'final'
+    return final if final.is_dir() else Path(place)

@@ -372,7 +372,7 @@ def load_draw(
     source = suite_source(name)
     return load_suite(name, seed=seed, **options) if source and source.draws else load_suite(name)
 
-# %% ../../nbs/10_data/04_suite.ipynb #47c37937
+# %% ../../nbs/10_data/04_suite.ipynb #3e2a8bef
 @functools.cache
 def _module_folder(module:str)->str:
     "Where the file of a module is"
@@ -400,7 +400,7 @@ def _draw_digest(name:str, where:str, seed:int, n_eval:int|None)->str:
         remember(key, dict(fingerprint=_drawn[key], suite=name, seed=seed, n_eval=n_eval))
     return _drawn[key]
 
-# %% ../../nbs/10_data/04_suite.ipynb #e12a15d5
+# %% ../../nbs/10_data/04_suite.ipynb #0f81e089
 WHOLE = 2<<30 # Bytes: of larger folders only the small files are read, others count by size and time
 
 @functools.lru_cache(maxsize=64)
@@ -423,8 +423,8 @@ def _commits(source, rest:str)->list:
     "Commits of what a suite reads from the hub; a name there may go on with a configuration"
     if source.reads and os.environ.get(source.reads[0]): return []
     named = [n.strip().strip('/') for n in rest.split(',')] if source.repo=='rest' else [source.repo]
-    repos = [at for n in named if n for at in dict.fromkeys((n, n.rpartition('/')[0] or n))]
-    return [(repo, _commit(repo)) for repo in repos]
+    above = [n.rpartition('/')[0] for n in named] # where the last part is a configuration
+    return [(repo, _commit(repo)) for repo in dict.fromkeys([*named,*above]) if repo]
 
 @functools.lru_cache(maxsize=64)
 def _made(name:str)->str: return load_suite(name).fingerprint()
