@@ -18,6 +18,7 @@ import torch
 from torch import nn, Tensor
 from ..base.catalogue import backbone_source, embedded
 from ..base.core import UserError, one_of, seed_of, atomic_folder, to_json
+from ..base.machine import pick_device
 from .tokens import encode_texts
 from .linear import faster
 from .attention import is_slot, register_attention, use_attention
@@ -261,12 +262,13 @@ def hub_reachable(
 # %% ../../nbs/40_model/06_backbone.ipynb #0f9e63ef
 def load_backbone(
     name:str|Path, # 'tiny', a folder, or a Hugging Face hub id
-    *, device:torch.device|str='cpu', # Where it shall compute
+    *, device:torch.device|str='auto', # Where it shall compute; 'auto': this process's GPU, else the CPU
     precision:str='fp32', # 'fp32', 'bf16' (autocast over fp32 weights), or 'auto': bf16 where it is measured to be faster
     eos_source:bool|None=None, # Whether sources end in `</s>`; None: as the file says, or the family does
     eos_target:bool|None=None # The same for targets
 )->Backbone: # In evaluation mode, fp32 weights, all trainable
     "Load an encoder-decoder or a decoder-only model and its tokenizer; raises `UserError` if that cannot be done"
+    device = pick_device(device)
     precision = pick_precision(precision, device)
     where,local = _find(name)
     listed = backbone_source(name)
@@ -315,13 +317,18 @@ def _mend_head(model, raw:dict):
 # %% ../../nbs/40_model/06_backbone.ipynb #6c4b831d
 @lru_cache
 def bf16_pays(
-    device:str='cpu' # Type of a device
+    device:str='cpu' # Such as 'cpu', 'cuda' or 'cuda:1'
 )->bool:
-    "Whether bfloat16 products are native here and measured to be at least 1.3 times as fast"
-    if str(device).startswith('cuda'): return torch.cuda.is_bf16_supported()
+    "Whether bfloat16 products are native there; on a CPU also measured to be at least 1.3 times as fast"
+    if device.startswith('cuda'): return _bf16_native(device)
+    if device!='cpu': return False
     signs = [getattr(torch.cpu, f, None) for f in ('_is_avx512_bf16_supported','_is_amx_tile_supported')]
     if not any(sign() for sign in signs if sign): return False
     return _best_time(torch.float32)>1.3*_best_time(torch.bfloat16)
+
+def _bf16_native(device:str)->bool:
+    "Whether a GPU has bfloat16 itself: older ones emulate it, slowly"
+    with torch.cuda.device(torch.device(device)): return torch.cuda.is_bf16_supported(including_emulation=False)
 
 def _best_time(dtype, rounds:int=8)->float:
     "Of a product of usual size, in seconds"
@@ -336,12 +343,12 @@ def _best_time(dtype, rounds:int=8)->float:
 # %% ../../nbs/40_model/06_backbone.ipynb #13f8903d
 def pick_precision(
     precision:str, # 'fp32', 'bf16' or 'auto'
-    device:torch.device|str='cpu'
+    device:torch.device|str='auto' # As for `load_backbone`
 )->str:
-    "'fp32' or 'bf16'; 'auto' asks the processor"
+    "'fp32' or 'bf16'; 'auto' asks the processor: bf16 on a GPU that has it, on a CPU where it is measured to be faster"
     one_of('precision', precision, ['fp32','bf16','auto'])
     if precision!='auto': return precision
-    return 'bf16' if bf16_pays(torch.device(device).type) else 'fp32'
+    return 'bf16' if bf16_pays(pick_device(device)) else 'fp32'
 
 # %% ../../nbs/40_model/06_backbone.ipynb #e7dbbdb0
 def save_backbone(
