@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 import torch
 from torch import Tensor
+from ..base.machine import own_device
 
 # %% ../../nbs/40_model/07_ranks.ipynb #2da7f0f5
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Ranks:
 def ranks()->Ranks:
     "The process group this program was started in, joined at the first call; alone if there is none"
     if not _several():
-        return Ranks(device='cuda' if torch.cuda.is_available() else 'cpu')
+        return Ranks(device=own_device())
     from accelerate import PartialState
     dist = torch.distributed
     joined = dist.is_initialized()

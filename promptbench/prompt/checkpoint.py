@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import __version__
 from ..base.catalogue import embedded
 from ..base.core import UserError, atomic_folder, key_of, to_json
+from ..base.machine import pick_device
 from ..model.backbone import Backbone, load_backbone, save_backbone, weight_hashes
 from .bank import prompt_from
 from ..model.ranks import ranks, sum_over
@@ -137,11 +138,11 @@ def _load_prompt(folder:Path, stored:dict, device)->torch.nn.Module:
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #191ddadb
 def load_checkpoint(
     folder:str|Path, # A checkpoint
-    *, device:torch.device|str='cpu', # Where to put it
+    *, device:torch.device|str='auto', # Where to put it, as for `load_backbone`
     precision:str='fp32' # As for `load_backbone`
 )->tuple: # (backbone or None, prompt or None, card)
     "Load what a checkpoint holds, after checking every byte of it"
-    folder = Path(folder)
+    folder,device = Path(folder),pick_device(device)
     card = read_card(folder)
     stored = card['stored']
     backbone = _load_backbone(folder, stored['backbone'], device, precision) if 'backbone' in stored else None
