@@ -93,8 +93,7 @@ class Stage:
 class Study:
     "A question put to many cells; an entry names it and finds it, what runs it is its own page or command"
     what:str # As a phrase
-    settings:str # The class of its settings, which holds everything that parts depend on
-    parts:str # A pure function: (settings, ...) -> list of what must be computed; it computes nothing itself
+    make:str # Its class, made from plain values; see `studies.study.Plan` for what it must be able to do
 
 # %% ../../nbs/00_base/02_catalogue.ipynb #8a1a699d
 class Catalogue(Mapping):
@@ -218,10 +217,10 @@ STAGES = Catalogue('stage', Stage, {
 STUDIES = Catalogue('study', Study, {
     'table1': Study(
         what='methods × prompts × shots × seeds: Table 1 of the promptability paper',
-        settings='promptbench.studies.table1:Settings', parts='promptbench.studies.table1:parts'),
+        make='promptbench.studies.table1:Table1'),
     'dials': Study(
         what='one dial at a time: skill of the backbone, length of training, rates, length of the prompt',
-        settings='promptbench.studies.dials:Question', parts='promptbench.studies.dials:tables_of'),
+        make='promptbench.studies.dials:Dials'),
 })
 
 CATALOGUES = dict(methods=METHODS, prompts=PROMPT_KINDS, inits=INITS, backbones=BACKBONES, suites=SUITES,
