@@ -1,5 +1,5 @@
 "The command line as a person types it: what it prints, what it refuses, how it exits"
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest
 import promptbench
@@ -21,8 +21,38 @@ def test_help_has_examples():
     for c in ('table1','evaluate','results','arg','show','run'): assert 'Examples:' in call(c, '--help').stdout
 
 def test_doctor_says_what_works():
-    r = call('doctor'); assert r.returncode==0, r.stderr
+    r = call('doctor', '--quick'); assert r.returncode==0, r.stderr
     for w in ('python','torch','GPU','hub','Chromium','disk','tiny backbone'): assert w in r.stdout
+    assert 'examples/s' not in r.stdout
+
+def doctor(*args):
+    from typer.testing import CliRunner
+    from promptbench.cli.main import app
+    return CliRunner().invoke(app, ['doctor', *args])
+
+def test_doctor_tries_every_device(monkeypatch):
+    from promptbench.lab import health
+    seen = []; monkeypatch.setattr(health, 'health', lambda: [('python', True, '3')])
+    real = health.reached; monkeypatch.setattr(health, 'reached', lambda device, seconds: seen.append(seconds) or real(device, .1))
+    r = doctor(); assert r.exit_code==0 and seen==[5.]*len(seen) and len(seen)>=1
+    line = next(l for l in r.stdout.splitlines() if l.startswith('ok  cpu ')); assert re.search(r'CPU, \d+ cores.*: [\d,]+ examples/s, [\d,]+ tokens/s, [\d.e-]+ TFLOP/s in (fp32|bf16) ', line), line
+    assert doctor('--device', 'cpu').stdout.count('examples/s')==1
+
+def test_doctor_says_which_device_fails(monkeypatch):
+    import torch
+    from promptbench.lab import health
+    def fail(device, seconds): raise RuntimeError('no kernel image is available\nand more')
+    monkeypatch.setattr(health, 'health', lambda: []); monkeypatch.setattr(health, 'reached', fail)
+    r = doctor(); assert 'BAD cpu' in r.stdout and 'no kernel image is available' in r.stdout and 'and more' not in r.stdout and 'cpu' in str(r.exception)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True); monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(health, 'reached', lambda device, seconds: fail(device, seconds) if device!='cpu' else dict(device='a CPU', examples_s=1., tokens_s=1., tflops=1., precision='fp32', library='BLAS', memory=1))
+    r = doctor(); assert r.exit_code==0 and '--  cuda:0' in r.stdout and 'ok  cpu' in r.stdout     # found, and the rest works
+    r = doctor('--device', 'cuda'); assert r.exit_code and 'BAD cuda:0' in r.stdout               # asked for, and does not
+
+def test_a_device_that_is_not_there_is_refused():
+    refused(call('doctor', '--device', 'cuda:77'), 'cuda:77', 'must be on this machine')
+    refused(call('doctor', '--device', 'gpu'), 'device must be auto, cpu, cuda', "'gpu'")
+    refused(call('evaluate', '--quick', '--device', 'cuda:77'), 'cuda:77', 'must be on this machine')
 
 BAD = {
     'missing suite': (['--suite','nowhere/at/all'], ['nowhere/at/all','microworld']),
