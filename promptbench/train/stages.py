@@ -6,14 +6,14 @@
 __all__ = ['LARGE', 'TUNING', 'pick_device', 'settled', 'Given', 'PretrainGiven', 'EvaluateGiven', 'TuneGiven', 'give_back',
            'device_name', 'silent', 'Pretrain', 'Evaluate', 'Tune']
 
-# %% ../../nbs/60_train/11_stages.ipynb #03129a59
+# %% ../../nbs/60_train/11_stages.ipynb #57b710c1
 import ctypes, gc, json, os, platform, shutil, time
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 import torch
 from .. import __version__
-from ..base.catalogue import INITS, METHODS, PROMPT_KINDS, REFERENCE, trains
+from ..base.catalogue import INITS, METHODS, PROMPT_KINDS, REFERENCE, suite_source, trains
 from ..base.core import UserError, config, one_of, to_json
 from ..base.digest import backbone_digest, checkpoint_in, folder_digest
 from ..base.stop import Stopped, stop_asked, stop_note
@@ -28,7 +28,7 @@ from .methods import MATCH, matched, method_config, run_method, share_done
 from .pretrain import PRESETS
 from .tune import TuneConfig, tune
 
-# %% ../../nbs/60_train/11_stages.ipynb #46fef3ef
+# %% ../../nbs/60_train/11_stages.ipynb #da9641b3
 def pick_device(
     device:str # 'auto', 'cpu', 'cuda', 'cuda:1'
 )->str:
@@ -44,7 +44,7 @@ def settled(
     asked = given.get('precision', 'auto')
     return given|dict(precision=pick_precision(asked, pick_device(device)) if asked=='auto' else asked)
 
-# %% ../../nbs/60_train/11_stages.ipynb #f7491cc0
+# %% ../../nbs/60_train/11_stages.ipynb #0f7b9fe6
 def _check_types(given):
     "Refuse a value of another type than its field has; True is no number"
     for f in fields(given):
@@ -80,7 +80,7 @@ class Given:
         suite = [name, suite_digest(self.suite, self.seed, self.draw)]
         return dict(suite=suite, seed=self.seed, precision=self.precision, version=__version__)
 
-# %% ../../nbs/60_train/11_stages.ipynb #61389ab6
+# %% ../../nbs/60_train/11_stages.ipynb #660b3959
 @dataclass(frozen=True, kw_only=True)
 class PretrainGiven(Given):
     "What a run of continued pretraining is given"
@@ -109,7 +109,7 @@ class PretrainGiven(Given):
 def _check_init(init:str):
     one_of('init', init, [name for name,start in INITS.items() if not start.needs_text])
 
-# %% ../../nbs/60_train/11_stages.ipynb #b9a48767
+# %% ../../nbs/60_train/11_stages.ipynb #fb35a9f0
 @dataclass(frozen=True, kw_only=True)
 class EvaluateGiven(Given):
     "What is judged, on which tasks"
@@ -154,7 +154,7 @@ class TuneGiven(EvaluateGiven):
     def config(self)->TuneConfig:
         return config(TuneConfig, dict(shots=self.shots, seed=self.seed, length=self.length)|self.tune)
 
-# %% ../../nbs/60_train/11_stages.ipynb #bbae3646
+# %% ../../nbs/60_train/11_stages.ipynb #72e82525
 def _named(checkpoint:str)->str|None:
     "A checkpoint as a name of its content: `run:KEY` is one already"
     if not checkpoint or checkpoint.startswith('run:'): return checkpoint or None
@@ -167,7 +167,7 @@ def _placed(checkpoint:str, folder:Path)->Path:
     run = folder.parent/checkpoint.removeprefix('run:') if checkpoint.startswith('run:') else checkpoint
     return checkpoint_in(run)
 
-# %% ../../nbs/60_train/11_stages.ipynb #dfc98a01
+# %% ../../nbs/60_train/11_stages.ipynb #f4111e01
 LARGE = 200_000_000 # Parameters from which on a backbone is not kept a second time
 
 _warm = {} # The suite and the backbone that the last stage of this process used
@@ -182,7 +182,9 @@ def _kept(sort:str, key:tuple, make:Callable):
 def _suite(s:Given):
     "The suite of a stage; one process of many parts makes it once"
     options = {} if s.draw is None else dict(n_eval=s.draw)
-    key = s.suite, s.seed, s.draw, suite_digest(s.suite, s.seed, s.draw)
+    source = suite_source(s.suite)
+    drawn = source is not None and source.draws # by code that this process has loaded: it cannot change
+    key = s.suite, s.seed, s.draw, None if drawn else suite_digest(s.suite)
     return _kept('suite', key, lambda: load_draw(s.suite, s.seed, **options))
 
 def _source(s:Given, device:str)->Backbone:
@@ -196,7 +198,7 @@ def _own(source:Backbone)->Backbone:
     _warm.pop('backbone', None)
     return source
 
-# %% ../../nbs/60_train/11_stages.ipynb #41bc0ca6
+# %% ../../nbs/60_train/11_stages.ipynb #3fb932d6
 def give_back():
     "Hand memory that is free but kept for later back to the system and the GPU, where that can be done"
     gc.collect()
@@ -212,7 +214,7 @@ def device_name(
     if device.type=='cuda': return f'{torch.cuda.get_device_name(device)} ({device})'
     return f'{platform.machine()} CPU, {os.cpu_count()} cores' if device.type=='cpu' else str(device)
 
-# %% ../../nbs/60_train/11_stages.ipynb #06e48e2c
+# %% ../../nbs/60_train/11_stages.ipynb #0cd06418
 def silent(
     share:float, # Of the work, between 0 and 1
     row:dict # What there is to say
@@ -234,7 +236,7 @@ def _drop_steps(folder:Path):
     "Remove the checkpoints of a run that has ended"
     for step in (folder/'checkpoints').glob('step-*'): shutil.rmtree(step, ignore_errors=True)
 
-# %% ../../nbs/60_train/11_stages.ipynb #c0dc23ca
+# %% ../../nbs/60_train/11_stages.ipynb #1237dca8
 class Pretrain:
     "Continued pretraining into `checkpoints/final`"
     given = PretrainGiven
@@ -289,7 +291,7 @@ def _pretrained(s:PretrainGiven, how, rows:list[dict])->dict:
     return dict(method=s.method, prompt=s.kind, config=_plain(how), parent=s.backbone, suite=s.suite,
                 budget=rows[-1]['budget'], seconds=round(rows[-1]['seconds'], 1), updates=len(rows), curve=_thin(rows))
 
-# %% ../../nbs/60_train/11_stages.ipynb #25391af2
+# %% ../../nbs/60_train/11_stages.ipynb #1773a1ae
 @dataclass
 class _Judged:
     "What is judged, and on what"
@@ -315,7 +317,7 @@ def _judged(s:EvaluateGiven, folder:Path, device:str)->_Judged:
     b.name = card.get('parent', b.name)
     return _Judged(suite, tasks, freeze(b), prompt, s.method or card.get('method', 'none'), card)
 
-# %% ../../nbs/60_train/11_stages.ipynb #74adb1fc
+# %% ../../nbs/60_train/11_stages.ipynb #258a593d
 def _counting(total:int, begun:float, tell:Callable, kept:bool)->Callable:
     "To be told of examples as they are ranked; goes on from a share of the work to all of it"
     seen = 0
@@ -338,7 +340,7 @@ def _rank(s:EvaluateGiven, cell:_Judged, folder:Path, *, shots:int, tell:Callabl
     return dict(method=cell.method, prompt=cell.kind, shots=shots, tasks=len(cell.tasks), instances=total, rule=s.rule,
                 precision=cell.backbone.precision, device=device_name(cell.backbone.device))
 
-# %% ../../nbs/60_train/11_stages.ipynb #bdb1b5cb
+# %% ../../nbs/60_train/11_stages.ipynb #774a554a
 class Evaluate:
     "A model and its prompt as they are, ranked: rows and predictions"
     given = EvaluateGiven
@@ -373,7 +375,7 @@ def _check_prompts(s:EvaluateGiven, cell:_Judged):
     if cell.card.get('tasks') not in (None, mine):
         raise UserError(f"{s.checkpoint} holds prompts for {cell.card['tasks']}; choose suite, role and templates so that these are the tasks")
 
-# %% ../../nbs/60_train/11_stages.ipynb #07081c68
+# %% ../../nbs/60_train/11_stages.ipynb #444fb9c9
 TUNING = .85 # Share of a cell's time that tuning takes, if there is any
 
 def _prompt_curves(rows:list[dict], tasks:list, most:int=40)->list[dict]:
@@ -402,7 +404,7 @@ def _origin(s:TuneGiven, cell:_Judged, folder:Path)->str:
     stored = cell.card['stored']['backbone']
     return stored['name'] if stored['kind']=='reference' else str(_placed(s.checkpoint, folder))
 
-# %% ../../nbs/60_train/11_stages.ipynb #6e1480d4
+# %% ../../nbs/60_train/11_stages.ipynb #e4299919
 class Tune:
     "A prompt per task tuned on a few examples, then ranked: rows, predictions, and the prompts in `checkpoints/final`"
     given = TuneGiven
