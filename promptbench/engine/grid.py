@@ -206,14 +206,14 @@ def _groups(spec, name:str, defaults:dict, cells:list, at:dict)->Iterable[_Group
         group.places.append(i)
     return out.values()
 
-def _step_runs(spec, name:str, path:Path, defaults:dict, cells:list, at:dict)->dict: # (step, number of cell) -> run
+def _step_runs(spec, name:str, path:Path, defaults:dict, cells:list, at:dict, auto)->dict: # (step, number of cell) -> run
     "The runs of a step; `at` holds those of the steps before"
     out = {}
     for group in _groups(spec, name, defaults, cells, at):
         given = group.given|group.parents
         needs = linked([given.get(p) for p in spec['steps'][name]['needs']])
         cell = {k:given[k] for k in group.cell if k in given}
-        run = page_job(path, given, needs=tuple(needs), cell=dict(step=name, **cell))
+        run = page_job(path, given, auto=auto, needs=tuple(needs), cell=dict(step=name, **cell))
         out |= {(name, i):run for i in group.places}
     return out
 
@@ -231,7 +231,8 @@ def _all_values(spec:dict, cells:list[dict], step:dict)->dict: # parameter -> va
 
 # %% ../../nbs/70_engine/05_grid.ipynb #135c9381
 def expand(
-    source:str|Path|dict # YAML file, what it holds, or what `read_sweep` gave
+    source:str|Path|dict, # YAML file, what it holds, or what `read_sweep` gave
+    *, auto:str|None=None # What the precision 'auto' means where pages will run; None: what this machine has
 )->list[Job]: # In an order in which each comes after what it needs; no two with one key
     "Every run of a sweep; `UserError` for any mistake in it, before anything is started"
     spec = source if isinstance(source, dict) and 'base' in source else read_sweep(source)
@@ -240,7 +241,7 @@ def expand(
     pages = _pages(spec, cells)
     for name,step in spec['steps'].items(): _check_values(step, *pages[name], _all_values(spec, cells, step))
     at = {}
-    for name in order: at |= _step_runs(spec, name, *pages[name], cells, at)
+    for name in order: at |= _step_runs(spec, name, *pages[name], cells, at, auto)
     runs = list({r.key:r for r in at.values()}.values())
     if not runs: raise UserError('every cell of the grid is skipped by every step; nothing would run')
     return runs

@@ -15,12 +15,12 @@ from pathlib import Path
 from ..base.catalogue import listed
 from ..base.core import UserError, home, key_of, write_atomic
 from ..base.digest import backbone_digest, folder_digest
-from ..base.machine import find_devices, might_have_bf16
+from ..base.machine import find_devices
 from ..base.stop import Stopped, stop_asked
 from ..data.suite import suite_digest
 from .folder import ask_to_stop, read_json
 from .inside import check_track
-from .job import Job, job
+from .job import Job, definite, job
 from .work import Failed, Outcome, handling, memory_ran_out, work
 
 # %% ../../nbs/70_engine/04_pages.ipynb #7e7c7ad4
@@ -170,7 +170,7 @@ def parse_value(
 
 # %% ../../nbs/70_engine/04_pages.ipynb #eb5d3d48
 # Parameters that change where, how fast and how safely, but no number
-FREE = ('out','workers','every','command','device','executor','store')
+FREE = ('out','workers','every','command','device','executor','processes','store')
 
 _DIGESTS = dict(backbone=backbone_digest, tokenizer=backbone_digest, checkpoint=folder_digest, source=folder_digest)
 
@@ -182,17 +182,9 @@ def _digest(name:str, value, seed:int)->str|list|None:
     if name in ('backbone','tokenizer'): return _DIGESTS[name](value)
     return folder_digest(value) if name in _DIGESTS and Path(value).is_dir() else None
 
-def _definite(values:dict)->dict:
-    "Parameters with the precision that `auto` means where the page will run"
-    if values.get('precision')!='auto': return values
-    device = find_devices(values.get('device') or 'auto')[0]
-    if not might_have_bf16(device): return values|dict(precision='fp32')
-    from promptbench.model.backbone import pick_precision
-    return values|dict(precision=pick_precision('auto', device))
-
 def _identity(path:Path, given:dict)->dict:
     "All that can change what a page computes: its code, its parameters, and the content of what they name"
-    values = {k:v for k,v in _definite(check_parameters(path, given)).items() if k not in FREE}
+    values = {k:v for k,v in check_parameters(path, given).items() if k not in FREE}
     seed = values.get('seed') if isinstance(values.get('seed'), int) else 0
     content = {k:_digest(k, v, seed) for k,v in values.items() if k in ('suite','backbones',*_DIGESTS)}
     return dict(page=path.stem, code=_page_now(path)[1], parameters=values, content=content)
@@ -205,11 +197,13 @@ def page_job(
     given:dict, *, # Parameters that differ from the page's defaults, or all of them
     track:Iterable[str]=(), # Trackers: tensorboard, wandb, trackio
     grace:float=_GRACE, # Seconds it has to stop by itself when a signal came
+    auto:str|None=None, # What the precision 'auto' means where it will run; None: what its device has
     **more:object # Of `job`: needs, cell, weight, ...
 )->Job:
-    "A page with parameters as a job"
+    "A page with parameters as a job, its precision definite"
     path = find_page(name)
-    check_parameters(path, given)
+    values = check_parameters(path, given)
+    if values.get('precision')=='auto': given = given|dict(precision=auto or definite('auto', values.get('device') or 'auto'))
     return job('page', dict(page=str(path), set=given, track=list(track), grace=grace), **more)
 
 def run_key(
@@ -369,7 +363,7 @@ class Page:
         "Execute the page into `folder`/page.ipynb; what it notes and keeps lies beside it"
         _kill_kernel(folder)
         path = find_page(given['page'])
-        values = _definite(check_parameters(path, given['set']))
+        values = check_parameters(path, given['set'])
         if 'out' in values: values['out'] = str(folder)
         if values.get('device')=='auto': values['device'] = device
         track = tuple(given.get('track', ()))

@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['Plan', 'jobs_in', 'settled_precision', 'Bar', 'tell_progress', 'run_jobs', 'run_study']
 
-# %% ../../nbs/80_studies/00_study.ipynb #06a8568c
+# %% ../../nbs/80_studies/00_study.ipynb #651f5abc
 import json, os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 from ..base.core import UserError, to_json, write_atomic
-from ..base.machine import find_devices
 from ..base.stop import Stopped
-from ..engine.job import Job
+from ..engine.job import Job, definite
 from ..engine.pools import Pool, make_pool
 from ..engine.run import Board, Stop, run
 
-# %% ../../nbs/80_studies/00_study.ipynb #8290d55c
+# %% ../../nbs/80_studies/00_study.ipynb #3d66a644
 class Plan(Protocol):
     "A study with its settings; a catalogue line names a class that makes one from plain values"
     def jobs(self, out:Path)->list[Job]: "Everything it needs, each thing once; pure: nothing is computed, no model is loaded"
@@ -34,17 +33,19 @@ def jobs_in(
 def settled_precision(
     precision:str, # 'auto', 'fp32' or 'bf16'
     out:str|Path, # Folder of a study
-    device:str='auto' # Where it will run
+    device:str='auto', # Where it will run
+    *, elsewhere:bool=False, # On machines that this one cannot ask
+    keep:bool=True # False: only look
 )->str: # 'fp32' or 'bf16'
     "A definite precision: what `auto` meant when this folder was begun is kept for good"
     if precision!='auto': return precision
     note = Path(out)/'machine.json'
-    if not note.exists():
-        from promptbench.model.backbone import pick_precision
-        write_atomic(note, to_json(dict(precision=pick_precision('auto', find_devices(device)[0]))))
-    return json.loads(note.read_text())['precision']
+    if note.exists(): return json.loads(note.read_text())['precision']
+    found = definite('auto', device, elsewhere=elsewhere)
+    if keep: write_atomic(note, to_json(dict(precision=found)))
+    return found
 
-# %% ../../nbs/80_studies/00_study.ipynb #2262f1a5
+# %% ../../nbs/80_studies/00_study.ipynb #2c9649ee
 class Bar:
     "A bar over a share of work between 0 and 1, with elapsed time and the engine's time left"
     def __init__(self,
@@ -76,7 +77,7 @@ def tell_progress(
     except (OSError, UserError): pass # a full disk ends a study where results are written, not here
     return running,left
 
-# %% ../../nbs/80_studies/00_study.ipynb #aa821722
+# %% ../../nbs/80_studies/00_study.ipynb #d91c0699
 def run_jobs(
     jobs:Sequence[Job], out:str|Path, *, # Of a study; its folder
     pool:Pool|None=None, # None: warm workers

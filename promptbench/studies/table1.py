@@ -86,7 +86,7 @@ def cells(s:Settings)->list[TableCell]:
     return [TableCell(method, kind, k, seed)
             for seed,method,k in product(s.seeds, s.methods, s.shots) for kind in _kinds(s, method, k)]
 
-# %% ../../nbs/80_studies/02_table1.ipynb #b3cdbd61
+# %% ../../nbs/80_studies/02_table1.ipynb #b2adea1c
 def pretrain_settings(
     s:Settings
 )->dict: # scale, changes, meta: as `train.stages.Pretrain` takes them
@@ -110,16 +110,18 @@ def length_of(s:Settings)->int:
     d = at_scale(s, 'pretrain')
     return d.get('length', PRESETS[d['preset']]['length'])
 
-# %% ../../nbs/80_studies/02_table1.ipynb #28cc1fdc
+# %% ../../nbs/80_studies/02_table1.ipynb #c6c62348
 def resolved(
     s:Settings,
     out:str|Path, # Folder of the table
-    device:str='auto' # Where it will run
+    device:str='auto', # Where it will run
+    *, elsewhere:bool=False, # On machines that this one cannot ask
+    keep:bool=True # False: only look
 )->Settings:
     "Settings with a definite precision, as `settled_precision` keeps it"
-    return replace(s, precision=settled_precision(s.precision, out, device))
+    return replace(s, precision=settled_precision(s.precision, out, device, elsewhere=elsewhere, keep=keep))
 
-# %% ../../nbs/80_studies/02_table1.ipynb #5c6e2778
+# %% ../../nbs/80_studies/02_table1.ipynb #222cc330
 def _common(s:Settings, seed:int)->dict:
     "What every job of a seed is given"
     return dict(suite=s.suite, seed=seed, backbone=s.backbone, draw=at_scale(s, 'n_eval') or 150, precision=s.precision)
@@ -166,7 +168,7 @@ def suite_of(s:Settings):
     "The suite of a table as its first seed has it, for whoever asks what is in it"
     return load_draw(s.suite, s.seeds[0], n_eval=at_scale(s, 'n_eval') or 150)
 
-# %% ../../nbs/80_studies/02_table1.ipynb #f137ca5b
+# %% ../../nbs/80_studies/02_table1.ipynb #bef8e01d
 def _tables(s)->list[Settings]: return [s] if isinstance(s, Settings) else list(s)
 
 def announce_tables(
@@ -222,9 +224,12 @@ def gather(
     curves = pd.DataFrame([point for j,card in there for point in _curve(j, card)])
     return dict(rows=got['rows'], predictions=got['predictions'], curves=curves, cards=[_card(j, card) for j,card in there])
 
-def finished(s:Settings, out:str|Path, device:str='auto')->bool:
+def finished(
+    s:Settings, out:str|Path, # As for `run_all`
+    **where:object # As for `resolved`
+)->bool:
     "Whether every cell of a table is there"
-    planned = jobs(resolved(s, out, device))
+    planned = jobs(resolved(s, out, **where))
     return all(is_done(j, jobs_in(out)) for j in planned if 'shots' in j.cell)
 
 # %% ../../nbs/80_studies/02_table1.ipynb #92e632dc
@@ -247,7 +252,7 @@ def finish(
     report = write_study(out, made, settings=_told(s, command), curves=got['curves'], cards=got['cards'])
     return got|dict(table=made.table, claims=made.claims, report=report)
 
-# %% ../../nbs/80_studies/02_table1.ipynb #36c948a4
+# %% ../../nbs/80_studies/02_table1.ipynb #217243ca
 class Table1:
     "Table 1 as a study"
     def __init__(self,
