@@ -112,11 +112,16 @@ class Workers:
         if hard: self._end_all()
     def _end_all(self):
         for handle in self.workers.values(): self.end(handle)
+    def _let_go(self, seconds:float=5.):
+        "Idle workers leave by themselves when the call is over; whoever does not is ended"
+        until = time.monotonic()+(0. if self.queue.taken() else seconds)
+        while any(map(self.alive, self.workers.values())) and time.monotonic()<until: time.sleep(.02)
+        self._end_all()
     def close(self):
         "Workers end; the queue goes"
         self.queue.withdraw()
         self.queue.close()
-        if not self.lasting: self._end_all()
+        if not self.lasting: self._let_go()
         self.queue.lock.release()
         if not self.lasting or not self.workers: shutil.rmtree(self.queue.place, ignore_errors=True)
 

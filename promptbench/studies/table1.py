@@ -86,7 +86,7 @@ def cells(s:Settings)->list[TableCell]:
     return [TableCell(method, kind, k, seed)
             for seed,method,k in product(s.seeds, s.methods, s.shots) for kind in _kinds(s, method, k)]
 
-# %% ../../nbs/80_studies/02_table1.ipynb #b2adea1c
+# %% ../../nbs/80_studies/02_table1.ipynb #f44a2895
 def pretrain_settings(
     s:Settings
 )->dict: # scale, changes, meta: as `train.stages.Pretrain` takes them
@@ -110,7 +110,7 @@ def length_of(s:Settings)->int:
     d = at_scale(s, 'pretrain')
     return d.get('length', PRESETS[d['preset']]['length'])
 
-# %% ../../nbs/80_studies/02_table1.ipynb #c6c62348
+# %% ../../nbs/80_studies/02_table1.ipynb #86633cca
 def resolved(
     s:Settings,
     out:str|Path, # Folder of the table
@@ -121,7 +121,7 @@ def resolved(
     "Settings with a definite precision, as `settled_precision` keeps it"
     return replace(s, precision=settled_precision(s.precision, out, device, elsewhere=elsewhere, keep=keep))
 
-# %% ../../nbs/80_studies/02_table1.ipynb #222cc330
+# %% ../../nbs/80_studies/02_table1.ipynb #f168fbfa
 def _common(s:Settings, seed:int)->dict:
     "What every job of a seed is given"
     return dict(suite=s.suite, seed=seed, backbone=s.backbone, draw=at_scale(s, 'n_eval') or 150, precision=s.precision)
@@ -145,7 +145,7 @@ def _cell(s:Settings, c:TableCell, parent:Job|None, n_tasks:int)->Job:
     ranked = n_tasks*(at_scale(s, 'n_eval') or 300)*1.5
     cell = dict(method=c.method, prompt=c.prompt, shots=c.shots, seed=c.seed)
     given = _common(s, c.seed)|judged|dict(shots=c.shots)
-    if not c.shots: return job('evaluate', given, cell=cell, weight=ranked, turn=0 if parent is None else 2)
+    if not c.shots: return job('evaluate', given, cell=cell, weight=ranked)
     how = tune_settings(s, c.prompt)
     given |= dict(prompt=c.prompt, tune=how, length=length_of(s), init=init_of(s, c.prompt), kept=False)
     tuned = 2.2*n_tasks*c.shots*at_scale(s, 'tune').get('steps', 100)
@@ -168,7 +168,7 @@ def suite_of(s:Settings):
     "The suite of a table as its first seed has it, for whoever asks what is in it"
     return load_draw(s.suite, s.seeds[0], n_eval=at_scale(s, 'n_eval') or 150)
 
-# %% ../../nbs/80_studies/02_table1.ipynb #bef8e01d
+# %% ../../nbs/80_studies/02_table1.ipynb #6ca7606c
 def _tables(s)->list[Settings]: return [s] if isinstance(s, Settings) else list(s)
 
 def announce_tables(
@@ -252,7 +252,7 @@ def finish(
     report = write_study(out, made, settings=_told(s, command), curves=got['curves'], cards=got['cards'])
     return got|dict(table=made.table, claims=made.claims, report=report)
 
-# %% ../../nbs/80_studies/02_table1.ipynb #217243ca
+# %% ../../nbs/80_studies/02_table1.ipynb #5e6d8bc5
 class Table1:
     "Table 1 as a study"
     def __init__(self,
