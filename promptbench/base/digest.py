@@ -6,14 +6,14 @@
 __all__ = ['SETTLED', 'WORDS', 'files_in', 'recalled', 'remember', 'files_digest', 'folder_digest', 'find_backbone',
            'hub_reachable', 'not_there', 'hub_commit', 'backbone_digest', 'checkpoint_in']
 
-# %% ../../nbs/00_base/05_digest.ipynb #9832eca8
+# %% ../../nbs/00_base/05_digest.ipynb #2e2b7a8b
 import fnmatch, hashlib, json, os, re, socket, time, urllib.parse, urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from .catalogue import backbone_source, embedded
 from .core import UserError, cache_dir, key_of, to_json, write_atomic
 
-# %% ../../nbs/00_base/05_digest.ipynb #d483a990
+# %% ../../nbs/00_base/05_digest.ipynb #2b64f87b
 def files_in(
     folder:str|Path, *,
     skip:Iterable[str]=() # Patterns of names that do not count, such as '*.md'
@@ -32,7 +32,7 @@ def files_in(
         found |= {os.path.relpath(p, top).replace(os.sep, '/'): p for p in paths if os.path.isfile(p)}
     return dict(sorted(found.items()))
 
-# %% ../../nbs/00_base/05_digest.ipynb #70810e18
+# %% ../../nbs/00_base/05_digest.ipynb #d4728a9f
 SETTLED = 2. # Seconds: a file changed more lately than this could change again without its time telling
 _known = {} # Path, size, times and inode of a file -> SHA-256 of what is in it: the memory of this process
 
@@ -49,7 +49,7 @@ def _read_sha(path)->str:
     except OSError as e:
         raise UserError(f'{path} cannot be read ({e.strerror}); check its permissions, or try again') from None
 
-# %% ../../nbs/00_base/05_digest.ipynb #dee9b854
+# %% ../../nbs/00_base/05_digest.ipynb #b8bd1104
 def _memory(place:str)->Path: return cache_dir()/'digests'/f'{key_of(place)}.json'
 
 def recalled(
@@ -68,7 +68,7 @@ def remember(
     try: write_atomic(_memory(place), to_json(what))
     except (OSError, UserError): pass
 
-# %% ../../nbs/00_base/05_digest.ipynb #598e3a3c
+# %% ../../nbs/00_base/05_digest.ipynb #54ab8726
 def _recall_files(place:str, stamps:dict):
     "Take what an earlier process knew of these files into the memory of this one"
     for path,entry in recalled(place).items():
@@ -100,7 +100,7 @@ def files_digest(
     said = [(name, shas.get(p) or stamps[p][:2]) for name,p in sorted(paths.items())]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
-# %% ../../nbs/00_base/05_digest.ipynb #124e0ef6
+# %% ../../nbs/00_base/05_digest.ipynb #ffe50d53
 def folder_digest(
     folder:str|Path, *,
     skip:Iterable[str]=(), # Patterns of names that do not count
@@ -112,7 +112,7 @@ def folder_digest(
     too_much = whole<float('inf') and sum(os.path.getsize(p) for p in files.values())>whole
     return files_digest(files, place=os.path.abspath(folder), large=large if too_much else float('inf'))
 
-# %% ../../nbs/00_base/05_digest.ipynb #20ae6a0a
+# %% ../../nbs/00_base/05_digest.ipynb #ab073306
 def find_backbone(
     name:str|Path # 'tiny', a folder, or a hub id
 )->tuple[str,bool]: # Folder or hub id; whether it is a folder
@@ -141,7 +141,7 @@ def _check_folder(p:Path):
         raise UserError(f'a backbone folder must hold its weights as .safetensors, and {p} does not; convert '
                         'other formats first (they are not opened: they can run code)')
 
-# %% ../../nbs/00_base/05_digest.ipynb #e978f625
+# %% ../../nbs/00_base/05_digest.ipynb #bc431a61
 def hub_reachable(
     timeout:float=3. # Seconds
 )->bool:
@@ -155,7 +155,7 @@ def hub_reachable(
     except OSError: return False
     return True
 
-# %% ../../nbs/00_base/05_digest.ipynb #2f9d3b0e
+# %% ../../nbs/00_base/05_digest.ipynb #9200b061
 def not_there(
     name:str|Path, # Of a backbone
     why:object # What was tried last, and what came of it
@@ -181,7 +181,7 @@ def hub_commit(
     ask = HfApi().model_info if kind=='model' else HfApi().dataset_info
     return ask(repo, revision=revision, timeout=5).sha
 
-# %% ../../nbs/00_base/05_digest.ipynb #f4b7d6f9
+# %% ../../nbs/00_base/05_digest.ipynb #eb7a8762
 WORDS = ('card.json','training_log.json','README*','LICENSE*','NOTICE*','*.md') # Files that no model is read from
 
 def backbone_digest(
@@ -198,7 +198,7 @@ def backbone_digest(
         raise UserError(not_there(name, f'{type(e).__name__}: {first[:160]}')) from None
     return key_of(commit, ends, n=16)
 
-# %% ../../nbs/00_base/05_digest.ipynb #e1a14f19
+# %% ../../nbs/00_base/05_digest.ipynb #92e1cdbc
 def checkpoint_in(
     place:str|Path # A checkpoint, or the folder of a run that ended with one
 )->Path:

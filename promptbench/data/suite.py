@@ -372,7 +372,7 @@ def load_draw(
     source = suite_source(name)
     return load_suite(name, seed=seed, **options) if source and source.draws else load_suite(name)
 
-# %% ../../nbs/10_data/04_suite.ipynb #b888fd78
+# %% ../../nbs/10_data/04_suite.ipynb #6d128eb9
 @functools.cache
 def _module_folder(module:str)->str:
     "Where the file of a module is"
@@ -401,7 +401,7 @@ def _draw_digest(name:str, where:str, seed:int, n_eval:int|None)->str:
         remember(key, dict(fingerprint=_drawn[key], suite=name, seed=seed, n_eval=n_eval))
     return _drawn[key]
 
-# %% ../../nbs/10_data/04_suite.ipynb #2d0a2284
+# %% ../../nbs/10_data/04_suite.ipynb #aeb7a8ab
 WHOLE = 2<<30 # Bytes: of larger folders only the small files are read, others count by size and time
 
 @functools.lru_cache(maxsize=64)
