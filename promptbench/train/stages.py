@@ -6,7 +6,7 @@
 __all__ = ['LARGE', 'TUNING', 'pick_device', 'settled', 'Given', 'PretrainGiven', 'EvaluateGiven', 'TuneGiven', 'give_back',
            'device_name', 'silent', 'Pretrain', 'Evaluate', 'Tune']
 
-# %% ../../nbs/60_train/11_stages.ipynb #4ac7bd9f
+# %% ../../nbs/60_train/11_stages.ipynb #1276abd3
 import ctypes, gc, json, os, platform, shutil, time
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -28,7 +28,7 @@ from .methods import MATCH, matched, method_config, run_method, share_done
 from .pretrain import PRESETS
 from .tune import TuneConfig, tune
 
-# %% ../../nbs/60_train/11_stages.ipynb #4b7a4b8b
+# %% ../../nbs/60_train/11_stages.ipynb #b45a9dcb
 def pick_device(
     device:str # 'auto', 'cpu', 'cuda', 'cuda:1'
 )->str:
@@ -44,7 +44,7 @@ def settled(
     asked = given.get('precision', 'auto')
     return given|dict(precision=pick_precision(asked, pick_device(device)) if asked=='auto' else asked)
 
-# %% ../../nbs/60_train/11_stages.ipynb #ef868335
+# %% ../../nbs/60_train/11_stages.ipynb #27a4afe9
 def _check_types(given):
     "Refuse a value of another type than its field has; True is no number"
     for f in fields(given):
@@ -82,7 +82,7 @@ class Given:
         suite = [name, suite_digest(self.suite, self.seed, self.draw)]
         return dict(suite=suite, seed=self.seed, precision=self.precision, version=__version__)
 
-# %% ../../nbs/60_train/11_stages.ipynb #0aad863d
+# %% ../../nbs/60_train/11_stages.ipynb #55495a9d
 @dataclass(frozen=True, kw_only=True)
 class PretrainGiven(Given):
     "What a run of continued pretraining is given"
@@ -118,7 +118,7 @@ def _check_beside(name:str, changes:dict, given:tuple):
     twice = [k for k in given if k in changes]
     if twice: raise UserError(f'{name} may not hold {twice}, given beside it; move them there')
 
-# %% ../../nbs/60_train/11_stages.ipynb #681c56c4
+# %% ../../nbs/60_train/11_stages.ipynb #635c37e8
 @dataclass(frozen=True, kw_only=True)
 class EvaluateGiven(Given):
     "What is judged, on which tasks"
@@ -163,7 +163,7 @@ class TuneGiven(EvaluateGiven):
     def config(self)->TuneConfig:
         return config(TuneConfig, dict(shots=self.shots, seed=self.seed, length=self.length)|self.tune)
 
-# %% ../../nbs/60_train/11_stages.ipynb #01df13c6
+# %% ../../nbs/60_train/11_stages.ipynb #ff8bb991
 def _named(checkpoint:str)->str|None:
     "A checkpoint as a name of its content: `run:KEY` is one already"
     if not checkpoint or checkpoint.startswith('run:'): return checkpoint or None
@@ -176,7 +176,7 @@ def _placed(checkpoint:str, folder:Path)->Path:
     run = folder.parent/checkpoint.removeprefix('run:') if checkpoint.startswith('run:') else checkpoint
     return checkpoint_in(run)
 
-# %% ../../nbs/60_train/11_stages.ipynb #18e9c4ac
+# %% ../../nbs/60_train/11_stages.ipynb #1da692b4
 LARGE = 200_000_000 # Parameters from which on a backbone is not kept a second time
 
 _warm = {} # The suite and the backbone that the last stage of this process used
@@ -207,7 +207,7 @@ def _own(source:Backbone)->Backbone:
     _warm.pop('backbone', None)
     return source
 
-# %% ../../nbs/60_train/11_stages.ipynb #05e0803a
+# %% ../../nbs/60_train/11_stages.ipynb #3dc6b0f2
 def give_back():
     "Hand memory that is free but kept for later back to the system and the GPU, where that can be done"
     gc.collect()
@@ -223,7 +223,7 @@ def device_name(
     if device.type=='cuda': return f'{torch.cuda.get_device_name(device)} ({device})'
     return f'{platform.machine()} CPU, {os.cpu_count()} cores' if device.type=='cpu' else str(device)
 
-# %% ../../nbs/60_train/11_stages.ipynb #103c6b46
+# %% ../../nbs/60_train/11_stages.ipynb #48ba7fe6
 def silent(
     share:float, # Of the work, between 0 and 1
     row:dict # What there is to say
@@ -245,7 +245,7 @@ def _drop_steps(folder:Path):
     "Remove the checkpoints of a run that has ended"
     for step in (folder/'checkpoints').glob('step-*'): shutil.rmtree(step, ignore_errors=True)
 
-# %% ../../nbs/60_train/11_stages.ipynb #c8c85982
+# %% ../../nbs/60_train/11_stages.ipynb #be2742b7
 class Pretrain:
     "Continued pretraining into `checkpoints/final`"
     given = PretrainGiven
@@ -304,7 +304,7 @@ def _pretrained(s:PretrainGiven, how, rows:list[dict])->dict:
     return dict(method=s.method, prompt=s.kind, config=_plain(how), parent=s.backbone, suite=s.suite,
                 budget=rows[-1]['budget'], seconds=round(rows[-1]['seconds'], 1), updates=len(rows), curve=_thin(rows))
 
-# %% ../../nbs/60_train/11_stages.ipynb #e39a09df
+# %% ../../nbs/60_train/11_stages.ipynb #decbdd7a
 @dataclass
 class _Judged:
     "What is judged, and on what"
@@ -331,7 +331,7 @@ def _judged(s:EvaluateGiven, folder:Path, device:str)->_Judged:
     b.name = card.get('parent', b.name)
     return _Judged(suite, tasks, freeze(b), prompt, s.method or card.get('method', 'none'), card)
 
-# %% ../../nbs/60_train/11_stages.ipynb #e5f145b8
+# %% ../../nbs/60_train/11_stages.ipynb #265bec6c
 def _counting(total:int, begun:float, tell:Callable, kept:bool)->Callable:
     "To be told of examples as they are ranked; goes on from a share of the work to all of it"
     seen = 0
@@ -354,7 +354,7 @@ def _rank(s:EvaluateGiven, cell:_Judged, folder:Path, *, shots:int, tell:Callabl
     return dict(method=cell.method, prompt=cell.kind, shots=shots, tasks=len(cell.tasks), instances=total, rule=s.rule,
                 precision=cell.backbone.precision, device=device_name(cell.backbone.device))
 
-# %% ../../nbs/60_train/11_stages.ipynb #5e00be34
+# %% ../../nbs/60_train/11_stages.ipynb #337bb2e6
 class Evaluate:
     "A model and its prompt as they are, ranked: rows and predictions"
     given = EvaluateGiven
@@ -391,7 +391,7 @@ def _check_prompts(s:EvaluateGiven, cell:_Judged):
         raise UserError(f'{s.checkpoint} holds prompts for {theirs}; '
                         'choose suite, role and templates so that these are the tasks')
 
-# %% ../../nbs/60_train/11_stages.ipynb #41b9b791
+# %% ../../nbs/60_train/11_stages.ipynb #2878df04
 TUNING = .85 # Share of a cell's time that tuning takes, if there is any
 
 def _prompt_curves(rows:list[dict], tasks:list, most:int=40)->list[dict]:
@@ -420,7 +420,7 @@ def _origin(s:TuneGiven, cell:_Judged, folder:Path)->str:
     stored = cell.card['stored']['backbone']
     return stored['name'] if stored['kind']=='reference' else str(_placed(s.checkpoint, folder))
 
-# %% ../../nbs/60_train/11_stages.ipynb #c461c28e
+# %% ../../nbs/60_train/11_stages.ipynb #d3b9536c
 class Tune:
     "A prompt per task tuned on a few examples, then ranked: rows, predictions, and the prompts in `checkpoints/final`"
     given = TuneGiven
