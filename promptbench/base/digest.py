@@ -6,20 +6,21 @@
 __all__ = ['SETTLED', 'WORDS', 'files_in', 'recalled', 'remember', 'files_digest', 'folder_digest', 'find_backbone',
            'hub_reachable', 'not_there', 'hub_commit', 'backbone_digest', 'checkpoint_in']
 
-# %% ../../nbs/00_base/05_digest.ipynb #fe81e6c0
+# %% ../../nbs/00_base/05_digest.ipynb #2e2b7a8b
 import fnmatch, hashlib, json, os, re, socket, time, urllib.parse, urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from .catalogue import backbone_source, embedded
 from .core import UserError, cache_dir, key_of, to_json, write_atomic
 
-# %% ../../nbs/00_base/05_digest.ipynb #4d946554
+# %% ../../nbs/00_base/05_digest.ipynb #2b64f87b
 def files_in(
     folder:str|Path, *,
     skip:Iterable[str]=() # Patterns of names that do not count, such as '*.md'
 )->dict[str,str]: # Name below the folder, with '/': its path; in the order of names
     "All regular files below a folder, also through links; hidden ones, and those in hidden folders, not"
-    if not os.path.isdir(folder): raise UserError(f'{folder} must be a folder, and there is none of that name; check the path')
+    if not os.path.isdir(folder):
+        raise UserError(f'{folder} must be a folder, and there is none of that name; check the path')
     top,found,seen = os.path.abspath(folder),{},set()
     for at,folders,names in os.walk(top, followlinks=True):
         here = os.stat(at)
@@ -31,12 +32,13 @@ def files_in(
         found |= {os.path.relpath(p, top).replace(os.sep, '/'): p for p in paths if os.path.isfile(p)}
     return dict(sorted(found.items()))
 
-# %% ../../nbs/00_base/05_digest.ipynb #1e08acb4
+# %% ../../nbs/00_base/05_digest.ipynb #d4728a9f
 SETTLED = 2. # Seconds: a file changed more lately than this could change again without its time telling
 _known = {} # Path, size, times and inode of a file -> SHA-256 of what is in it: the memory of this process
 
 def _stamp(path)->tuple[int,...]: # size, time of contents, time of entry, inode
-    s = os.stat(path)
+    try: s = os.stat(path)
+    except OSError as e: raise UserError(f'{path} was there and is not ({e.strerror}); try again') from None
     return s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
 
 def _is_settled(stamp, now:float)->bool: return now-max(stamp[1:3])/1e9>=SETTLED
@@ -44,9 +46,10 @@ def _is_settled(stamp, now:float)->bool: return now-max(stamp[1:3])/1e9>=SETTLED
 def _read_sha(path)->str:
     try:
         with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-    except OSError as e: raise UserError(f'{path} cannot be read ({e.strerror}); check its permissions, or try again') from None
+    except OSError as e:
+        raise UserError(f'{path} cannot be read ({e.strerror}); check its permissions, or try again') from None
 
-# %% ../../nbs/00_base/05_digest.ipynb #4548d5ae
+# %% ../../nbs/00_base/05_digest.ipynb #b8bd1104
 def _memory(place:str)->Path: return cache_dir()/'digests'/f'{key_of(place)}.json'
 
 def recalled(
@@ -65,7 +68,7 @@ def remember(
     try: write_atomic(_memory(place), to_json(what))
     except (OSError, UserError): pass
 
-# %% ../../nbs/00_base/05_digest.ipynb #c06118b1
+# %% ../../nbs/00_base/05_digest.ipynb #54ab8726
 def _recall_files(place:str, stamps:dict):
     "Take what an earlier process knew of these files into the memory of this one"
     for path,entry in recalled(place).items():
@@ -97,7 +100,7 @@ def files_digest(
     said = [(name, shas.get(p) or stamps[p][:2]) for name,p in sorted(paths.items())]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
-# %% ../../nbs/00_base/05_digest.ipynb #ffe6ad0f
+# %% ../../nbs/00_base/05_digest.ipynb #ffe50d53
 def folder_digest(
     folder:str|Path, *,
     skip:Iterable[str]=(), # Patterns of names that do not count
@@ -109,7 +112,7 @@ def folder_digest(
     too_much = whole<float('inf') and sum(os.path.getsize(p) for p in files.values())>whole
     return files_digest(files, place=os.path.abspath(folder), large=large if too_much else float('inf'))
 
-# %% ../../nbs/00_base/05_digest.ipynb #ca076077
+# %% ../../nbs/00_base/05_digest.ipynb #ab073306
 def find_backbone(
     name:str|Path # 'tiny', a folder, or a hub id
 )->tuple[str,bool]: # Folder or hub id; whether it is a folder
@@ -138,7 +141,7 @@ def _check_folder(p:Path):
         raise UserError(f'a backbone folder must hold its weights as .safetensors, and {p} does not; convert '
                         'other formats first (they are not opened: they can run code)')
 
-# %% ../../nbs/00_base/05_digest.ipynb #017133c7
+# %% ../../nbs/00_base/05_digest.ipynb #bc431a61
 def hub_reachable(
     timeout:float=3. # Seconds
 )->bool:
@@ -152,7 +155,7 @@ def hub_reachable(
     except OSError: return False
     return True
 
-# %% ../../nbs/00_base/05_digest.ipynb #8ec26c75
+# %% ../../nbs/00_base/05_digest.ipynb #9200b061
 def not_there(
     name:str|Path, # Of a backbone
     why:object # What was tried last, and what came of it
@@ -178,7 +181,7 @@ def hub_commit(
     ask = HfApi().model_info if kind=='model' else HfApi().dataset_info
     return ask(repo, revision=revision, timeout=5).sha
 
-# %% ../../nbs/00_base/05_digest.ipynb #e1a6fc5c
+# %% ../../nbs/00_base/05_digest.ipynb #eb7a8762
 WORDS = ('card.json','training_log.json','README*','LICENSE*','NOTICE*','*.md') # Files that no model is read from
 
 def backbone_digest(
@@ -195,7 +198,7 @@ def backbone_digest(
         raise UserError(not_there(name, f'{type(e).__name__}: {first[:160]}')) from None
     return key_of(commit, ends, n=16)
 
-# %% ../../nbs/00_base/05_digest.ipynb #6df47c79
+# %% ../../nbs/00_base/05_digest.ipynb #92e1cdbc
 def checkpoint_in(
     place:str|Path # A checkpoint, or the folder of a run that ended with one
 )->Path:

@@ -372,12 +372,13 @@ def load_draw(
     source = suite_source(name)
     return load_suite(name, seed=seed, **options) if source and source.draws else load_suite(name)
 
-# %% ../../nbs/10_data/04_suite.ipynb #3e2a8bef
+# %% ../../nbs/10_data/04_suite.ipynb #6d128eb9
 @functools.cache
 def _module_folder(module:str)->str:
     "Where the file of a module is"
     found = importlib.util.find_spec(module)
-    if found is None or not found.origin: raise UserError(f'a suite must come from a module that Python finds, got {module!r}')
+    if found is None or not found.origin:
+        raise UserError(f'a suite must come from a module that Python finds, got {module!r}')
     return os.path.dirname(os.path.abspath(found.origin))
 
 def _sources_digest(name:str, where:str)->str:
@@ -400,7 +401,7 @@ def _draw_digest(name:str, where:str, seed:int, n_eval:int|None)->str:
         remember(key, dict(fingerprint=_drawn[key], suite=name, seed=seed, n_eval=n_eval))
     return _drawn[key]
 
-# %% ../../nbs/10_data/04_suite.ipynb #0f81e089
+# %% ../../nbs/10_data/04_suite.ipynb #aeb7a8ab
 WHOLE = 2<<30 # Bytes: of larger folders only the small files are read, others count by size and time
 
 @functools.lru_cache(maxsize=64)

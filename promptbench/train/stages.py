@@ -6,7 +6,7 @@
 __all__ = ['LARGE', 'TUNING', 'pick_device', 'settled', 'Given', 'PretrainGiven', 'EvaluateGiven', 'TuneGiven', 'give_back',
            'device_name', 'silent', 'Pretrain', 'Evaluate', 'Tune']
 
-# %% ../../nbs/60_train/11_stages.ipynb #57b710c1
+# %% ../../nbs/60_train/11_stages.ipynb #1276abd3
 import ctypes, gc, json, os, platform, shutil, time
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -28,7 +28,7 @@ from .methods import MATCH, matched, method_config, run_method, share_done
 from .pretrain import PRESETS
 from .tune import TuneConfig, tune
 
-# %% ../../nbs/60_train/11_stages.ipynb #da9641b3
+# %% ../../nbs/60_train/11_stages.ipynb #b45a9dcb
 def pick_device(
     device:str # 'auto', 'cpu', 'cuda', 'cuda:1'
 )->str:
@@ -44,7 +44,7 @@ def settled(
     asked = given.get('precision', 'auto')
     return given|dict(precision=pick_precision(asked, pick_device(device)) if asked=='auto' else asked)
 
-# %% ../../nbs/60_train/11_stages.ipynb #0f7b9fe6
+# %% ../../nbs/60_train/11_stages.ipynb #27a4afe9
 def _check_types(given):
     "Refuse a value of another type than its field has; True is no number"
     for f in fields(given):
@@ -56,7 +56,9 @@ def _settings(cls:type, given:dict):
     "The settings of a stage; `UserError` for a name it does not have, and for one that it needs"
     made_up = lambda f: f.default is not MISSING or f.default_factory is not MISSING
     missing = [f.name for f in fields(cls) if not made_up(f) and f.name not in given]
-    if missing: raise UserError(f'{cls.__name__} needs {missing[0]!r}, which is not given; it has {[f.name for f in fields(cls)]}')
+    if missing:
+        known = [f.name for f in fields(cls)]
+        raise UserError(f'{cls.__name__} needs {missing[0]!r}, which is not given; it has {known}')
     return config(cls, given)
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class Given:
         suite = [name, suite_digest(self.suite, self.seed, self.draw)]
         return dict(suite=suite, seed=self.seed, precision=self.precision, version=__version__)
 
-# %% ../../nbs/60_train/11_stages.ipynb #660b3959
+# %% ../../nbs/60_train/11_stages.ipynb #55495a9d
 @dataclass(frozen=True, kw_only=True)
 class PretrainGiven(Given):
     "What a run of continued pretraining is given"
@@ -96,9 +98,11 @@ class PretrainGiven(Given):
         super().__post_init__()
         if not any(trains(self.method)):
             raise UserError(f'method {self.method} trains nothing; tune or evaluate the backbone as it is')
-        for name,known in (('prompt',PROMPT_KINDS), ('scale',PRESETS), ('match',MATCH)): one_of(name, getattr(self, name), known)
+        one_of('prompt', self.prompt, PROMPT_KINDS)
+        one_of('scale', self.scale, PRESETS)
+        one_of('match', self.match, MATCH)
         _check_init(self.init)
-        if set(self.changes)&{'method','prompt','seed'}: raise UserError('changes may not hold method, prompt or seed; they are given beside')
+        _check_beside('changes', self.changes, ('method','prompt','seed'))
 
     @property
     def kind(self)->str: return self.prompt if trains(self.method)[1] else 'none'
@@ -109,7 +113,12 @@ class PretrainGiven(Given):
 def _check_init(init:str):
     one_of('init', init, [name for name,start in INITS.items() if not start.needs_text])
 
-# %% ../../nbs/60_train/11_stages.ipynb #fb35a9f0
+def _check_beside(name:str, changes:dict, given:tuple):
+    "Refuse changes of what has a place of its own"
+    twice = [k for k in given if k in changes]
+    if twice: raise UserError(f'{name} may not hold {twice}, given beside it; move them there')
+
+# %% ../../nbs/60_train/11_stages.ipynb #635c37e8
 @dataclass(frozen=True, kw_only=True)
 class EvaluateGiven(Given):
     "What is judged, on which tasks"
@@ -149,12 +158,12 @@ class TuneGiven(EvaluateGiven):
     def __post_init__(self):
         super().__post_init__()
         _check_init(self.init)
-        if set(self.tune)&{'shots','seed','length'}: raise UserError('tune may not hold shots, seed or length; they are given beside')
+        _check_beside('tune', self.tune, ('shots','seed','length'))
 
     def config(self)->TuneConfig:
         return config(TuneConfig, dict(shots=self.shots, seed=self.seed, length=self.length)|self.tune)
 
-# %% ../../nbs/60_train/11_stages.ipynb #72e82525
+# %% ../../nbs/60_train/11_stages.ipynb #ff8bb991
 def _named(checkpoint:str)->str|None:
     "A checkpoint as a name of its content: `run:KEY` is one already"
     if not checkpoint or checkpoint.startswith('run:'): return checkpoint or None
@@ -167,7 +176,7 @@ def _placed(checkpoint:str, folder:Path)->Path:
     run = folder.parent/checkpoint.removeprefix('run:') if checkpoint.startswith('run:') else checkpoint
     return checkpoint_in(run)
 
-# %% ../../nbs/60_train/11_stages.ipynb #f4111e01
+# %% ../../nbs/60_train/11_stages.ipynb #1da692b4
 LARGE = 200_000_000 # Parameters from which on a backbone is not kept a second time
 
 _warm = {} # The suite and the backbone that the last stage of this process used
@@ -198,7 +207,7 @@ def _own(source:Backbone)->Backbone:
     _warm.pop('backbone', None)
     return source
 
-# %% ../../nbs/60_train/11_stages.ipynb #3fb932d6
+# %% ../../nbs/60_train/11_stages.ipynb #3dc6b0f2
 def give_back():
     "Hand memory that is free but kept for later back to the system and the GPU, where that can be done"
     gc.collect()
@@ -214,7 +223,7 @@ def device_name(
     if device.type=='cuda': return f'{torch.cuda.get_device_name(device)} ({device})'
     return f'{platform.machine()} CPU, {os.cpu_count()} cores' if device.type=='cpu' else str(device)
 
-# %% ../../nbs/60_train/11_stages.ipynb #0cd06418
+# %% ../../nbs/60_train/11_stages.ipynb #48ba7fe6
 def silent(
     share:float, # Of the work, between 0 and 1
     row:dict # What there is to say
@@ -236,7 +245,7 @@ def _drop_steps(folder:Path):
     "Remove the checkpoints of a run that has ended"
     for step in (folder/'checkpoints').glob('step-*'): shutil.rmtree(step, ignore_errors=True)
 
-# %% ../../nbs/60_train/11_stages.ipynb #1237dca8
+# %% ../../nbs/60_train/11_stages.ipynb #be2742b7
 class Pretrain:
     "Continued pretraining into `checkpoints/final`"
     given = PretrainGiven
@@ -260,8 +269,8 @@ class Pretrain:
         s = _settings(PretrainGiven, settled(given, device))
         own = s.config_of(s.method, s.kind)
         if s.match=='examples': return own
-        return matched(own, s.match, reference=s.config_of(REFERENCE, 'shallow'), backbone=_source(s, pick_device(device)),
-                       tasks=_suite(s).tasks(role='train'))
+        reference,tasks = s.config_of(REFERENCE, 'shallow'),_suite(s).tasks(role='train')
+        return matched(own, s.match, reference=reference, backbone=_source(s, pick_device(device)), tasks=tasks)
 
     def run(self,
         given:dict, # See `PretrainGiven`
@@ -274,24 +283,28 @@ class Pretrain:
         how = self.resolved(given, device=device)
         b = _own(_source(s, device)) if trains(s.method)[0] else _source(s, device)
         prompt = new_prompt(s.kind, b, length=how.length, init=s.init, seed=s.seed)
-        rows = []
-        for row in run_method(b, prompt, _suite(s).tasks(role='train'), how, folder=folder/'checkpoints', every=s.every):
+        rows,tasks = [],_suite(s).tasks(role='train')
+        for row in run_method(b, prompt, tasks, how, folder=folder/'checkpoints', every=s.every):
             rows.append(row)
             tell(share_done(how, row) or 0., row)
         facts = _pretrained(s, how, rows)
-        card = {name: facts[name] for name in ('method','config','parent','suite','budget','seconds')}
-        reference = None if trains(s.method)[0] else s.backbone
-        if ranks().main: save_checkpoint(folder/'checkpoints'/'final', backbone=b, reference=reference, prompt=prompt, card=card)
+        if ranks().main: _keep_trained(s, b, prompt, folder, facts)
         barrier()
-        if ranks().main: _drop_steps(folder)
         return facts|dict(precision=b.precision, device=device_name(b.device))
+
+def _keep_trained(s:PretrainGiven, b:Backbone, prompt, folder:Path, facts:dict):
+    "What was trained as a checkpoint; a transformer that was not is only named"
+    card = {name: facts[name] for name in ('method','config','parent','suite','budget','seconds')}
+    reference = None if trains(s.method)[0] else s.backbone
+    save_checkpoint(folder/'checkpoints'/'final', backbone=b, reference=reference, prompt=prompt, card=card)
+    _drop_steps(folder)
 
 def _pretrained(s:PretrainGiven, how, rows:list[dict])->dict:
     "What there is to say of a run of pretraining"
     return dict(method=s.method, prompt=s.kind, config=_plain(how), parent=s.backbone, suite=s.suite,
                 budget=rows[-1]['budget'], seconds=round(rows[-1]['seconds'], 1), updates=len(rows), curve=_thin(rows))
 
-# %% ../../nbs/60_train/11_stages.ipynb #1773a1ae
+# %% ../../nbs/60_train/11_stages.ipynb #decbdd7a
 @dataclass
 class _Judged:
     "What is judged, and on what"
@@ -313,11 +326,12 @@ def _judged(s:EvaluateGiven, folder:Path, device:str)->_Judged:
     if not s.checkpoint: return _Judged(suite, tasks, _source(s, device), None, s.method or 'none', {})
     place = _placed(s.checkpoint, folder)
     b,prompt,card = load_checkpoint(place, device=device, precision=s.precision)
-    if b is None: raise UserError(f'checkpoint {place} must hold a backbone or name one, and it does not; choose another')
+    if b is None:
+        raise UserError(f'checkpoint {place} must hold a backbone or name one, and it does not; choose another')
     b.name = card.get('parent', b.name)
     return _Judged(suite, tasks, freeze(b), prompt, s.method or card.get('method', 'none'), card)
 
-# %% ../../nbs/60_train/11_stages.ipynb #258a593d
+# %% ../../nbs/60_train/11_stages.ipynb #265bec6c
 def _counting(total:int, begun:float, tell:Callable, kept:bool)->Callable:
     "To be told of examples as they are ranked; goes on from a share of the work to all of it"
     seen = 0
@@ -340,7 +354,7 @@ def _rank(s:EvaluateGiven, cell:_Judged, folder:Path, *, shots:int, tell:Callabl
     return dict(method=cell.method, prompt=cell.kind, shots=shots, tasks=len(cell.tasks), instances=total, rule=s.rule,
                 precision=cell.backbone.precision, device=device_name(cell.backbone.device))
 
-# %% ../../nbs/60_train/11_stages.ipynb #774a554a
+# %% ../../nbs/60_train/11_stages.ipynb #337bb2e6
 class Evaluate:
     "A model and its prompt as they are, ranked: rows and predictions"
     given = EvaluateGiven
@@ -370,12 +384,14 @@ class Evaluate:
 def _check_prompts(s:EvaluateGiven, cell:_Judged):
     "The prompt is of the kind that was asked for, and prompts of single tasks meet these tasks"
     if s.prompt and s.prompt!=cell.kind:
-        raise UserError(f'the checkpoint must bring a prompt of kind {s.prompt!r}, it brings {cell.kind!r}; leave prompt out, or choose another')
-    mine = [t.name for t in cell.tasks]
-    if cell.card.get('tasks') not in (None, mine):
-        raise UserError(f"{s.checkpoint} holds prompts for {cell.card['tasks']}; choose suite, role and templates so that these are the tasks")
+        raise UserError(f'the checkpoint must bring a prompt of kind {s.prompt!r}, it brings {cell.kind!r}; '
+                        'leave prompt out, or choose another')
+    theirs = cell.card.get('tasks')
+    if theirs not in (None, [t.name for t in cell.tasks]):
+        raise UserError(f'{s.checkpoint} holds prompts for {theirs}; '
+                        'choose suite, role and templates so that these are the tasks')
 
-# %% ../../nbs/60_train/11_stages.ipynb #444fb9c9
+# %% ../../nbs/60_train/11_stages.ipynb #2878df04
 TUNING = .85 # Share of a cell's time that tuning takes, if there is any
 
 def _prompt_curves(rows:list[dict], tasks:list, most:int=40)->list[dict]:
@@ -404,7 +420,7 @@ def _origin(s:TuneGiven, cell:_Judged, folder:Path)->str:
     stored = cell.card['stored']['backbone']
     return stored['name'] if stored['kind']=='reference' else str(_placed(s.checkpoint, folder))
 
-# %% ../../nbs/60_train/11_stages.ipynb #e4299919
+# %% ../../nbs/60_train/11_stages.ipynb #d3b9536c
 class Tune:
     "A prompt per task tuned on a few examples, then ranked: rows, predictions, and the prompts in `checkpoints/final`"
     given = TuneGiven
@@ -445,5 +461,7 @@ def _spent(s:TuneGiven, cell:_Judged, rows:list[dict])->dict:
 
 def _keep_prompts(s:TuneGiven, cell:_Judged, folder:Path, budget:dict):
     "The prompts as a checkpoint, which only names the backbone they stand before"
-    card = dict(method=cell.method, shots=s.shots, parent=cell.backbone.name, suite=s.suite, tasks=[t.name for t in cell.tasks], budget=budget)
-    save_checkpoint(folder/'checkpoints'/'final', backbone=cell.backbone, reference=_origin(s, cell, folder), prompt=cell.prompt, card=card)
+    card = dict(method=cell.method, shots=s.shots, parent=cell.backbone.name, suite=s.suite, budget=budget,
+                tasks=[t.name for t in cell.tasks])
+    save_checkpoint(folder/'checkpoints'/'final', backbone=cell.backbone, reference=_origin(s, cell, folder),
+                    prompt=cell.prompt, card=card)
