@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from meta_cell import WORDS, suite
 from standin import DEVICE, Far, standing_in
-from promptbench.base.core import UserError, rng
+from promptbench.base.core import rng
 from promptbench.data.suite import Dataset, Example, Suite
 from promptbench.data.templates import Template
 from promptbench.measure.evaluate import evaluate
 from promptbench.measure.rank import rank
 from promptbench.model import attention, linear
 from promptbench.model.attention import WAYS
-from promptbench.model.backbone import Backbone, random_backbone, save_backbone, weight_hashes
+from promptbench.model.backbone import load_backbone, random_backbone, save_backbone, weight_hashes
 from promptbench.model.batch import make_batch, pack
 from promptbench.prompt.bank import NoPrompt
 from promptbench.prompt.checkpoint import load_checkpoint, save_checkpoint
@@ -114,20 +114,32 @@ def test_a_batch_that_is_not_moved_is_caught():
         b = backbone_on(device)
         with pytest.raises(RuntimeError, match='same device'): b.model(input_ids=torch.tensor([[14,15]]), decoder_input_ids=torch.tensor([[0]]))
 
+def test_loading_goes_to_the_device_of_the_process(monkeypatch, tmp_path):
+    from promptbench.base import machine
+    b = random_backbone(WORDS, seed=0)
+    bank = new_prompt('shallow', b, length=2)
+    save_backbone(b, tmp_path/'b')
+    save_checkpoint(tmp_path/'c', prompt=bank, backbone=b, reference=tmp_path/'b')
+    monkeypatch.setattr(machine, 'own_device', lambda: str(DEVICE))
+    with standing_in():
+        loaded,prompt,_ = load_checkpoint(tmp_path/'c', precision='auto')
+        assert is_there(DEVICE, loaded.model, prompt, load_backbone(tmp_path/'b').model) and loaded.precision=='fp32'
+        assert is_there(torch.device('cpu'), load_backbone(tmp_path/'b', device='cpu').model)
+
 # ---- stages of training
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('packed', [True,False])
 @pytest.mark.parametrize('method,prompt', [('T-only','none'), ('T+P','shallow'), ('T+P','deep'), ('P-only','deep')])
 def test_pretrain(method, prompt, packed, kind):
-    config = PretrainConfig(method=method, prompt=prompt, length=3, examples=24, batch_size=8, lr=3e-3, prompt_lr=.03, packed=packed, row_tokens=60)
+    config = PretrainConfig(method=method, prompt=prompt, length=3, examples=16, batch_size=8, lr=3e-3, prompt_lr=.03, packed=packed, row_tokens=60)
     def stage(device):
         b = backbone_on(device, kind)
         p = new_prompt(prompt, b, length=3)
         rows = list(pretrain(b, p, suite().tasks('train'), config, micro_tokens=80))
         assert is_there(device, b.model, p)
         return rows,list(p.parameters()),[w.double().sum() for w in b.model.parameters()]
-    assert len(both(stage)[0])==3
+    assert len(both(stage)[0])==2
 
 def written_out(query, key, value, *, score_mod, block_mask, scale):
     "FlexAttention as one reads it; its own kernel takes no stand-in tensors"
@@ -153,18 +165,20 @@ def test_every_way_of_attention_in_a_packed_row(way, kind, monkeypatch):
 SHOTS = [[Example(f't{k}/{i}', ' '.join(WORDS[(i+j*k)%18] for j in range(2+i+k)), ' '.join(WORDS[(i*k+j)%18] for j in range(1+i%3))) for i in range(5)]
          for k in range(3)]
 
-@pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('prompt', PROMPTS)
-@pytest.mark.parametrize('changes', [dict(), dict(dropout=.1), dict(patience=1, min_delta=.5), dict(chunk_tokens=20)], ids=str)
+@pytest.mark.parametrize('kind,changes', [
+    ('t5',dict()), ('t5',dict(dropout=.1)), ('t5',dict(patience=1, min_delta=.5)), ('t5',dict(chunk_tokens=60)),
+    ('llama',dict()), ('llama',dict(dropout=.1, chunk_tokens=60))], ids=str)
 def test_tune(kind, prompt, changes):
-    config = TuneConfig(**dict(steps=4, lr=.03, length=3)|changes)
+    config = TuneConfig(**dict(steps=3, lr=.03, length=3)|changes)
     def stage(device):
         b = backbone_on(device, kind, dropout=.1 if config.dropout else 0.)
         tuning = tune(b, prompt, SHOTS, config)
         rows = list(tuning)
         assert is_there(device, tuning.bank)
         return rows,tuning.bank.table,tuning.bank.select([1]).table,tuning.bank.repeat(2).table
-    assert 1<=len(both(stage)[0])<=4
+    rows = both(stage)[0]
+    assert len(rows)<3 if config.patience else len(rows)==3
 
 @pytest.mark.parametrize('kind,changes', [('t5',dict()), ('t5',dict(inner='sgd', dropout=.1, support='same')), ('llama',dict(inner='adam'))], ids=str)
 @pytest.mark.parametrize('method', meta_methods())
@@ -185,9 +199,9 @@ def test_meta(method, prompt, kind, changes):
 def unmoved(rows): return [{k:v for k,v in r.items() if k!='seconds'} for r in rows]
 
 def going_on(tmp_path, make, steps):
-    "A run that is broken off after a checkpoint and goes on, on either device and from one to the other; all as if never broken off"
+    "A run that is broken off after a checkpoint and goes on on the other device, as if never broken off"
     whole = here(unmoved(make(torch.device('cpu'), None)))
-    for a,b in [('cpu','there'), ('there','there'), ('there','cpu')]:
+    for a,b in [('cpu','there'), ('there','cpu')]:
         with standing_in() as device:
             on = dict(cpu=torch.device('cpu'), there=device)
             folder = tmp_path/f'{a}-{b}'
@@ -198,11 +212,11 @@ def going_on(tmp_path, make, steps):
         compare(got, whole)
 
 def test_pretraining_goes_on(tmp_path):
-    config = PretrainConfig(method='T+P', prompt='deep', length=3, examples=32, batch_size=8, lr=3e-3)
+    config = PretrainConfig(method='T+P', prompt='deep', length=3, examples=24, batch_size=8, lr=3e-3)
     def make(device, folder):
         b = backbone_on(device)
         return pretrain(b, new_prompt('deep', b, length=3), suite().tasks('train'), config, folder=folder, every=2)
-    going_on(tmp_path, make, 3)
+    going_on(tmp_path, make, 2)
 
 def test_tuning_goes_on(tmp_path):
     def make(device, folder): return tune(backbone_on(device), 'shallow', SHOTS, TuneConfig(steps=5, lr=.03, length=3, patience=3), folder=folder, every=2)
@@ -210,11 +224,11 @@ def test_tuning_goes_on(tmp_path):
 
 @pytest.mark.parametrize('method', meta_methods())
 def test_meta_learning_goes_on(tmp_path, method):
-    config = MetaConfig(method=method, prompt='shallow', length=3, tasks=3, steps=2, batch_size=2, updates=4, inner_lr=.03, lr=3e-3)
+    config = MetaConfig(method=method, prompt='shallow', length=3, tasks=2, steps=1, batch_size=2, updates=3, inner_lr=.03, lr=3e-3)
     def make(device, folder):
         b = backbone_on(device)
         return meta_train(b, new_prompt('shallow', b, length=3), suite().tasks('train'), config, folder=folder, every=2)
-    going_on(tmp_path, make, 3)
+    going_on(tmp_path, make, 2)
 
 def test_a_checkpoint_comes_back_onto_the_device(tmp_path):
     def stage(device):
