@@ -3,8 +3,9 @@ import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
 from promptbench.base.core import UserError
-from promptbench.engine.folder import begin, find_run, gc, list_runs, lock_of, needed_by, read_json, remove, run_state, set_card
-from promptbench.engine.pages import EXITS, ask_to_stop, check_parameters, declared, execute, find_page, parameters, parse_value, run_key
+from promptbench.engine.folder import ask_to_stop, begin, find_run, gc, list_runs, lock_of, needed_by, read_json, remove, run_state, set_card
+from promptbench.engine.work import EXITS
+from promptbench.engine.pages import check_parameters, declared, execute, find_page, parameters, parse_value, run_key
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ('lm_pretrain','pretrain','tune','evaluate','table1','report')
@@ -58,7 +59,7 @@ def test_the_key_is_page_code_parameters_and_version(tmp_path, monkeypatch):
     assert run_key(p, dict(lr=1))==run_key(p, dict(lr=1.)) and len({k, run_key(p, dict(steps=4)), run_key(p, dict(way='down'))})==3
     nb = nbformat.read(p, 4); nb.cells[0].source = '# Toy, better said'; nbformat.write(nb, p); assert run_key(p, {})==k
     nb.cells[-1].source += '\n1'; nbformat.write(nb, p); assert run_key(p, {})!=k
-    k = run_key(p, {}); monkeypatch.setattr('promptbench.engine.pages.__version__', '9.9'); assert run_key(p, {})!=k
+    k = run_key(p, {}); monkeypatch.setattr('promptbench.engine.job.__version__', '9.9'); assert run_key(p, {})!=k
 
 @pytest.mark.parametrize('name', PAGES)
 def test_every_page_declares_what_it_takes(name):
