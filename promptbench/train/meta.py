@@ -477,12 +477,11 @@ def meta_train(
     "Train as `config` says, yielding a row per outer update with the budget spent so far"
     tasks = list(tasks)
     opt = _outer(backbone, prompt, tasks, config)
-    shared,own = list(backbone.model.parameters()),list(prompt.parameters())
+    shared,own,nll_of = list(backbone.model.parameters()),list(prompt.parameters()),partial(token_nll, backbone)
     first = [p.detach().clone() for p in own]
     card = _card(backbone, tasks, config) if folder else {}
-    parts = dict(backbone=backbone, prompt=prompt, optimizer=opt)
-    rows,state = _resume(folder, card, **parts)
-    nll_of = partial(token_nll, backbone)
+    parts = dict(card=card, backbone=backbone, prompt=prompt, optimizer=opt)
+    rows,state = _resume(folder, **parts)
     yield from rows
     spent = rows[-1]['budget'] if rows else dict.fromkeys(('updates','examples','passes','tokens','flops'), 0)
     began = time.perf_counter()-(rows[-1]['seconds'] if rows else 0.)
@@ -501,7 +500,7 @@ def meta_train(
                                  examples=len(batch)*config.draw, tokens=inner+outer, budget=spent,
                                  seconds=time.perf_counter()-began))
                 stop = stopping()
-                if folder and (stop or len(rows)%every==0): _save(folder, rows, state, card=card, **parts)
+                if folder and (stop or len(rows)%every==0): _save(folder, rows, state, **parts)
                 yield rows[-1]
                 if stop: raise Stopped(stop_note(bool(folder)))
     finally: freeze(backbone)
