@@ -113,6 +113,15 @@ def tuned(folder, **changes):
         rows = list(islice(t, stop))
     return [r['losses']+r['grad_norms'] for r in rows],[t.bank.table]
 
+def meta():
+    "FOMAML and Reptile; the last update has one task, and most processes none"
+    from meta_cell import run
+    kinds = [dict(method='fomaml', prompt='deep', tasks=5, examples=8*11),
+             dict(method='reptile', prompt='shallow', tasks=5, carry='run', lanes=3, examples=8*11)]
+    runs = [run(**kind) for kind in kinds]
+    rows = [[r[k] for k in ('loss','moved','grad_norm')]+r['inner'] for rows,_,_ in runs for r in rows]
+    return rows,[x for _,b,p in runs for x in [*b.model.parameters(), *p.parameters()]]
+
 def judged():
     "Rows and predictions of four templates, under a prompt of each one's own; then of a single example"
     s = load_suite('microworld', seed=1, n_eval=7)
@@ -136,7 +145,7 @@ def numbers():
     return [],[]
 
 JOBS = dict(plain=lambda f: train(), cut=lambda f: train(micro_tokens=40), bank=lambda f: bank(), shrunk=lambda f: shrunk(),
-            run=cut_off, tune=tuned, judge=lambda f: judged(), numbers=lambda f: numbers())
+            run=cut_off, tune=tuned, meta=lambda f: meta(), judge=lambda f: judged(), numbers=lambda f: numbers())
 OTHERS = dict(dropout=lambda f: train(.2), stopped=stopped, on=lambda f: run_of(f/'stopped', packed=None, row_tokens=8192))
 
 def everything(names, folder):

@@ -44,7 +44,7 @@ def _row(task, p:pd.DataFrame, head:dict)->dict:
     return {**head, **_place(task), 'metric':'accuracy', 'value':float(p.correct.mean()), 'n':len(p),
             'chance':chance, 'majority':majority}
 
-# %% ../../nbs/55_measure/01_evaluate.ipynb #b5cb2223
+# %% ../../nbs/55_measure/01_evaluate.ipynb #5c0c2b06
 def _dealt(tasks:list[list], size:int)->list[list]:
     "For each process the numbers of its examples, counted through all tasks; those with the same source stay together"
     groups = {}

@@ -126,7 +126,7 @@ def _smaller(piece:Batch|Packed, tokens:int)->list:
         used += length
     return [_examples(piece, a, b) for a,b in pairwise([*starts, len(piece)])]
 
-# %% ../../nbs/60_train/02_fit.ipynb #e7ac8e1a
+# %% ../../nbs/60_train/02_fit.ipynb #5e001d86
 def _lengths(piece:Batch|Packed)->list[int]:
     "Source and target tokens of each example"
     if isinstance(piece, Packed): return (piece.src_len_B+piece.tgt_len_B).tolist()
