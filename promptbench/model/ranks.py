@@ -15,7 +15,7 @@ from torch import Tensor
 from ..base.core import UserError
 from .memory import out_of_memory
 
-# %% ../../nbs/40_model/07_ranks.ipynb #90ec0723
+# %% ../../nbs/40_model/07_ranks.ipynb #ca8a442b
 def several()->bool:
     "Whether this program is one of several processes of one run; asks nobody and joins nothing"
     dist = torch.distributed
@@ -97,7 +97,7 @@ def _buckets(tensors, most:int)->list[list[Tensor]]:
         used += t.numel()
     return out
 
-# %% ../../nbs/40_model/07_ranks.ipynb #611c4150
+# %% ../../nbs/40_model/07_ranks.ipynb #f79d73a3
 def anywhere(
     flag:bool # In this process
 )->bool:
@@ -123,7 +123,7 @@ def check_same(
         raise UserError(f'the {what} must be the same in every process, got {seen}; '
                         'do all of them see the same folders and files?')
 
-# %% ../../nbs/40_model/07_ranks.ipynb #76108003
+# %% ../../nbs/40_model/07_ranks.ipynb #67049274
 def together(
     work:Callable # Called with a number of tokens; sums nothing over processes
 )->Callable: # The same, for `TokenBudget.run`

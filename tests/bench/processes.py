@@ -5,7 +5,7 @@ import json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 from common import middle, parser, ratio_of, repeats, report, setup, small
 
-WARM = 4 # Updates that are not counted
+WARM = 1 if small() else 4 # Updates that are not counted
 
 def options():
     p = parser(__doc__)
@@ -56,7 +56,7 @@ def start(processes, updates):
 
 def main():
     o = options()
-    updates = o.updates or (4 if small() else 60)
+    updates = o.updates or (3 if small() else 60)
     if o.child: return child(Path(o.child), updates)
     sides = {o.processes: [], 1: []}
     for i in range(1 if small() else repeats()):
