@@ -6,7 +6,7 @@
 __all__ = ['GIB', 'LOGITS', 'SHARE', 'Shape', 'config_of', 'shape_of', 'moment_numbers', 'prompt_numbers', 'kept_per_token',
            'memory_needed', 'tokens_that_fit', 'passes', 'work_by_rule', 'operations']
 
-# %% ../../nbs/40_model/08_needs.ipynb #47940096
+# %% ../../nbs/40_model/08_needs.ipynb #6136efa4
 import json, math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ..base.core import UserError, one_of
 from .backbone import DTYPES, Backbone, _find, _mend_head, _quiet, hub_reachable
 from .memory import free_memory
 
-# %% ../../nbs/40_model/08_needs.ipynb #482cf9fa
+# %% ../../nbs/40_model/08_needs.ipynb #044a5549
 @dataclass(frozen=True)
 class Shape:
     "What a backbone is made of"
@@ -50,7 +50,7 @@ class Shape:
 
 _TABLES = ('shared.weight','embed_tokens.weight','embed_in.weight','wte.weight')
 
-# %% ../../nbs/40_model/08_needs.ipynb #9bacb2d7
+# %% ../../nbs/40_model/08_needs.ipynb #4dc310b6
 def config_of(
     name:str|Path # A name of the catalogue, a folder or a hub id
 )->dict: # As config.json has it
@@ -70,7 +70,7 @@ def config_of(
                         'and the hub cannot be reached or does not have it; fetch it, or name a folder')
     return found
 
-# %% ../../nbs/40_model/08_needs.ipynb #87abfa6a
+# %% ../../nbs/40_model/08_needs.ipynb #bd730356
 @lru_cache(16)
 def _hollow(config:str)->object:
     "A model without memory, from its config as JSON"
@@ -101,7 +101,7 @@ def _shape(name:str, model)->Shape:
         gated=any(n.endswith(('wi_1.weight','gate_proj.weight')) for n,_ in sizes),
         tied=head is not None and head.weight is table.weight, sizes=sizes)
 
-# %% ../../nbs/40_model/08_needs.ipynb #a8ee4314
+# %% ../../nbs/40_model/08_needs.ipynb #80380ec4
 def shape_of(
     backbone:'str|Path|Backbone|Shape' # A backbone, or what `load_backbone` takes
 )->Shape:
@@ -110,7 +110,7 @@ def shape_of(
     if isinstance(backbone, Backbone): return _shape(backbone.name, backbone.model)
     return _shape(str(backbone), _hollow(json.dumps(config_of(backbone), sort_keys=True, default=str)))
 
-# %% ../../nbs/40_model/08_needs.ipynb #b97abcc0
+# %% ../../nbs/40_model/08_needs.ipynb #53f7c0ec
 GIB = 2**30
 
 def moment_numbers(
@@ -120,7 +120,7 @@ def moment_numbers(
     *lead,rows,cols = size if len(size)>1 else (1,*size)
     return math.prod(lead)*(rows+cols) if len(size)>1 else cols
 
-# %% ../../nbs/40_model/08_needs.ipynb #869db8f6
+# %% ../../nbs/40_model/08_needs.ipynb #adb48671
 def prompt_numbers(
     backbone, # As for `shape_of`
     kind:str, # 'none', 'shallow' or 'deep'
@@ -143,7 +143,7 @@ def _standing(s:Shape, *, trains, prompt, length, prompts, weights, shards)->dic
         gradients=4*s.parameters*part if train_T else 0, states=4*moments*part,
         prompts=(3 if 'prompt' in trains else 1)*4*bank)
 
-# %% ../../nbs/40_model/08_needs.ipynb #35b29c21
+# %% ../../nbs/40_model/08_needs.ipynb #0e1f49ed
 def _mode(precision:str, weights:str)->str:
     "How a pass computes: 'fp32', 'cast' (bf16 over fp32 weights) or 'bf16'"
     if weights=='bf16': return 'bf16'
@@ -176,7 +176,9 @@ class _Kept:
         "Queries, keys, values, what comes out, and the weights of `seen` positions where no kernel spares them"
         s = self.s
         own = 2*s.inner+2*s.kv+(2*s.inner if s.kv!=s.inner else 0)+(s.inner if self.trained else 0)
-        written = self.cpu and (self.dropout or (self.trained and not s.causal))
+        turned = s.causal and self.mode=='cast' # queries turned by their place are fp32 again
+        short = self.low==2 and seen<192 and not turned # where a CPU's fused kernel is slower
+        written = self.cpu and (self.dropout or short or (self.trained and not s.causal))
         weights = s.heads*seen*(4+(self.low if self.low==2 else 0)+(2*self.low if self.dropout else 0))
         return self.low*own+s.dim*self.mask+(weights if written else 0)
 
@@ -187,7 +189,7 @@ class _Kept:
 
     def gate_readers(self)->int: return 2 if self.s.gated else 1
 
-# %% ../../nbs/40_model/08_needs.ipynb #ff8bbb2f
+# %% ../../nbs/40_model/08_needs.ipynb #50cb02de
 def _by_layer(k:_Kept, source:float, target:float, P:int)->tuple[float,float,float]:
     "Bytes of a source token in a layer that reads it, of a target token in a layer, of a source token in a layer that looks at it"
     s = k.s
@@ -200,7 +202,7 @@ def _by_layer(k:_Kept, source:float, target:float, P:int)->tuple[float,float,flo
     looked = 2*s.kv*k.low+(2*s.dim*k.low if k.mode=='cast' and k.trained else 0)
     return read,write,looked
 
-# %% ../../nbs/40_model/08_needs.ipynb #03b24054
+# %% ../../nbs/40_model/08_needs.ipynb #0b92a4f2
 LOGITS = 2**26 # Most logits at a time, as `prompt.packed.CHUNK`
 
 def kept_per_token(
@@ -228,7 +230,7 @@ def _one_layer(s:Shape, k:_Kept, source, target, P)->float: # Bytes for each tok
     read,write,looked = _by_layer(k, source, target, P)
     return max(read, (source*looked+target*write)/(source+target))
 
-# %% ../../nbs/40_model/08_needs.ipynb #03c6aa0e
+# %% ../../nbs/40_model/08_needs.ipynb #3b88ea2e
 def memory_needed(
     backbone, # As for `shape_of`
     *, trains:Iterable[str]=('transformer','prompt'), # What is trained; nothing: ranking
@@ -264,7 +266,7 @@ def _gathered(s:Shape, weights:str)->float:
     layer = (s.parameters-sum(tables))/sum(s.layers)
     return (2*layer+max(tables))*(2 if weights=='bf16' else 4)
 
-# %% ../../nbs/40_model/08_needs.ipynb #3559f192
+# %% ../../nbs/40_model/08_needs.ipynb #57321d44
 SHARE = dict(cuda=.85, cpu=.5) # Of the free memory that may be planned with; others use a CPU's as well
 
 def tokens_that_fit(
@@ -280,22 +282,18 @@ def tokens_that_fit(
     if isinstance(backbone, Backbone): how = dict(precision=backbone.precision, weights=backbone.weights)|how
     if free is None: free = free_memory(backbone.device if isinstance(backbone, Backbone) else device)[0]
     s = shape_of(backbone)
-    fixed = standing+_of_a_pass(s, how)
+    k = _Kept(s, _mode(how.get('precision', 'bf16'), how.get('weights', 'fp32')),
+              'transformer' in how.get('trains', ('transformer','prompt')), how.get('dropout', 0.), device=='cpu')
+    room = free*SHARE[device]-standing
+    if k.mode=='cast' and not how.get('checkpointing'): room -= 2*s.worked # copies
+    source,target = how.get('source', 256.),how.get('target', 24.)
     each = kept_per_token(s, device=device, **how)
-    if how.get('checkpointing'): each += _layer_of(s, device, how)
-    return int(min(most, max(least, (free*SHARE[device]-fixed)/each)))
+    if how.get('checkpointing'): each += _one_layer(s, k, source, target, how.get('length', 20))
+    logits = (k.low+8)*s.vocab*target/(source+target)
+    tokens = max(room/(each+logits), (room-LOGITS*(k.low+8))/each) # logits are never more than LOGITS at a time
+    return int(min(most, max(least, tokens)))
 
-def _of_a_pass(s:Shape, how:dict)->float:
-    "Bytes that a pass takes whatever its tokens: logits, and copies of weights"
-    mode = _mode(how.get('precision', 'bf16'), how.get('weights', 'fp32'))
-    return LOGITS*12+(2*s.worked if mode=='cast' and not how.get('checkpointing') else 0)
-
-def _layer_of(s:Shape, device:str, how:dict)->float:
-    mode = _mode(how.get('precision', 'bf16'), how.get('weights', 'fp32'))
-    k = _Kept(s, mode, 'transformer' in how.get('trains', ('transformer','prompt')), how.get('dropout', 0.), device=='cpu')
-    return _one_layer(s, k, how.get('source', 256.), how.get('target', 24.), how.get('length', 20))
-
-# %% ../../nbs/40_model/08_needs.ipynb #8a960344
+# %% ../../nbs/40_model/08_needs.ipynb #e47bd9fd
 def passes(
     trains:Iterable[str] # What is trained; nothing: ranking
 )->int:
@@ -310,7 +308,7 @@ def work_by_rule(
     "Operations by the rule that budgets go by: 6, 4 or 2 per parameter and token"
     return float(passes(trains)*shape_of(backbone).worked*tokens)
 
-# %% ../../nbs/40_model/08_needs.ipynb #0987b6e5
+# %% ../../nbs/40_model/08_needs.ipynb #f4e1f5bf
 def _sides(s:Shape)->tuple[float,float,float]:
     "Weights in products that a source token meets, a target token meets, and the output layer's"
     flat = {n:math.prod(size) for n,size in s.sizes if len(size)==2}
