@@ -6,11 +6,11 @@
 __all__ = ['GIB', 'LOGITS', 'SHARE', 'Shape', 'config_of', 'shape_of', 'moment_numbers', 'prompt_numbers', 'kept_per_token',
            'memory_needed', 'tokens_that_fit', 'passes', 'work_by_rule', 'operations']
 
-# %% ../../nbs/40_model/08_needs.ipynb #6136efa4
+# %% ../../nbs/40_model/08_needs.ipynb #4aa3c1ac
 import json, math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 import torch
 from ..base.catalogue import backbone_source
@@ -18,7 +18,7 @@ from ..base.core import UserError, one_of
 from .backbone import DTYPES, Backbone, _find, _mend_head, _quiet, hub_reachable
 from .memory import free_memory
 
-# %% ../../nbs/40_model/08_needs.ipynb #044a5549
+# %% ../../nbs/40_model/08_needs.ipynb #4d3f9b12
 @dataclass(frozen=True)
 class Shape:
     "What a backbone is made of"
@@ -35,22 +35,23 @@ class Shape:
 
     @property
     def causal(self)->bool: return not self.layers[0]
-    @property
+    @cached_property
     def vocab(self)->int: return dict(self.sizes)[self._table][0]
-    @property
+    @cached_property
     def _table(self)->str: return next(n for n,_ in self.sizes if n.endswith(_TABLES))
-    @property
+    @cached_property
     def parameters(self)->int: return sum(math.prod(s) for _,s in self.sizes)
-    @property
+    @cached_property
     def worked(self)->int: # Parameters that every token meets, as `train.pretrain.flops` counts them
         return self.parameters-(0 if self.tied else math.prod(dict(self.sizes)[self._table]))
     def __repr__(self)->str:
-        return (f'Shape({self.name!r}, {self.parameters/1e6:,.2f} M parameters, width {self.dim}, vocabulary {self.vocab}, '
-                f'layers {self.layers[0]}+{self.layers[1]}, {self.heads} heads)')
+        read,write = self.layers
+        return (f'Shape({self.name!r}, {self.parameters/1e6:,.2f} M parameters, width {self.dim}, '
+                f'vocabulary {self.vocab}, layers {read}+{write}, {self.heads} heads)')
 
 _TABLES = ('shared.weight','embed_tokens.weight','embed_in.weight','wte.weight')
 
-# %% ../../nbs/40_model/08_needs.ipynb #4dc310b6
+# %% ../../nbs/40_model/08_needs.ipynb #66814976
 def config_of(
     name:str|Path # A name of the catalogue, a folder or a hub id
 )->dict: # As config.json has it
@@ -70,7 +71,7 @@ def config_of(
                         'and the hub cannot be reached or does not have it; fetch it, or name a folder')
     return found
 
-# %% ../../nbs/40_model/08_needs.ipynb #bd730356
+# %% ../../nbs/40_model/08_needs.ipynb #561408f3
 @lru_cache(16)
 def _hollow(config:str)->object:
     "A model without memory, from its config as JSON"
@@ -101,7 +102,7 @@ def _shape(name:str, model)->Shape:
         gated=any(n.endswith(('wi_1.weight','gate_proj.weight')) for n,_ in sizes),
         tied=head is not None and head.weight is table.weight, sizes=sizes)
 
-# %% ../../nbs/40_model/08_needs.ipynb #80380ec4
+# %% ../../nbs/40_model/08_needs.ipynb #32acffca
 def shape_of(
     backbone:'str|Path|Backbone|Shape' # A backbone, or what `load_backbone` takes
 )->Shape:
@@ -110,7 +111,7 @@ def shape_of(
     if isinstance(backbone, Backbone): return _shape(backbone.name, backbone.model)
     return _shape(str(backbone), _hollow(json.dumps(config_of(backbone), sort_keys=True, default=str)))
 
-# %% ../../nbs/40_model/08_needs.ipynb #53f7c0ec
+# %% ../../nbs/40_model/08_needs.ipynb #f6bd1139
 GIB = 2**30
 
 def moment_numbers(
@@ -120,7 +121,7 @@ def moment_numbers(
     *lead,rows,cols = size if len(size)>1 else (1,*size)
     return math.prod(lead)*(rows+cols) if len(size)>1 else cols
 
-# %% ../../nbs/40_model/08_needs.ipynb #adb48671
+# %% ../../nbs/40_model/08_needs.ipynb #1dae18a8
 def prompt_numbers(
     backbone, # As for `shape_of`
     kind:str, # 'none', 'shallow' or 'deep'
@@ -131,11 +132,10 @@ def prompt_numbers(
     slots = s.layers[0]+s.layers[1]*(1 if s.causal else 2)
     return length*dict(none=0, shallow=s.dim, deep=2*slots*s.kv)[one_of('prompt', kind, ('none','shallow','deep'))]
 
-def _standing(s:Shape, *, trains, prompt, length, prompts, weights, shards)->dict[str,float]: # Bytes
-    "What stays from step to step"
+def _standing(s:Shape, trains:tuple, bank:int, weights:str, shards:int)->dict[str,float]: # Bytes
+    "What stays from step to step, of a bank of so many numbers"
     part = 1/shards
     train_T = 'transformer' in trains
-    bank = prompts*prompt_numbers(s, prompt, length)
     moments = sum(moment_numbers(size) for _,size in s.sizes) if train_T else 0
     masters = 4*s.parameters if train_T and weights=='bf16' else 0
     return dict(
@@ -143,7 +143,7 @@ def _standing(s:Shape, *, trains, prompt, length, prompts, weights, shards)->dic
         gradients=4*s.parameters*part if train_T else 0, states=4*moments*part,
         prompts=(3 if 'prompt' in trains else 1)*4*bank)
 
-# %% ../../nbs/40_model/08_needs.ipynb #0e1f49ed
+# %% ../../nbs/40_model/08_needs.ipynb #50e7153d
 def _mode(precision:str, weights:str)->str:
     "How a pass computes: 'fp32', 'cast' (bf16 over fp32 weights) or 'bf16'"
     if weights=='bf16': return 'bf16'
@@ -189,7 +189,7 @@ class _Kept:
 
     def gate_readers(self)->int: return 2 if self.s.gated else 1
 
-# %% ../../nbs/40_model/08_needs.ipynb #50cb02de
+# %% ../../nbs/40_model/08_needs.ipynb #10c15d82
 def _by_layer(k:_Kept, source:float, target:float, P:int)->tuple[float,float,float]:
     "Bytes of a source token in a layer that reads it, of a target token in a layer, of a source token in a layer that looks at it"
     s = k.s
@@ -202,7 +202,7 @@ def _by_layer(k:_Kept, source:float, target:float, P:int)->tuple[float,float,flo
     looked = 2*s.kv*k.low+(2*s.dim*k.low if k.mode=='cast' and k.trained else 0)
     return read,write,looked
 
-# %% ../../nbs/40_model/08_needs.ipynb #0b92a4f2
+# %% ../../nbs/40_model/08_needs.ipynb #b9e8c496
 LOGITS = 2**26 # Most logits at a time, as `prompt.packed.CHUNK`
 
 def kept_per_token(
@@ -230,7 +230,7 @@ def _one_layer(s:Shape, k:_Kept, source, target, P)->float: # Bytes for each tok
     read,write,looked = _by_layer(k, source, target, P)
     return max(read, (source*looked+target*write)/(source+target))
 
-# %% ../../nbs/40_model/08_needs.ipynb #3b88ea2e
+# %% ../../nbs/40_model/08_needs.ipynb #72b743da
 def memory_needed(
     backbone, # As for `shape_of`
     *, trains:Iterable[str]=('transformer','prompt'), # What is trained; nothing: ranking
@@ -244,7 +244,8 @@ def memory_needed(
     "Memory of a job at its fullest"
     s,mode = shape_of(backbone),_mode(precision, one_of('weights', weights, DTYPES))
     trains = tuple(trains)
-    standing = _standing(s, trains=trains, prompt=prompt, length=length, prompts=prompts, weights=weights, shards=shards)
+    bank = prompts*prompt_numbers(s, prompt, length)
+    standing = _standing(s, trains, bank, weights, shards)
     how = dict(trains=trains, precision=precision, weights=weights, dropout=dropout, source=source, target=target,
                prompt=prompt, length=length, device=device)
     k = _Kept(s, mode, 'transformer' in trains, dropout, device=='cpu')
@@ -266,7 +267,7 @@ def _gathered(s:Shape, weights:str)->float:
     layer = (s.parameters-sum(tables))/sum(s.layers)
     return (2*layer+max(tables))*(2 if weights=='bf16' else 4)
 
-# %% ../../nbs/40_model/08_needs.ipynb #57321d44
+# %% ../../nbs/40_model/08_needs.ipynb #5f83a85e
 SHARE = dict(cuda=.85, cpu=.5) # Of the free memory that may be planned with; others use a CPU's as well
 
 def tokens_that_fit(
@@ -293,7 +294,7 @@ def tokens_that_fit(
     tokens = max(room/(each+logits), (room-LOGITS*(k.low+8))/each) # logits are never more than LOGITS at a time
     return int(min(most, max(least, tokens)))
 
-# %% ../../nbs/40_model/08_needs.ipynb #e47bd9fd
+# %% ../../nbs/40_model/08_needs.ipynb #5193acfd
 def passes(
     trains:Iterable[str] # What is trained; nothing: ranking
 )->int:
@@ -308,7 +309,7 @@ def work_by_rule(
     "Operations by the rule that budgets go by: 6, 4 or 2 per parameter and token"
     return float(passes(trains)*shape_of(backbone).worked*tokens)
 
-# %% ../../nbs/40_model/08_needs.ipynb #f4e1f5bf
+# %% ../../nbs/40_model/08_needs.ipynb #a2fbeded
 def _sides(s:Shape)->tuple[float,float,float]:
     "Weights in products that a source token meets, a target token meets, and the output layer's"
     flat = {n:math.prod(size) for n,size in s.sizes if len(size)==2}
@@ -322,7 +323,8 @@ def _sides(s:Shape)->tuple[float,float,float]:
 
 def _looks(name:str)->bool:
     "Whether a weight makes keys and values of a source for the decoder"
-    return ('EncDecAttention' in name or 'encoder_attn' in name) and name.endswith(('.k.weight','.v.weight','k_proj.weight','v_proj.weight'))
+    makes = name.endswith(('.k.weight','.v.weight','k_proj.weight','v_proj.weight'))
+    return makes and ('EncDecAttention' in name or 'encoder_attn' in name)
 
 def operations(
     backbone, # As for `shape_of`

@@ -43,7 +43,7 @@ def _normalised(g:Tensor, state:dict, lead:int, decay:float, tiny:float)->Tensor
     row_share = row/row.mean(-1, keepdim=True)
     return row_share.rsqrt().unsqueeze(-1)*col.rsqrt().unsqueeze(-2)*g
 
-# %% ../../nbs/60_train/01_adafactor.ipynb #589be0c5
+# %% ../../nbs/60_train/01_adafactor.ipynb #c768b645
 def needs_master(
     weight:Tensor # A tensor of a model
 )->bool:
@@ -68,7 +68,7 @@ def new_master(
 
 # %% ../../nbs/60_train/01_adafactor.ipynb #88efb815
 class Adafactor:
-    "Adafactor as the paper sets it, without momentum or schedule; `lead=1` keeps the prompts of a bank apart, bf16 weights get fp32 masters"
+    "Adafactor as the paper sets it; `lead=1` keeps the prompts of a bank apart, and bf16 weights get fp32 masters"
     tiny,threshold,floor = 1e-30,1.0,1e-3
 
     def __init__(self,
