@@ -1,5 +1,5 @@
 "Layers computed again, bf16 weights with masters, needs by formula, estimates: what lets the paper's scale fit"
-import gc, itertools, json, os, resource, subprocess, sys, textwrap
+import itertools, json, os, subprocess, sys, textwrap
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
@@ -98,22 +98,21 @@ def start(weights, seed, tmp_path, **how):
     if not folder.exists(): save_backbone(random_backbone(WORDS, dim=32, ff=64, layers=(2,2), seed=seed), folder)
     return load_backbone(folder, weights=weights, **how)
 
-def curve(b, seed, masters=True, steps=30, lr=1e-3):
+def curve(b, masters=True, steps=15, lr=3e-4):
     batches = [pack(examples(8, 16, 6)[i%4:]+examples(8, 16, 6)[:i%4]) for i in range(steps)]
     opt = Adafactor(unfreeze(b).model.parameters(), lr, clip=1., masters=masters)
     with training(b.model, 0.): return [r['loss'] for r in fit([[x] for x in batches], token_nll(b), opt)]
 
 def test_masters_train_as_autocast_does(tmp_path):
-    "Over five seeds: bf16 weights with masters stay as near to fp32 as autocast does; without masters they do not"
+    "Over three seeds: bf16 weights with masters stay as near to fp32 as autocast does (measured: .0006 and .0003 of the loss), without they are .11 off"
     off = dict(cast=[], master=[], bare=[])
-    for seed in range(5):
-        exact = curve(start('fp32', seed, tmp_path), seed)
-        cast = curve(start('fp32', seed, tmp_path, precision='bf16'), seed)
-        master,bare = (curve(start('bf16', seed, tmp_path), seed, masters=m) for m in (True,False))
+    for seed in range(3):
+        exact = curve(start('fp32', seed, tmp_path))
+        cast = curve(start('fp32', seed, tmp_path, precision='bf16'))
+        master,bare = (curve(start('bf16', seed, tmp_path), masters=m) for m in (True,False))
         for name,c in (('cast',cast),('master',master),('bare',bare)): off[name].append(abs(c[-1]-exact[-1])/exact[-1])
     mean = {k:sum(v)/len(v) for k,v in off.items()}
-    assert mean['cast']<.02 and mean['master']<.03, off
-    assert mean['bare']>2*mean['master'], off
+    assert mean['cast']<.01 and mean['master']<.01<.05<mean['bare'], off
 
 def test_a_run_with_masters_goes_on_exactly(tmp_path):
     from test_pretrain import cell, suite
@@ -196,3 +195,52 @@ def test_tokens_that_fit_fill_what_is_free():
         need = memory_needed('google/t5-xl-lm-adapt', tokens=tokens, prompt='none', **how)
         assert need['activations']+need['logits']==pytest.approx(40*.85, rel=.05)
     assert tokens_that_fit('google/t5-xl-lm-adapt', free)<tokens_that_fit('google/t5-xl-lm-adapt', free, weights='bf16')
+
+# --- the data of a run -----------------------------------------------------------------------------------------------
+def streamed(tmp_path, n):
+    "What `stream_cell.py` says of so many records"
+    folder = tmp_path/str(n); folder.mkdir()
+    out = subprocess.run([sys.executable, str(Path(__file__).parent/'stream_cell.py'), str(folder), str(n)], capture_output=True, text=True, env=os.environ|dict(PROMPTBENCH_QUIET='1'))
+    assert out.returncode==0, out.stderr[-2000:]
+    return json.loads(out.stdout.splitlines()[-1])
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='a process knows its own memory on Linux')
+def test_data_of_a_run_is_streamed(tmp_path):
+    "Four times as many of P3's records: an index of nine bytes a record grows, and nothing else does"
+    few,many = (streamed(tmp_path, n) for n in (2_500, 10_000))
+    assert (few['seen'], many['seen'])==(2_500, 10_000)
+    grown = many['rendering_and_batches_mb']-few['rendering_and_batches_mb']
+    assert grown<.7*(many['file_mb']-few['file_mb']), (few, many) # as Python objects it would be several times the file
+    assert many['opening_mb']<.7, many
+
+# --- estimates -------------------------------------------------------------------------------------------------------
+def test_an_estimate_of_a_whole_table_needs_no_network_and_no_model():
+    "Six methods, both prompts, shots and seeds of T5-XL on P3, in a process that may not load weights or reach anything"
+    code = textwrap.dedent('''
+        import socket, promptbench.model.backbone as page
+        def no(*a, **k): raise AssertionError('not asked for')
+        socket.create_connection = socket.socket.connect = page.load_backbone = no
+        from promptbench.train.estimate import *
+        from promptbench.base.catalogue import METHODS, columns, trains
+        jobs = [dict(stage='pretrain', method=m, prompt=p, seed=s, given={}) for m in METHODS if any(trains(m)) for p in (columns() if trains(m)[1] else ['none']) for s in range(3)]
+        jobs += [dict(stage='tune', method=m, prompt=p, seed=s, given=dict(shots=16)) for m in METHODS for p in columns() for s in range(3)]
+        devices,facts = devices_found(),known_facts('p3')
+        rows = estimate(jobs, devices, 'google/t5-xl-lm-adapt', facts)
+        print(estimate_text(rows, devices, facts, refusals(rows, 'google/t5-xl-lm-adapt'))); print(len(jobs), len(rows))''')
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ|dict(HF_HUB_OFFLINE='1'))
+    assert out.returncode==0, out.stderr[-2000:]
+    lines = out.stdout.splitlines(); n,m = map(int, lines[-1].split()); assert n==m>30
+    assert 'P3 is not read' in out.stdout and sum(line.startswith(('pretrain','tune')) for line in lines)==n
+
+def test_refusals_name_what_would_do():
+    from promptbench.train.estimate import ROOM, Device, estimate, known_facts, refusals
+    name,facts = 'google/t5-xl-lm-adapt',known_facts('p3')
+    def would(gb, **given):
+        card = Device('cuda:0', 'a card', gb*GIB, gb*GIB, dict(fp32=1., bf16=1.)); job = dict(stage='pretrain', method='T+P', prompt='deep', seed=0, given=given)
+        return [r['would'] for r in refusals(estimate([job], [card], name, facts), name)]
+    assert would(80)==[]
+    assert 'at most 1,024 tokens at a time' in would(36, weights='bf16', micro_tokens=8192)[0]
+    assert 'checkpointing' in would(36, weights='bf16', micro_tokens=8192)[0]
+    n = int(would(20)[0][-1].split()[0]); assert n>=2
+    how = dict(prompt='deep', weights='fp32', tokens=1024, source=facts.source, target=facts.target)
+    assert memory_needed(name, shards=n, **how)['total']<=ROOM*20<memory_needed(name, shards=max(1, n-1), **how)['total']
