@@ -45,6 +45,18 @@ def test_layers_computed_again_give_the_same_gradients(kind, prompt, packed, dro
     for x,y in zip(want, got): torch.testing.assert_close(y, x, atol=1e-6, rtol=1e-6)
     assert not any('forward' in vars(m) for m in b.model.modules()) and not any(getattr(s, 'segments', None) for s in b.slots)
 
+@pytest.mark.parametrize('weights', ['fp32','bf16'])
+@pytest.mark.parametrize('prompt', ['shallow','deep'])
+@pytest.mark.parametrize('kind', ['t5','llama','gpt2'])
+def test_layers_computed_again_in_bf16(kind, prompt, weights):
+    "Under autocast and over bf16 weights alike"
+    b = unfreeze(random_backbone(WORDS, kind=kind, layers=(2,2), dim=16)); b.precision = 'bf16'
+    if weights=='bf16': b.model.bfloat16()
+    bank = new_prompt(prompt, b, length=3, n=2, seed=0)
+    for make in (pack, make_batch):
+        want,got = (gradients(b, bank, make(examples(6, 12, 6), [0,1]*3), .2, on) for on in (False,True))
+        for x,y in zip(want, got, strict=True): torch.testing.assert_close(y, x, atol=1e-6, rtol=1e-6)
+
 def test_dropout_is_drawn_again_only_where_asked():
     "Without the generator's state a layer would drop other numbers the second time: the test above can fail"
     b = random_backbone(WORDS, layers=(2,2), dim=16); none = new_prompt('none', b); batch = pack(examples(6, 12, 6))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['checkpointed']
 
-# %% ../../nbs/40_model/09_recompute.ipynb #bbb02b6e
-import contextlib
+# %% ../../nbs/40_model/09_recompute.ipynb #1e1c4496
+import contextlib, copy
 from collections.abc import Iterator
 from functools import partial
 import torch
@@ -15,25 +15,22 @@ from torch.utils.checkpoint import checkpoint
 from ..base.core import UserError
 from .attention import is_slot, segmented
 
-# %% ../../nbs/40_model/09_recompute.ipynb #d33231bf
+# %% ../../nbs/40_model/09_recompute.ipynb #08b91b3f
 def _layers(model)->list[nn.Module]:
     "The layers that can be computed again"
     from transformers.modeling_layers import GradientCheckpointingLayer
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 class _Past:
-    "Keys and values as one layer found them: a layer that is computed again must not write into the cache twice"
+    "A cache as one layer found it: a layer that is computed again must not write into the cache twice"
     def __init__(self, cache, slots:list):
         i = getattr(slots[0], 'layer_idx', 0)
-        kept = cache.layers[i] if len(cache.layers)>i else None
-        self.keys,self.values = getattr(kept, 'keys', None),getattr(kept, 'values', None)
-    @staticmethod
-    def _after(past, new): return new if past is None or not past.numel() else torch.cat([past, new], -2)
-    def update(self, keys, values, *where): return self._after(self.keys, keys),self._after(self.values, values)
+        self.layer = copy.copy(cache.layers[i]) if len(cache.layers)>i else cache.layer_class_to_replicate()
+    def update(self, keys, values, where:int, *more): return copy.copy(self.layer).update(keys, values, *more)
 
 def _is_cache(x)->bool: return hasattr(x, 'layers') and hasattr(x, 'update')
 
-# %% ../../nbs/40_model/09_recompute.ipynb #8d5e0ba1
+# %% ../../nbs/40_model/09_recompute.ipynb #be9ff929
 @contextlib.contextmanager
 def _as_it_was(slots:list, prompts:list, cuts:list)->Iterator[None]:
     "Within the block, attention layers have the deep prompts and cuts of another time"
@@ -60,7 +57,7 @@ def _run_again(layer, forward, draws:bool, *args, **kw):
     states = args[0] if args else kw['hidden_states'] # checkpoint looks at it to know the device
     return checkpoint(run, states, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
 
-# %% ../../nbs/40_model/09_recompute.ipynb #10d16d22
+# %% ../../nbs/40_model/09_recompute.ipynb #2be6cefc
 @contextlib.contextmanager
 def checkpointed(
     backbone:object, # A `Backbone`
