@@ -11,7 +11,7 @@ __all__ = ['METHODS', 'REFERENCE', 'PROMPT_KINDS', 'INITS', 'BACKBONES', 'SUITES
 # %% ../../nbs/00_base/02_catalogue.ipynb #75f48e49
 import importlib, os
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from .core import UserError, data_dir, one_of
@@ -71,6 +71,7 @@ class BackboneSource:
     dtype:str='fp32' # Precision of the weights in memory
     ends:tuple=(None,None) # Whether sources and targets end in `</s>`; None: as the file says, or the family does
     read:str='' # The one thing it has read, as reports say where it meets other texts; '': text of all kinds
+    shape:dict|None=field(default=None, hash=False) # Its config.json, as far as sizes go: for plans where it is not at hand
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteSource:
@@ -178,15 +179,22 @@ INITS = Catalogue('init', Init, {
 # %% ../../nbs/00_base/02_catalogue.ipynb #ea97ebf5
 _TINY = dict(read='the microworld')
 
+# Width, width inside feed-forward layers, layers of each stack, heads of 64
+_T5_SIZES = dict(small=(512, 1024, 8, 6), base=(768, 2048, 12, 12), large=(1024, 2816, 24, 16),
+                 xl=(2048, 5120, 24, 32), xxl=(4096, 10240, 24, 64))
+
 def _lm_adapted(size:str)->BackboneSource:
+    dim,ff,layers,heads = _T5_SIZES[size]
+    shape = dict(model_type='t5', vocab_size=32128, d_model=dim, d_kv=64, d_ff=ff, num_layers=layers, num_heads=heads,
+                 feed_forward_proj='gated-gelu', tie_word_embeddings=False)
     return BackboneSource(what=f'T5 v1.1 {size}, trained on as a language model: a backbone of the papers',
-                          hub=f'google/t5-{size}-lm-adapt')
+                          hub=f'google/t5-{size}-lm-adapt', shape=shape)
 
 BACKBONES = Catalogue('backbone', BackboneSource, {
     'tiny': BackboneSource(what='an encoder-decoder of a few million parameters, made here', folder='tiny', **_TINY),
     'tiny-1': BackboneSource(what='the same from a second seed', folder='tiny-1', **_TINY),
     'tiny-2': BackboneSource(what='the same from a third seed', folder='tiny-2', **_TINY),
-    **{f'google/t5-{size}-lm-adapt': _lm_adapted(size) for size in ('small','base','large','xl','xxl')},
+    **{f'google/t5-{size}-lm-adapt': _lm_adapted(size) for size in _T5_SIZES},
 })
 
 SUITES = Catalogue('suite', SuiteSource, {
