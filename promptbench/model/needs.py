@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from ..base.catalogue import backbone_source
 from ..base.core import UserError, one_of
-from .backbone import DTYPES, Backbone, _find, _mend_head, _quiet, hub_reachable
+from ..base.digest import find_backbone, hub_reachable
+from .backbone import DTYPES, Backbone, _mend_head, _quiet
 from .memory import free_memory
 
 # %% ../../nbs/40_model/08_needs.ipynb #4d3f9b12
@@ -57,7 +58,7 @@ def config_of(
 )->dict: # As config.json has it
     "The config of a backbone: of the files here, else of the catalogue, else of the hub"
     from transformers import PreTrainedConfig
-    where,local = _find(name)
+    where,local = find_backbone(name)
     def read(**how):
         with _quiet(): return PreTrainedConfig.get_config_dict(where, **how)[0]
     try: found = read(local_files_only=True)
