@@ -41,7 +41,9 @@ def option(
 DEVICE_HELP = 'where to compute: auto (every GPU there is, else the CPU), cpu, cuda, or one GPU such as cuda:1'
 
 # %% ../../nbs/95_cli/00_terminal.ipynb #95280d4a
-EXECUTOR_HELP = 'where jobs run: local (workers that stay warm), fresh (a process each), here, slurm, submitit (its local stand-in) or debug'
+EXECUTOR_HELP = (
+    'where jobs run: local (workers that stay warm), fresh (a process each), here, slurm, '
+    'submitit (its local stand-in) or debug')
 WORKERS_HELP = 'jobs at a time; by default one for each GPU, or two, and four on a cluster'
 CLUSTER_HELP = 'for the cluster, as name=value: timeout_min, slurm_partition, gpus_per_node, mem_gb, ...'
 PROCESSES_HELP = 'processes that compute one pretraining run together, started through torchrun'

@@ -81,7 +81,8 @@ def terminal_board(
     "The board as a table of rich"
     from rich.table import Table
     from rich.text import Text
-    t = Table(title=headline(board, title=title, began=began), title_justify='left', expand=False, box=None, header_style='dim')
+    head = headline(board, title=title, began=began)
+    t = Table(title=head, title_justify='left', expand=False, box=None, header_style='dim')
     for c in COLUMNS: t.add_column(c, no_wrap=c!='note', overflow='ellipsis')
     for l in lines(board):
         style = {'state':COLOURS.get(l['state'], '')}

@@ -239,7 +239,8 @@ def _reason(run:dict, older:float|None)->str|None:
 def _leftovers(root, runs:list[dict], older:float|None)->list[tuple[str,Path,str,Callable]]: # what, folder, why, how
     "All that `gc` would remove, if nobody needed it"
     out = [(f.name, f, 'left by a killed process', _wipe) for f in sorted(Path(root).glob('.*')) if _left_behind(f)]
-    out += [(f'queue {f.name}', f, 'of a call that is over', _wipe) for f in sorted(Path(root).glob('.queues/*')) if _idle(f)]
+    over = [f for f in sorted(Path(root).glob('.queues/*')) if _idle(f)]
+    out += [(f'queue {f.name}', f, 'of a call that is over', _wipe) for f in over]
     for r in runs:
         if r['state']=='running': continue
         if why := _reason(r, older): out.append((r['key'], r['folder'], why, _drop))

@@ -99,8 +99,8 @@ def to_task(
     job:Job
 )->dict: # JSON
     "A job as it is handed to another process"
-    return dict(stage=job.stage, given=job.given, needs=list(job.needs), cell=job.cell, weight=job.weight, turn=job.turn,
-                slots=job.slots, key=job.key)
+    return dict(stage=job.stage, given=job.given, needs=list(job.needs), cell=job.cell, weight=job.weight,
+                turn=job.turn, slots=job.slots, key=job.key)
 
 def from_task(
     task:dict # From `to_task`

@@ -203,7 +203,8 @@ def page_job(
     "A page with parameters as a job, its precision definite"
     path = find_page(name)
     values = check_parameters(path, given)
-    if values.get('precision')=='auto': given = given|dict(precision=auto or definite('auto', values.get('device') or 'auto'))
+    if values.get('precision')=='auto':
+        given = given|dict(precision=auto or definite('auto', values.get('device') or 'auto'))
     return job('page', dict(page=str(path), set=given, track=list(track), grace=grace), **more)
 
 def run_key(

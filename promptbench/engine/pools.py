@@ -23,8 +23,8 @@ class Pool(Protocol):
     n:int # Jobs at a time
     def open(self, root:Path): "Get ready to compute into folders of `root`"
     def submit(self, jobs:Sequence[Job]): "Take jobs, all of which can begin"
-    def poll(self, seconds:float)->dict[str,dict]: "Key -> dict(state: queued, running, ended or lost, ...), after at most so long"
-    def cancel(self, hard:bool=False): "What waits is dropped; what runs keeps a checkpoint and stops, or is ended at once"
+    def poll(self, seconds:float)->dict[str,dict]: "Key -> dict(state: queued, running, ended or lost, ...)"
+    def cancel(self, hard:bool=False): "Drop what waits; what runs keeps a checkpoint and stops, or is ended"
     def close(self): "The call is over; nothing is left running that it does not need"
 
 # %% ../../nbs/70_engine/07_pools.ipynb #cbf944d2
@@ -186,7 +186,8 @@ class Warm(Workers):
         self.context = _context()
     def start(self, name:str, device:str):
         "A process that serves the queue"
-        task = dict(place=str(self.queue.place), name=name, device=device, threads=self.threads, most=self.most, idle=self.idle)
+        task = dict(place=str(self.queue.place), name=name, device=device, threads=self.threads, most=self.most,
+                    idle=self.idle)
         given = (task, dict(os.environ), str(self.queue.place/f'{name}.txt'))
         worker = self.context.Process(target=_begin_worker, args=given, daemon=False)
         worker.device = device
@@ -266,7 +267,8 @@ class Slurm(Workers):
         **parameters # Of submitit: timeout_min, slurm_partition, gpus_per_node, cpus_per_task, mem_gb, ...
     ):
         try: import submitit
-        except ImportError: raise UserError('the executors slurm and submitit need submitit; pip install "promptbench[cluster]"') from None
+        except ImportError:
+            raise UserError('the executors slurm and submitit need submitit; pip install "promptbench[cluster]"') from None
         one_of('kind of cluster', kind, ('slurm','local'))
         if kind=='slurm' and not shutil.which('sbatch'):
             raise UserError('the executor slurm needs the command sbatch, which is not here; log in to a machine of '
@@ -282,7 +284,8 @@ class Slurm(Workers):
     def start_some(self, names:list[str])->dict:
         "Queue workers, as one array where the cluster has arrays"
         seconds = 60*self.parameters['timeout_min']-120
-        task = dict(place=str(self.queue.place), device=self.devices[0], threads=self.threads, seconds=max(60, seconds), idle=self.idle)
+        task = dict(place=str(self.queue.place), device=self.devices[0], threads=self.threads, idle=self.idle,
+                    seconds=max(60, seconds))
         with self.submitit.batch(): made = {n:self.submitit.submit(SlurmWorker(task|dict(name=n))) for n in names}
         return made
     def _ask(self):

@@ -76,7 +76,8 @@ class Queue:
         **told:object # code, message, ...
     ):
         "Say how a job ended"
-        write_atomic(self.place/'ended'/f'{job.key}.json', to_json(dict(key=job.key, worker=worker, **told)), durable=False)
+        told = dict(key=job.key, worker=worker, **told)
+        write_atomic(self.place/'ended'/f'{job.key}.json', to_json(told), durable=False)
         (self.place/'taken'/worker/_ticket(job)).unlink(missing_ok=True)
 
     def waiting(self)->list[str]:

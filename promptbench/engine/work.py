@@ -44,7 +44,8 @@ class Outcome:
     signal:int=0 # That asked it to stop
 
 # %% ../../nbs/70_engine/03_work.ipynb #663f05d3
-_MEMORY = re.compile(r'out of memory|OutOfMemory|MemoryError|allocate memory|not enough memory|DefaultCPUAllocator', re.I)
+_MEMORY = re.compile(
+    r'out of memory|OutOfMemory|MemoryError|allocate memory|not enough memory|DefaultCPUAllocator', re.I)
 
 def memory_ran_out(
     text:str # An error, with the name of its type
@@ -99,7 +100,8 @@ def circumstances(
     memory = round(psutil.virtual_memory().total/2**30, 1)
     hardware = dict(machine=platform.machine(), system=platform.system(), host=platform.node(), cores=os.cpu_count(),
                     memory_GiB=memory, threads=os.environ.get('OMP_NUM_THREADS'), device=device)
-    return dict(version=__version__, commit=_commit(), hardware=hardware, versions=_versions(), device=device_name(device))
+    return dict(version=__version__, commit=_commit(), hardware=hardware, versions=_versions(),
+                device=device_name(device))
 
 # %% ../../nbs/70_engine/03_work.ipynb #80acf205
 class Log:
@@ -262,7 +264,8 @@ def _done_by(job:Job, stage, given:dict, folder:Path, device:str, log:Log)->dict
 def _attempt(job:Job, stage, given:dict, folder:Path, device:str, log)->Outcome:
     "One go at a job whose lock is held: begin, do, write down what became of it"
     began = time.monotonic()
-    card = dict(key=job.key, stage=job.stage, cell=job.cell, parameters=job.given, needs=list(job.needs), weight=job.weight)
+    card = dict(key=job.key, stage=job.stage, cell=job.cell, parameters=job.given, needs=list(job.needs),
+                weight=job.weight)
     if hasattr(stage, 'card'): card |= stage.card(job.given)
     card |= dict(command=sys.argv, pid=os.getpid(), **circumstances(device))
     card,out = _begin(folder, card, log)

@@ -41,16 +41,13 @@ def harvest(
     return new
 
 # %% ../../nbs/80_studies/04_collect.ipynb #b263c352
-def _device(card:dict)->str|None:
-    "Which device computed a run: as its stage says it, or the card"
-    return card.get('computed_by') or card.get('device')
-
 def _cost(run:Job, root)->dict:
     "What a run cost, as `findings.budgets` reads it"
     card = read_json(Path(root)/run.key/'card.json') or {}
     given = card.get('parameters') or {}
-    return dict(stage=run.cell['step'], device=_device(card), method=given.get('method'), prompt=given.get('prompt'), seed=given.get('seed'),
-                seconds=card.get('spent'), budget=card.get('budget') or {})
+    what = {name:given.get(name) for name in ('method','prompt','seed')}
+    return what|dict(stage=run.cell['step'], device=card.get('device'), seconds=card.get('spent'),
+                     budget=card.get('budget') or {})
 
 def _cards(runs:list[Job], root)->list[dict]:
     "The cost of all runs that have a method"
@@ -84,7 +81,8 @@ def _write(path:Path, rows, predictions, cards:list, settings:dict, n:int):
     devices = list(dict.fromkeys(c['device'] for c in cards if c['device']))
     told = settings|made.told|dict(seeds=sorted(int(s) for s in rows.seed.unique()))|environment(devices or None)
     if any(dataset!=group for dataset,group in made.groups.items()): told |= dict(groups=made.groups)
-    write_report(path, rows=rows, predictions=predictions, table=made.table, claims=made.claims, cards=cards, settings=told)
+    write_report(path, rows=rows, predictions=predictions, table=made.table, claims=made.claims, cards=cards,
+                 settings=told)
 
 def sweep_report(
     runs:list[Job], root:str|Path, store:str|Path, # As in `harvest`

@@ -119,7 +119,8 @@ def _datasets(rows:pd.DataFrame)->pd.DataFrame:
 def _answer(s:Settings, out, n:int)->pd.DataFrame:
     "One finished table: its cells, then the datasets of each"
     found = gather(s, out)
-    made = assemble(found['rows'], found['predictions'], methods=s.methods, prompts=s.prompts, shots=s.shots, n=n, claims=False)
+    made = assemble(found['rows'], found['predictions'], methods=s.methods, prompts=s.prompts, shots=s.shots, n=n,
+                    claims=False)
     return pd.concat([_cells(made.table), _datasets(found['rows'])])
 
 def tables(

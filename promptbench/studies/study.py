@@ -20,9 +20,9 @@ from ..engine.run import Board, Stop, run
 # %% ../../nbs/80_studies/00_study.ipynb #3d66a644
 class Plan(Protocol):
     "A study with its settings; a catalogue line names a class that makes one from plain values"
-    def jobs(self, out:Path)->list[Job]: "Everything it needs, each thing once; pure: nothing is computed, no model is loaded"
+    def jobs(self, out:Path)->list[Job]: "Everything it needs, each thing once; nothing is computed for it"
     def announce(self, out:Path): "Say what is computed, for whoever looks at the folder"
-    def finish(self, out:Path, command:str)->list[Path]: "Make of the results what people look at; the files, the report first"
+    def finish(self, out:Path, command:str)->list[Path]: "Make files of the results, the report first"
 
 def jobs_in(
     out:str|Path # Folder of a study
@@ -72,7 +72,8 @@ def tell_progress(
     running = ', '.join(map(str, board.named('running')))
     pace = None if left is None or share>=100 else left/(100-share)
     still = sum(n['state'] in ('waiting','queued','running') for n in board.now.values())
-    told = dict(done=board.done, job=running or None, left=still, step=round(share, 1), total=100, pace=pace, what=running)
+    told = dict(done=board.done, job=running or None, left=still, step=round(share, 1), total=100, pace=pace,
+                what=running)
     try: write_atomic(Path(out)/'progress.json', to_json(told), durable=False)
     except (OSError, UserError): pass # a full disk ends a study where results are written, not here
     return running,left
@@ -96,7 +97,8 @@ def run_jobs(
         running,left = tell_progress(out, board)
         bar.to(board.done, (f'{left:.0f} s left; ' if left else '')+(running or 'nothing left to do'))
     bar.close()
-    if board.named('stopped'): raise Stopped('stopped as asked; finished parts are kept, the same call goes on from here')
+    if board.named('stopped'):
+        raise Stopped('stopped as asked; finished parts are kept, the same call goes on from here')
     if bad := [*board.named('failed'), *board.named('skipped')]:
         told = '; '.join(f'{j}: {board.now[j.key]["note"]}' for j in bad)
         raise UserError(f'these parts failed, the others are kept: {told}')

@@ -84,7 +84,8 @@ def _kinds(s:Settings, method:str, shots:int)->tuple:
 def cells(s:Settings)->list[TableCell]:
     "Every cell of a table, in its order"
     return [TableCell(method, kind, k, seed)
-            for seed,method,k in product(s.seeds, s.methods, s.shots) for kind in _kinds(s, method, k)]
+            for seed,method,k in product(s.seeds, s.methods, s.shots)
+            for kind in _kinds(s, method, k)]
 
 # %% ../../nbs/80_studies/02_table1.ipynb #f44a2895
 def pretrain_settings(
@@ -178,8 +179,8 @@ def announce_tables(
     "Say what is computed, for whoever looks at the folder"
     told = [asdict(t) for t in tables]
     write_atomic(out/'settings.json', to_json(told[0] if len(told)==1 else told))
-    planned = [j for t in tables for j in jobs(t) if 'shots' in j.cell]
-    announce(out, {j.key:TableCell(**j.cell) for j in planned})
+    planned = [j for t in tables for j in jobs(t)]
+    announce(out, {j.key:TableCell(**j.cell) for j in planned if 'shots' in j.cell})
 
 def run_all(
     s:Settings|list[Settings], # One table, or several that share a folder
@@ -222,7 +223,8 @@ def gather(
     got = collect(planned, root)
     there = [(j, got['cards'][j.key]) for j in planned if j.key in got['cards']]
     curves = pd.DataFrame([point for j,card in there for point in _curve(j, card)])
-    return dict(rows=got['rows'], predictions=got['predictions'], curves=curves, cards=[_card(j, card) for j,card in there])
+    cards = [_card(j, card) for j,card in there]
+    return dict(rows=got['rows'], predictions=got['predictions'], curves=curves, cards=cards)
 
 def finished(
     s:Settings, out:str|Path, # As for `run_all`
@@ -262,7 +264,8 @@ class Table1:
         **settings:object # Other fields of `Settings`
     ):
         self.device = device
-        self.settings = Settings(suite=suite, backbone=backbone, seeds=tuple(seeds), scale='quick' if quick else scale, **settings)
+        scale = 'quick' if quick else scale
+        self.settings = Settings(suite=suite, backbone=backbone, seeds=tuple(seeds), scale=scale, **settings)
     def jobs(self, out:Path)->list[Job]: return jobs(resolved(self.settings, out, self.device))
     def announce(self, out:Path): announce_tables([resolved(self.settings, out, self.device)], Path(out))
     def finish(self, out:Path, command:str)->list[Path]:
