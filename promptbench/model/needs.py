@@ -6,20 +6,21 @@
 __all__ = ['GIB', 'LOGITS', 'SHARE', 'Shape', 'config_of', 'shape_of', 'moment_numbers', 'prompt_numbers', 'kept_per_token',
            'memory_needed', 'tokens_that_fit', 'passes', 'work_by_rule', 'operations']
 
-# %% ../../nbs/40_model/08_needs.ipynb #4aa3c1ac
+# %% ../../nbs/40_model/08_needs.ipynb #c966ac47
 import json, math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 import torch
-from ..base.catalogue import backbone_source
+from ..base.catalogue import PROMPT_KINDS, backbone_source, load
 from ..base.core import UserError, one_of
 from ..base.digest import find_backbone, hub_reachable
 from .backbone import DTYPES, Backbone, _mend_head, _quiet
 from .memory import free_memory
 
-# %% ../../nbs/40_model/08_needs.ipynb #4d3f9b12
+# %% ../../nbs/40_model/08_needs.ipynb #19864da4
 @dataclass(frozen=True)
 class Shape:
     "What a backbone is made of"
@@ -52,7 +53,7 @@ class Shape:
 
 _TABLES = ('shared.weight','embed_tokens.weight','embed_in.weight','wte.weight')
 
-# %% ../../nbs/40_model/08_needs.ipynb #66814976
+# %% ../../nbs/40_model/08_needs.ipynb #63690ac9
 def config_of(
     name:str|Path # A name of the catalogue, a folder or a hub id
 )->dict: # As config.json has it
@@ -72,7 +73,7 @@ def config_of(
                         'and the hub cannot be reached or does not have it; fetch it, or name a folder')
     return found
 
-# %% ../../nbs/40_model/08_needs.ipynb #561408f3
+# %% ../../nbs/40_model/08_needs.ipynb #0df8ab5a
 @lru_cache(16)
 def _hollow(config:str)->object:
     "A model without memory, from its config as JSON"
@@ -103,16 +104,16 @@ def _shape(name:str, model)->Shape:
         gated=any(n.endswith(('wi_1.weight','gate_proj.weight')) for n,_ in sizes),
         tied=head is not None and head.weight is table.weight, sizes=sizes)
 
-# %% ../../nbs/40_model/08_needs.ipynb #32acffca
+# %% ../../nbs/40_model/08_needs.ipynb #41b40738
 def shape_of(
     backbone:'str|Path|Backbone|Shape' # A backbone, or what `load_backbone` takes
 )->Shape:
     "The shape of a backbone; of one that is not loaded, without loading it"
-    if isinstance(backbone, Shape): return backbone
+    if hasattr(backbone, 'sizes'): return backbone
     if isinstance(backbone, Backbone): return _shape(backbone.name, backbone.model)
     return _shape(str(backbone), _hollow(json.dumps(config_of(backbone), sort_keys=True, default=str)))
 
-# %% ../../nbs/40_model/08_needs.ipynb #f6bd1139
+# %% ../../nbs/40_model/08_needs.ipynb #fd2c3296
 GIB = 2**30
 
 def moment_numbers(
@@ -122,16 +123,17 @@ def moment_numbers(
     *lead,rows,cols = size if len(size)>1 else (1,*size)
     return math.prod(lead)*(rows+cols) if len(size)>1 else cols
 
-# %% ../../nbs/40_model/08_needs.ipynb #1dae18a8
+# %% ../../nbs/40_model/08_needs.ipynb #522de6fd
 def prompt_numbers(
     backbone, # As for `shape_of`
-    kind:str, # 'none', 'shallow' or 'deep'
+    kind:str, # One of `PROMPT_KINDS`
     length:int=20 # Positions
 )->int:
     "Numbers of a prompt: D per position, or keys and values of every attention layer"
     s = shape_of(backbone)
     slots = s.layers[0]+s.layers[1]*(1 if s.causal else 2)
-    return length*dict(none=0, shallow=s.dim, deep=2*slots*s.kv)[one_of('prompt', kind, ('none','shallow','deep'))]
+    sizes = SimpleNamespace(dim=s.dim, slots=range(slots), heads=1, head_dim=s.kv) # as a kind of prompt asks a backbone
+    return length*load(PROMPT_KINDS[kind].make).size(sizes)
 
 def _standing(s:Shape, trains:tuple, bank:int, weights:str, shards:int)->dict[str,float]: # Bytes
     "What stays from step to step, of a bank of so many numbers"
@@ -144,7 +146,7 @@ def _standing(s:Shape, trains:tuple, bank:int, weights:str, shards:int)->dict[st
         gradients=4*s.parameters*part if train_T else 0, states=4*moments*part,
         prompts=(3 if 'prompt' in trains else 1)*4*bank)
 
-# %% ../../nbs/40_model/08_needs.ipynb #50e7153d
+# %% ../../nbs/40_model/08_needs.ipynb #0d067e34
 def _mode(precision:str, weights:str)->str:
     "How a pass computes: 'fp32', 'cast' (bf16 over fp32 weights) or 'bf16'"
     if weights=='bf16': return 'bf16'
@@ -190,7 +192,7 @@ class _Kept:
 
     def gate_readers(self)->int: return 2 if self.s.gated else 1
 
-# %% ../../nbs/40_model/08_needs.ipynb #10c15d82
+# %% ../../nbs/40_model/08_needs.ipynb #e73dbe98
 def _by_layer(k:_Kept, source:float, target:float, P:int)->tuple[float,float,float]:
     "Bytes of a source token in a layer that reads it, of a target token in a layer, of a source token in a layer that looks at it"
     s = k.s
@@ -203,7 +205,7 @@ def _by_layer(k:_Kept, source:float, target:float, P:int)->tuple[float,float,flo
     looked = 2*s.kv*k.low+(2*s.dim*k.low if k.mode=='cast' and k.trained else 0)
     return read,write,looked
 
-# %% ../../nbs/40_model/08_needs.ipynb #b9e8c496
+# %% ../../nbs/40_model/08_needs.ipynb #be5db3f5
 LOGITS = 2**26 # Most logits at a time, as `prompt.packed.CHUNK`
 
 def kept_per_token(
@@ -231,7 +233,7 @@ def _one_layer(s:Shape, k:_Kept, source, target, P)->float: # Bytes for each tok
     read,write,looked = _by_layer(k, source, target, P)
     return max(read, (source*looked+target*write)/(source+target))
 
-# %% ../../nbs/40_model/08_needs.ipynb #72b743da
+# %% ../../nbs/40_model/08_needs.ipynb #ab0f9324
 def memory_needed(
     backbone, # As for `shape_of`
     *, trains:Iterable[str]=('transformer','prompt'), # What is trained; nothing: ranking
@@ -268,7 +270,7 @@ def _gathered(s:Shape, weights:str)->float:
     layer = (s.parameters-sum(tables))/sum(s.layers)
     return (2*layer+max(tables))*(2 if weights=='bf16' else 4)
 
-# %% ../../nbs/40_model/08_needs.ipynb #5f83a85e
+# %% ../../nbs/40_model/08_needs.ipynb #2d574f65
 SHARE = dict(cuda=.85, cpu=.5) # Of the free memory that may be planned with; others use a CPU's as well
 
 def tokens_that_fit(
@@ -295,7 +297,7 @@ def tokens_that_fit(
     tokens = max(room/(each+logits), (room-LOGITS*(k.low+8))/each) # logits are never more than LOGITS at a time
     return int(min(most, max(least, tokens)))
 
-# %% ../../nbs/40_model/08_needs.ipynb #5193acfd
+# %% ../../nbs/40_model/08_needs.ipynb #f5ae9f98
 def passes(
     trains:Iterable[str] # What is trained; nothing: ranking
 )->int:
@@ -310,7 +312,7 @@ def work_by_rule(
     "Operations by the rule that budgets go by: 6, 4 or 2 per parameter and token"
     return float(passes(trains)*shape_of(backbone).worked*tokens)
 
-# %% ../../nbs/40_model/08_needs.ipynb #a2fbeded
+# %% ../../nbs/40_model/08_needs.ipynb #c661f1c2
 def _sides(s:Shape)->tuple[float,float,float]:
     "Weights in products that a source token meets, a target token meets, and the output layer's"
     flat = {n:math.prod(size) for n,size in s.sizes if len(size)==2}
