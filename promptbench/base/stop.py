@@ -8,7 +8,6 @@ __all__ = ['Stopped', 'stop_asked', 'stopped_by', 'stop_note', 'stoppable']
 # %% ../../nbs/00_base/01_stop.ipynb #5895bb98
 import contextlib, os, signal, threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 # %% ../../nbs/00_base/01_stop.ipynb #1884ee21
 class Stopped(Exception):

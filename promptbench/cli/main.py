@@ -6,7 +6,7 @@
 __all__ = ['app', 'VERSION', 'CHECKPOINT_HELP', 'evaluate', 'doctor', 'main']
 
 # %% ../../nbs/95_cli/08_main.ipynb #186aa665
-import os, sys
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 import typer

@@ -8,7 +8,6 @@ __all__ = ['Plan', 'jobs_in', 'settled_precision', 'Bar', 'tell_progress', 'run_
 # %% ../../nbs/80_studies/00_study.ipynb #651f5abc
 import json, os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 from ..base.core import UserError, to_json, write_atomic

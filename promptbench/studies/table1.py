@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'Settings', 'at_scale', 'cells', 'pretrain_settings', 'tune_settings', 'init_of', 'length_of', 'resolved',
-           'jobs', 'suite_of', 'announce_tables', 'run_all', 'gather', 'finished', 'finish', 'Table1']
+           'jobs', 'described', 'suite_of', 'announce_tables', 'run_all', 'gather', 'finished', 'finish', 'Table1']
 
 # %% ../../nbs/80_studies/02_table1.ipynb #bb1c20b4
 from dataclasses import asdict, dataclass, field, replace
@@ -50,6 +50,7 @@ class Settings:
     tune:dict|None=None  # Changes to the scale's settings; `meta` inside pretrain is for the meta-learners
     match:str='examples' # What pretraining runs have in common: 'examples' (the paper's way), 'updates' or 'flops'
     precision:str='auto'
+    weights:str='fp32' # What weights are kept in; 'bf16': half the memory
     slots:int=1 # Processes that compute a pretraining run together
     def __post_init__(self):
         from promptbench.train.methods import MATCH
@@ -125,7 +126,8 @@ def resolved(
 # %% ../../nbs/80_studies/02_table1.ipynb #f168fbfa
 def _common(s:Settings, seed:int)->dict:
     "What every job of a seed is given"
-    return dict(suite=s.suite, seed=seed, backbone=s.backbone, draw=at_scale(s, 'n_eval') or 150, precision=s.precision)
+    return dict(suite=s.suite, seed=seed, backbone=s.backbone, draw=at_scale(s, 'n_eval') or 150,
+                precision=s.precision, weights=s.weights)
 
 def _pretrain(s:Settings, seed:int, method:str, kind:str)->Job:
     "The run of continued pretraining that cells start from"
@@ -164,6 +166,27 @@ def jobs(
         if (t or p) and run_of not in parents: parents[run_of] = _pretrain(s, *run_of)
         out.append(_cell(s, c, parents.get(run_of) if t or p else None, n_tasks))
     return [*parents.values(), *out]
+
+def described(
+    s:Settings
+)->list[dict]: # stage, method, prompt, seed, given: as `train.estimate` reads them
+    "The jobs of a table in words, without its suite and its backbone: also where neither is on this machine"
+    how = pretrain_settings(s)
+    changes = dict(length=length_of(s), precision=s.precision, weights=s.weights)
+    learnt = changes|how['changes']|(how['meta'] or {})
+    judged = changes|dict(questions=at_scale(s, 'n_eval'))
+    out = [dict(stage='pretrain', given=learnt, **run) for run in _runs(s)]
+    for c in cells(s):
+        given = judged|(dict(shots=c.shots)|tune_settings(s, c.prompt) if c.shots else {})
+        stage = 'tune' if c.shots else 'evaluate'
+        out.append(dict(stage=stage, method=c.method, prompt=c.prompt, seed=c.seed, given=given))
+    return out
+
+def _runs(s:Settings)->list[dict]:
+    "The runs of continued pretraining of a table, each once"
+    trained = [c for c in cells(s) if any(trains(c.method))]
+    runs = dict.fromkeys((c.seed, c.method, c.prompt if trains(c.method)[1] else 'none') for c in trained)
+    return [dict(seed=seed, method=method, prompt=kind) for seed,method,kind in runs]
 
 def suite_of(s:Settings):
     "The suite of a table as its first seed has it, for whoever asks what is in it"

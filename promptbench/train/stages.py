@@ -9,7 +9,7 @@ __all__ = ['LARGE', 'TUNING', 'settled', 'Given', 'PretrainGiven', 'EvaluateGive
 # %% ../../nbs/60_train/11_stages.ipynb #1276abd3
 import ctypes, gc, json, shutil, time
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 import torch
 from .. import __version__
