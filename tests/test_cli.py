@@ -117,14 +117,27 @@ def test_arg_asks_for_what_it_needs(tmp_path):
     refused(call('arg', PAPER), '--columns', 'inferred_task_name'); refused(call('arg', PAPER, *columns, '--baseline', 'T0'), 'acc_T0_reproduction')
     refused(call('arg', PAPER, *columns, '--by', 'macro11'), 'macro9'); refused(call('arg', tmp_path/'x.csv'), 'there is no file')
 
-def test_table1_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
-    import promptbench.cli.main as C, promptbench.engine.pages as runs
-    seen = []; monkeypatch.setattr(C, '_aside', lambda *a: dict(done=False, settings={})); monkeypatch.setattr(C, '_end', lambda *a: None)
-    monkeypatch.setattr(runs, 'run_page', lambda *a, **k: seen.append(os.environ['PROMPTBENCH_QUIET']))
+def test_a_command_leaves_the_environment_as_it_was(monkeypatch):
+    from promptbench.cli.studies import quietly
     for mine in ('yes', None):
         monkeypatch.delenv('PROMPTBENCH_QUIET', raising=False) if mine is None else monkeypatch.setenv('PROMPTBENCH_QUIET', mine)
-        C.table1(out=tmp_path/'out'); assert os.environ.get('PROMPTBENCH_QUIET')==mine
-    assert seen==['1','1']
+        with quietly() as before: assert os.environ['PROMPTBENCH_QUIET']=='1' and before==bool(mine)
+        assert os.environ.get('PROMPTBENCH_QUIET')==mine
+
+def test_every_command_that_computes_takes_a_device():
+    for command in ('table1','study','sweep','run','evaluate','doctor'): assert '--device' in call(command,'--help').stdout, command
+    for command in ('table1','study','sweep'):
+        said = call(command,'--help').stdout
+        for word in ('--executor','--workers','--option','--dry-run'): assert word in said, (command, word)
+    refused(call('table1','--quick','--device','cuda:7'), 'cuda:7', 'must be on this machine')
+    refused(call('table1','--quick','--executor','moon'), 'executor must be one of')
+    refused(call('study','moon'), 'study must be one of'); refused(call('study','dials','-p','questions=lenght'), 'question must be one of')
+
+def test_the_paper_s_scale_is_weighed_before_it_runs(tmp_path):
+    r = call('table1','--suite','p3','--backbone','google/t5-xl-lm-adapt','--scale','paper','--dry-run','--device','cpu','--out',tmp_path/'never')
+    assert '2,849.8' in r.stdout and 'pretrain T+P shallow s0' in r.stdout and 'tokens' in r.stdout and not (tmp_path/'never').exists(), r.stdout+r.stderr
+    r = call('table1','--suite','p3','--backbone','google/t5-xxl-lm-adapt','--scale','paper','--dry-run','--device','cpu','--out',tmp_path/'never')
+    assert r.returncode==2 and 'does not fit' in r.stdout and 'it would with' in r.stdout and 'not all of it fits' in r.stderr, r.stdout[-500:]+r.stderr
 
 def test_real_data(shared):
     r = call('evaluate','--suite',shared/'real','--backbone','tiny','--quick'); assert r.returncode==0, r.stderr

@@ -117,7 +117,7 @@ def table1(
         suite=place_of(suite), backbone=place_of(backbone), scale='quick' if quick else scale,
         methods=list(METHODS) if methods=='all' else values('methods', methods), prompts=values('prompts', prompts),
         shots=values('shots', shots, int), seeds=seed_list(seeds), n_eval=n_eval, match=match, precision=precision,
-        weights=weights, pretrain=dict(checkpointing=True) if checkpointing else None)
+        weights=weights, pretrain=dict(checkpointing=True) if checkpointing else {})
     pool = pool_of(executor, workers, device, option_, processes)
     _table(given, Path(out).resolve(), pool, dict(device=device, elsewhere=executor=='slurm'), processes, dry_run)
 
