@@ -221,10 +221,9 @@ def run_all(
 # %% ../../nbs/80_studies/02_table1.ipynb #824f4784
 def _card(j:Job, card:dict)->dict:
     "What a job cost, as reports read it"
-    budget = card.get('budget') or {}
-    return j.cell|dict(stage=j.stage, key=j.key, budget=budget, seconds=budget.get('seconds') or card.get('seconds'),
-                       device=card.get('device'), shots_key=card.get('shots_key'), config=card.get('config'),
-                       tune=card.get('tune'), instances=card.get('instances'))
+    told = {name:card.get(name) for name in ('device','shots_key','config','tune','tasks','instances')}
+    budget = {k:v for k,v in (card.get('budget') or {}).items() if k!='seconds'}
+    return j.cell|told|dict(stage=j.stage, key=j.key, budget=budget, seconds=card.get('spent'))
 
 def _curve(j:Job, card:dict)->list[dict]:
     "Points of a learning curve with what they belong to"
