@@ -261,7 +261,7 @@ def _submitit(folder, kind:str, parameters:dict):
         raise UserError(f'submitit does not take these parameters: {" ".join(str(e).split())[:300]}') from None
     return executor
 
-# %% ../../nbs/70_engine/07_pools.ipynb #47b7bdea
+# %% ../../nbs/70_engine/07_pools.ipynb #2730af7e
 def _squeue()->dict[str,str]|None: # id -> state; None if the controller is too busy to say
     "What Slurm says of all jobs of ours that it still knows, asked at once"
     asked = ['squeue','-h','-r','-t','all','-o','%i %T','--me']
@@ -286,7 +286,7 @@ def _checked(parameters:dict)->dict:
     if not isinstance(minutes, int) or minutes<1: raise UserError(f'timeout_min must be whole minutes, 1 or more, got {minutes!r}')
     return parameters|dict(slurm_signal_delay_s=_warning(parameters))
 
-# %% ../../nbs/70_engine/07_pools.ipynb #15150a69
+# %% ../../nbs/70_engine/07_pools.ipynb #ea8af9f0
 _OVER = ('COMPLETED','FAILED','CANCELLED','TIMEOUT','NODE_FAIL','OUT_OF_MEMORY','PREEMPTED','BOOT_FAIL','DEADLINE')
 
 class Slurm(Workers):
