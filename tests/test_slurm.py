@@ -1,4 +1,4 @@
-"Workers of a cluster: by submitit's stand-in everywhere, and on one machine that is a whole Slurm where Slurm can be had"
+"Workers of a cluster: by submitit's stand-in everywhere, and on a one-machine Slurm where it can be had"
 import os, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 import psutil, pytest
@@ -104,14 +104,17 @@ def test_what_slurm_says_of_a_worker(tmp_path, fake):
     assert pool.alive(w)
     fake('squeue', 'echo 7_0 NODE_FAIL')
     w.stderr.write_text('Traceback\nOSError: no such thing\n\n')
-    assert not pool.alive(w) and pool.fate(w)=='its worker left Slurm as NODE_FAIL, and its log ends with: OSError: no such thing'
+    assert not pool.alive(w)
+    assert pool.fate(w)=='its worker left Slurm as NODE_FAIL, and its log ends with: OSError: no such thing'
     fake('squeue', 'exit 1')
     assert not pool.alive(w), 'what it said before holds'
     pool.every = 60
     fake('squeue', 'echo 7_0 RUNNING')
     assert not pool.alive(w), 'it is not asked more often than need be'
 
-@pytest.mark.parametrize('given,warning,seconds', [(dict(),90,3480), (dict(timeout_min=2),30,80), (dict(timeout_min=60,slurm_signal_delay_s=300),300,3200)])
+LIVES = [(dict(),90,3480), (dict(timeout_min=2),30,80), (dict(slurm_signal_delay_s=300),300,3200)]
+
+@pytest.mark.parametrize('given,warning,seconds', LIVES)
 def test_a_worker_stops_taking_jobs_before_its_end(given, warning, seconds):
     pool = Slurm(1, kind='local', **given)
     assert (pool.parameters['slurm_signal_delay_s'], pool.seconds)==(warning, seconds)
@@ -167,16 +170,19 @@ def until(what, seconds:float=120.):
 def at_once(job_id): # Slurm would hold what was requeued for two minutes
     subprocess.run(['scontrol','update',f'JobId={job_id}','StartTime=now'], check=True)
 
-def whole(file, tmp_path):
-    "The same sweep without a cluster"
-    code,out = complete(file, tmp_path/'whole')
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    "What the toy sweep comes to without a cluster; a second seed is in it, for those who ask for two"
+    place = tmp_path_factory.mktemp('whole')
+    code,out = complete(write_sweep(place/'s', seeds=2), place/'runs')
     assert code==0, out
-    return table(tmp_path/'whole')
+    def wanted(seeds=1): return tuple(d[d.seed<seeds].reset_index(drop=True) for d in table(place/'runs'))
+    return wanted
 
 SLURM = ('--executor','slurm','--option','timeout_min=60')
 
 @pytest.mark.slow
-def test_a_sweep_on_slurm_with_a_preemption(slurm, tmp_path):
+def test_a_sweep_on_slurm_with_a_preemption(slurm, tmp_path, undisturbed):
     gate,root,file = Gate(tmp_path/'gate', 2),tmp_path/'runs',write_sweep(tmp_path/'s')
     with Sweep(file, root, *SLURM, gate=gate, jobs=3) as s:
         s.wait(lambda: len(gate.held())==3)
@@ -190,16 +196,17 @@ def test_a_sweep_on_slurm_with_a_preemption(slurm, tmp_path):
         code,out = s.end()
     assert code==0, out
     assert max(c['attempts'] for c in cards(root))==2 and not any('lost' in c for c in cards(root))
-    assert differences(table(root), whole(file, tmp_path))==(0,0)
+    assert differences(table(root), undisturbed())==(0,0)
     assert not list((root/'.queues').iterdir()), 'the call leaves a queue behind'
 
 @pytest.mark.slow
 def test_a_table_on_slurm_is_the_local_one(slurm, tmp_path):
     from promptbench.stats.results import read_rows
     from promptbench.studies.study import jobs_in
-    small = ['--scale','quick','--methods','none,T+P','--prompts','shallow','--shots','0,4','--n-eval','6','--precision','fp32']
+    small = ['--scale','quick','--methods','none,T+P','--prompts','shallow','--shots','0,4','--n-eval','6']
+    small += ['--precision','fp32','--workers','2']
     def rows(name, *more):
-        call = [sys.executable,'-m','promptbench.cli.main','table1',*small,'--workers','2','--out',str(tmp_path/name),*more]
+        call = [sys.executable,'-m','promptbench.cli.main','table1',*small,'--out',str(tmp_path/name),*more]
         env = dict(os.environ, PROMPTBENCH_QUIET='1', OMP_NUM_THREADS='1')
         done = subprocess.run(call, env=env, capture_output=True, text=True)
         assert done.returncode==0, done.stdout+done.stderr
@@ -227,7 +234,7 @@ def cancel_a_worker(sweep):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('strike,reasons', [(kill_a_worker,1), (cancel_a_worker,0)])
-def test_a_worker_lost_on_slurm_costs_one_attempt(slurm, tmp_path, strike, reasons):
+def test_a_worker_lost_on_slurm_costs_one_attempt(slurm, tmp_path, undisturbed, strike, reasons):
     gate,root,file = Gate(tmp_path/'gate', 2),tmp_path/'runs',write_sweep(tmp_path/'s')
     with Sweep(file, root, *SLURM, gate=gate) as s:
         s.wait(lambda: len(gate.held())==2)
@@ -239,40 +246,58 @@ def test_a_worker_lost_on_slurm_costs_one_attempt(slurm, tmp_path, strike, reaso
     (struck,) = [c for c in cards(root) if c['attempts']>1]
     assert struck['attempts']==2 and len(struck.get('lost', ()))==reasons, struck
     assert all('its worker left Slurm as FAILED' in why for why in struck.get('lost', ())), struck
-    assert differences(table(root), whole(file, tmp_path))==(0,0)
+    assert differences(table(root), undisturbed())==(0,0)
+
+def set_node(state):
+    host = socket.gethostname().split('.')[0]
+    subprocess.run(['scontrol','update',f'NodeName={host}',f'State={state}','Reason=test'], check=True)
+
+def power_off(sweep, conf):
+    "Slurm's daemon, what it watches with, and all it runs of a sweep are gone at one moment"
+    there = [p for _,p in on_the_node(sweep)]
+    watching = {q for p in there for q in p.parents() if q.name()=='slurmstepd'}
+    gone = [psutil.Process(int((conf.parent/'slurmd.pid').read_text())), *watching, *there]
+    for p in gone: p.suspend() # so that none can tell of the others
+    for p in gone: p.kill()
+    set_node('DOWN')
+
+def power_on(conf):
+    subprocess.run(['slurmd','-f',str(conf)], check=True)
+    until(lambda: not set(ask('sinfo','-h','-o','%T')) & {'down*','unknown','unknown*'})
+    if ask('sinfo','-h','-o','%T')==['down']: set_node('RESUME')
+    until(lambda: ask('sinfo','-h','-o','%T')[0] in ('idle','mixed','allocated'))
 
 @pytest.mark.slow
-def test_a_node_that_goes_down_gives_its_jobs_back_when_slurm_starts_the_workers_again(slurm, tmp_path):
-    gate,root,file = Gate(tmp_path/'gate', 2, deaf=True),tmp_path/'runs',write_sweep(tmp_path/'s')
-    host = socket.gethostname().split('.')[0]
-    set_node = lambda state: subprocess.run(['scontrol','update',f'NodeName={host}',f'State={state}','Reason=test'], check=True)
+def test_a_node_that_goes_down_gives_its_jobs_back_when_slurm_starts_the_workers_again(slurm, tmp_path, undisturbed):
+    gate,root,file = Gate(tmp_path/'gate', 2),tmp_path/'runs',write_sweep(tmp_path/'s')
     with Sweep(file, root, *SLURM, gate=gate) as s:
         s.wait(lambda: len(gate.held())==2)
         before,held = sorted(ids('RUNNING')),taken(root)
-        set_node('DOWN')
-        try: s.wait(lambda: sorted(ids('PENDING'))==before and not on_the_node(s)) # Slurm itself queues them again
-        finally: set_node('RESUME')
+        try:
+            power_off(s, slurm)
+            s.wait(lambda: sorted(ids('PENDING'))==before) # Slurm itself queues them again
+        finally: power_on(slurm)
         assert taken(root)==held
         gate.open()
         for job_id in before: at_once(job_id)
         code,out = s.end()
     assert code==0, out
-    assert sum(len(c.get('lost', ())) for c in cards(root))==2, cards(root)
-    assert {why for c in cards(root) for why in c.get('lost', ())}=={'the machine of its worker was lost, or wanted back at once'}
-    assert differences(table(root), whole(file, tmp_path))==(0,0)
+    why = [why for c in cards(root) for why in c.get('lost', ())]
+    assert why==['the machine of its worker was lost, or wanted back at once']*2, cards(root)
+    assert differences(table(root), undisturbed())==(0,0)
 
 @pytest.mark.slow
 def test_a_worker_whose_time_is_up_makes_room_for_another(slurm, tmp_path, monkeypatch):
     monkeypatch.setattr(Slurm, 'seconds', 1.)
-    pool,root = Slurm(1),tmp_path/'runs'
-    board = drive(pool, expand(write_sweep(tmp_path/'s')), root)
+    pool,root,jobs = Slurm(1),tmp_path/'runs',expand(write_sweep(tmp_path/'s'))
+    board = drive(pool, jobs, root)
     assert board.counts()=='5 done' and pool.made==5, (board.now, pool.made)
     assert not any('lost' in c for c in cards(root)) and not list((root/'.queues').iterdir())
 
 @pytest.mark.slow
-def test_ctrl_c_empties_the_queue_of_slurm_and_the_same_call_goes_on(slurm, tmp_path):
+def test_ctrl_c_empties_the_queue_of_slurm_and_the_same_call_goes_on(slurm, tmp_path, undisturbed):
     gate,root,file = Gate(tmp_path/'gate', 2),tmp_path/'runs',write_sweep(tmp_path/'s', seeds=2)
-    wide = (*SLURM,'--option',f'cpus_per_task={os.cpu_count()}') # four of these run at once, as the node is set up
+    wide = (*SLURM,'--option',f'cpus_per_task={len(os.sched_getaffinity(0))}') # the node runs four of these at once
     with Sweep(file, root, *wide, gate=gate, jobs=6) as s:
         s.wait(lambda: len(gate.held())==4 and len(ids('PENDING'))==2)
         s.process.send_signal(signal.SIGINT)
@@ -282,11 +307,11 @@ def test_ctrl_c_empties_the_queue_of_slurm_and_the_same_call_goes_on(slurm, tmp_
     assert [c['state'] for c in cards(root)]==['resumable']*4
     gate.open()
     code,out = complete(file, root, *SLURM)
-    assert code==0 and differences(table(root), whole(file, tmp_path))==(0,0), out
+    assert code==0 and differences(table(root), undisturbed(2))==(0,0), out
     assert sum(c['attempts']==2 for c in cards(root))==4
 
 @pytest.mark.slow
-def test_workers_outlive_a_killed_call_and_a_second_call_shares_the_work(slurm, tmp_path):
+def test_workers_outlive_a_killed_call_and_a_second_call_shares_the_work(slurm, tmp_path, undisturbed):
     gate,root,file = Gate(tmp_path/'gate', 2),tmp_path/'runs',write_sweep(tmp_path/'s')
     with Sweep(file, root, *SLURM, gate=gate) as s:
         s.wait(lambda: len(gate.held())==2)
@@ -297,5 +322,5 @@ def test_workers_outlive_a_killed_call_and_a_second_call_shares_the_work(slurm, 
             code,out = second.end()
     assert code==0, out
     assert all(c['attempts']==1 for c in cards(root)) and len(cards(root))==5, 'something was computed twice'
-    assert differences(table(root), whole(file, tmp_path))==(0,0)
+    assert differences(table(root), undisturbed())==(0,0)
     until(lambda: not ids(), 30)

@@ -257,11 +257,11 @@ def _submitit(folder, kind:str, parameters:dict):
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=kind)
         executor.update_parameters(**parameters)
-    except (NameError, ValueError, TypeError, AssertionError) as e:
+    except (NameError, ValueError, TypeError, AssertionError, RuntimeError) as e:
         raise UserError(f'submitit does not take these parameters: {" ".join(str(e).split())[:300]}') from None
     return executor
 
-# %% ../../nbs/70_engine/07_pools.ipynb #2730af7e
+# %% ../../nbs/70_engine/07_pools.ipynb #85c06acb
 def _squeue()->dict[str,str]|None: # id -> state; None if the controller is too busy to say
     "What Slurm says of all jobs of ours that it still knows, asked at once"
     asked = ['squeue','-h','-r','-t','all','-o','%i %T','--me']
@@ -275,6 +275,7 @@ def _last_line(file:Path)->str:
     except OSError: return ''
     return next((line.strip() for line in reversed(lines) if line.strip()), '')
 
+# %% ../../nbs/70_engine/07_pools.ipynb #c5bb201d
 def _warning(parameters:dict)->int: # Seconds
     "How long before its end Slurm tells a worker to leave: submitit's 90 seconds, and less where a worker has few minutes"
     return int(parameters.get('slurm_signal_delay_s', min(90, 15*parameters['timeout_min'])))
@@ -286,7 +287,7 @@ def _checked(parameters:dict)->dict:
     if not isinstance(minutes, int) or minutes<1: raise UserError(f'timeout_min must be whole minutes, 1 or more, got {minutes!r}')
     return parameters|dict(slurm_signal_delay_s=_warning(parameters))
 
-# %% ../../nbs/70_engine/07_pools.ipynb #ea8af9f0
+# %% ../../nbs/70_engine/07_pools.ipynb #7a69bb84
 _OVER = ('COMPLETED','FAILED','CANCELLED','TIMEOUT','NODE_FAIL','OUT_OF_MEMORY','PREEMPTED','BOOT_FAIL','DEADLINE')
 
 class Slurm(Workers):
