@@ -261,7 +261,7 @@ def _submitit(folder, kind:str, parameters:dict):
         raise UserError(f'submitit does not take these parameters: {" ".join(str(e).split())[:300]}') from None
     return executor
 
-# %% ../../nbs/70_engine/07_pools.ipynb #85c06acb
+# %% ../../nbs/70_engine/07_pools.ipynb #f12a530d
 def _squeue()->dict[str,str]|None: # id -> state; None if the controller is too busy to say
     "What Slurm says of all jobs of ours that it still knows, asked at once"
     asked = ['squeue','-h','-r','-t','all','-o','%i %T','--me']
@@ -275,7 +275,7 @@ def _last_line(file:Path)->str:
     except OSError: return ''
     return next((line.strip() for line in reversed(lines) if line.strip()), '')
 
-# %% ../../nbs/70_engine/07_pools.ipynb #c5bb201d
+# %% ../../nbs/70_engine/07_pools.ipynb #f453a2d1
 def _warning(parameters:dict)->int: # Seconds
     "How long before its end Slurm tells a worker to leave: submitit's 90 seconds, and less where a worker has few minutes"
     return int(parameters.get('slurm_signal_delay_s', min(90, 15*parameters['timeout_min'])))
@@ -284,10 +284,11 @@ def _checked(parameters:dict)->dict:
     "Parameters of submitit with what we want where nobody says otherwise"
     parameters = dict(timeout_min=60, name='promptbench')|parameters
     minutes = parameters['timeout_min']
-    if not isinstance(minutes, int) or minutes<1: raise UserError(f'timeout_min must be whole minutes, 1 or more, got {minutes!r}')
+    if not isinstance(minutes, int) or minutes<1:
+        raise UserError(f'timeout_min must be whole minutes, 1 or more, got {minutes!r}')
     return parameters|dict(slurm_signal_delay_s=_warning(parameters))
 
-# %% ../../nbs/70_engine/07_pools.ipynb #7a69bb84
+# %% ../../nbs/70_engine/07_pools.ipynb #c0e885ea
 _OVER = ('COMPLETED','FAILED','CANCELLED','TIMEOUT','NODE_FAIL','OUT_OF_MEMORY','PREEMPTED','BOOT_FAIL','DEADLINE')
 
 class Slurm(Workers):
@@ -302,7 +303,8 @@ class Slurm(Workers):
         **parameters # Of submitit: timeout_min, slurm_partition, gpus_per_node, cpus_per_task, mem_gb, ...
     ):
         try: import submitit
-        except ImportError: raise UserError('the executors slurm and submitit need submitit; pip install "promptbench[cluster]"') from None
+        except ImportError:
+            raise UserError('the executors slurm and submitit need submitit; pip install "promptbench[cluster]"') from None
         one_of('kind of cluster', kind, ('slurm','local'))
         if kind=='slurm' and not shutil.which('sbatch'):
             raise UserError('the executor slurm needs the command sbatch, which is not here; log in to a machine of '
