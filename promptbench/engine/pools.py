@@ -7,6 +7,7 @@ __all__ = ['EXECUTORS', 'Pool', 'Here', 'Workers', 'below', 'kill', 'Warm', 'Fre
 
 # %% ../../nbs/70_engine/07_pools.ipynb #7b4c13da
 import contextlib, json, multiprocessing, os, shutil, signal, subprocess, sys, time
+from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -57,10 +58,12 @@ class Workers:
     shares = True # Whether all workers share one machine
     idle = .05 # Seconds between two looks of a worker at an empty queue
     lasting = False # Whether workers outlive this process
+    patience = 2 # Workers that may be lost one after another before they come to the queue
     def __init__(self, n:int, *, threads:int=1, devices:Sequence[str]=('cpu',)):
         if n<1: raise UserError(f'workers must be 1 or more, got {n}')
         self.n,self.threads,self.devices = n,threads,list(devices)
         self.workers,self.made,self.stopping = {},0,False
+        self.barren,self.why = 0,'' # workers lost before they came to the queue, since a job ended; the reason of the last
     def open(self, root:Path):
         "Make the queue of this call"
         self.queue = Queue.make(root)
@@ -69,8 +72,8 @@ class Workers:
         self.queue.put(jobs)
         self._fill()
     def _fill(self):
-        "As many workers as there is work for, at most `n`"
-        if self.stopping: return
+        "As many workers as there is work for, at most `n`; those that were started and have not come yet count"
+        if self.stopping or self.barren>self.patience: return
         work = len(self.queue.waiting())+len(self.queue.taken())
         missing = min(self.n, work)-len(self.workers)
         if missing>0: self.workers |= self.start_some([self._name() for _ in range(missing)])
@@ -87,8 +90,10 @@ class Workers:
         until,told = time.monotonic()+seconds,{}
         while not told:
             dead = [name for name,handle in self.workers.items() if not self.alive(handle)]
-            told = {t['key']:t|dict(state='ended') for t in self.queue.ended()}
+            told = {t['key']:dict(state='ended')|t for t in self.queue.ended()}
+            if told: self.barren = 0
             for name in dead: told |= self._lose(name)
+            told |= self._dropped()
             left = until-time.monotonic()
             if told or left<=0: break
             self.wait(min(left, .1))
@@ -98,9 +103,17 @@ class Workers:
         return {k:dict(state='running', worker=w) for k,w in self.queue.taken().items()}
     def _lose(self, name:str)->dict:
         "A worker is gone; what it was doing is lost, and told with the reason"
-        handle = self.workers.pop(name)
-        why = self.fate(handle)
+        self.why = why = self.fate(self.workers.pop(name))
+        if not self.queue.has_seen(name): self.barren += 1
         return {key:dict(key=key, state='lost', why=why, worker=name) for key in self.queue.forget(name)}
+    def _dropped(self)->dict:
+        "What waits and will never be taken: the call stops, or no worker comes up"
+        hopeless = self.barren>self.patience and not self.workers
+        if not self.stopping and not hopeless: return {}
+        told = dict(state='ended', code=143) if self.stopping else dict(state='ended', code=1, message=self._hopeless())
+        return {key:told for key in self.queue.withdraw()}
+    def _hopeless(self)->str:
+        return f'no worker came up, the last {self.barren} were lost before they took a job; {self.why}'
     def wait(self, seconds:float):
         "Until something may have happened"
         time.sleep(seconds)
@@ -113,17 +126,18 @@ class Workers:
     def _end_all(self):
         for handle in self.workers.values(): self.end(handle)
     def _let_go(self, seconds:float=5.):
-        "Idle workers leave by themselves when the call is over; whoever does not is ended"
+        "Idle workers leave by themselves when the call is over; whoever does not is ended, unless it may outlive the call"
         until = time.monotonic()+(0. if self.queue.taken() else seconds)
-        while any(map(self.alive, self.workers.values())) and time.monotonic()<until: time.sleep(.02)
-        self._end_all()
+        while self._any_alive() and time.monotonic()<until: time.sleep(.02)
+        if not self.lasting: self._end_all()
+    def _any_alive(self)->bool: return any(map(self.alive, self.workers.values()))
     def close(self):
         "Workers end; the queue goes"
         self.queue.withdraw()
         self.queue.close()
-        if not self.lasting: self._let_go()
+        self._let_go()
         self.queue.lock.release()
-        if not self.lasting or not self.workers: shutil.rmtree(self.queue.place, ignore_errors=True)
+        if not self.lasting or not self._any_alive(): shutil.rmtree(self.queue.place, ignore_errors=True)
 
 # %% ../../nbs/70_engine/07_pools.ipynb #02a43abd
 def below(
@@ -216,7 +230,7 @@ def _deaf():
 class SlurmWorker:
     "A worker as submitit carries it: a process of its own, asked to leave with a checkpoint when the cluster wants its machine back"
     def __init__(self,
-        task:dict # place, name, device, threads, seconds, idle
+        task:dict # place, name, device, threads, seconds, grace, idle
     ):
         self.task,self.child = task,None
     def __call__(self)->int:
@@ -230,10 +244,11 @@ class SlurmWorker:
     def checkpoint(self)->object: # called by submitit inside a signal handler, while `__call__` sleeps
         "Keep what there is; the same worker is queued again"
         import psutil, submitit
-        with contextlib.suppress(psutil.NoSuchProcess):
-            p = psutil.Process(self.child.pid)
-            p.terminate()
-            p.wait(60)
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            if self.child: # else there is nothing yet to keep
+                p = psutil.Process(self.child.pid)
+                p.terminate()
+                p.wait(self.task['grace'])
         return submitit.helpers.DelayedSubmission(SlurmWorker(self.task))
 
 # %% ../../nbs/70_engine/07_pools.ipynb #2c02dda4
@@ -243,10 +258,11 @@ def _submitit(folder, kind:str, parameters:dict):
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=kind)
         executor.update_parameters(**parameters)
-    except (NameError, ValueError, TypeError, AssertionError) as e:
+    except (NameError, ValueError, TypeError, AssertionError, RuntimeError) as e:
         raise UserError(f'submitit does not take these parameters: {" ".join(str(e).split())[:300]}') from None
     return executor
 
+# %% ../../nbs/70_engine/07_pools.ipynb #f12a530d
 def _squeue()->dict[str,str]|None: # id -> state; None if the controller is too busy to say
     "What Slurm says of all jobs of ours that it still knows, asked at once"
     asked = ['squeue','-h','-r','-t','all','-o','%i %T','--me']
@@ -254,11 +270,32 @@ def _squeue()->dict[str,str]|None: # id -> state; None if the controller is too 
     except (OSError, subprocess.TimeoutExpired): return None
     return None if said.returncode else dict(line.split()[:2] for line in said.stdout.splitlines())
 
+def _last_line(file:Path)->str:
+    "The last line of a log, which most often says why; '' if there is none"
+    try: lines = file.read_text(errors='replace').split('\n')
+    except OSError: return ''
+    return next((line.strip() for line in reversed(lines) if line.strip()), '')
+
+# %% ../../nbs/70_engine/07_pools.ipynb #f453a2d1
+def _warning(parameters:dict)->int: # Seconds
+    "How long before its end Slurm tells a worker to leave: submitit's 90 seconds, and less where a worker has few minutes"
+    return int(parameters.get('slurm_signal_delay_s', min(90, 15*parameters['timeout_min'])))
+
+def _checked(parameters:dict)->dict:
+    "Parameters of submitit with what we want where nobody says otherwise"
+    parameters = dict(timeout_min=60, name='promptbench')|parameters
+    minutes = parameters['timeout_min']
+    if not isinstance(minutes, int) or minutes<1:
+        raise UserError(f'timeout_min must be whole minutes, 1 or more, got {minutes!r}')
+    return parameters|dict(slurm_signal_delay_s=_warning(parameters))
+
+# %% ../../nbs/70_engine/07_pools.ipynb #c0e885ea
 _OVER = ('COMPLETED','FAILED','CANCELLED','TIMEOUT','NODE_FAIL','OUT_OF_MEMORY','PREEMPTED','BOOT_FAIL','DEADLINE')
 
 class Slurm(Workers):
     "Workers as an array of Slurm, or of submitit's `local` stand-in, which takes the same path without a cluster"
     shares,lasting,idle = False,True,.5
+    every = 10. # Seconds between two questions to Slurm; that a job has ended is read from the queue
     def __init__(self,
         workers:int=4, *, # At a time
         device:str='auto', # As each of their machines has it
@@ -274,42 +311,76 @@ class Slurm(Workers):
             raise UserError('the executor slurm needs the command sbatch, which is not here; log in to a machine of '
                             'the cluster, or use --executor local')
         super().__init__(workers, threads=threads or parameters.get('cpus_per_task', 1), devices=[device])
-        self.kind,self.parameters = kind,dict(timeout_min=60)|parameters
+        self.kind,self.parameters = kind,_checked(parameters)
         self.lasting = kind=='slurm'
-        self.known,self.asked = {},0.
+        self.known,self.unseen,self.asked = {},Counter(),0. # what Slurm said last, how often it did not know an id, when
+        self.accepted,self.not_before = False,0. # whether it ever took a worker; when it may be asked to again
         _submitit(Path('.'), kind, self.parameters) # a wrong parameter is told before anything is written
     def open(self, root:Path):
         super().open(root)
-        self.submitit = _submitit(Path(root)/'.queues'/'jobs', self.kind, self.parameters)
+        self.submitit = _submitit(self.queue.place/'jobs', self.kind, self.parameters)
+    @property
+    def seconds(self)->float:
+        "How long after its start a worker takes jobs: it is told to leave a while before its end, and Slurm is not exact"
+        return 60*self.parameters['timeout_min']-4/3*self.parameters['slurm_signal_delay_s']
+    def _fill(self):
+        if time.monotonic()>=self.not_before: super()._fill()
     def start_some(self, names:list[str])->dict:
         "Queue workers, as one array where the cluster has arrays"
-        seconds = 60*self.parameters['timeout_min']-120
-        task = dict(place=str(self.queue.place), device=self.devices[0], threads=self.threads, idle=self.idle,
-                    seconds=max(60, seconds))
-        with self.submitit.batch(): made = {n:self.submitit.submit(SlurmWorker(task|dict(name=n))) for n in names}
+        task = dict(place=str(self.queue.place), device=self.devices[0], threads=self.threads, seconds=self.seconds,
+                    grace=2/3*self.parameters['slurm_signal_delay_s'], idle=self.idle)
+        try:
+            with self.submitit.batch(): made = {n:self.submitit.submit(SlurmWorker(task|dict(name=n))) for n in names}
+        except (RuntimeError, OSError) as e: return self._refused(e) # submitit's errors are RuntimeErrors
+        self.accepted = True
         return made
+    def _refused(self, error:Exception)->dict:
+        "No worker was taken: a mistake if it is the first time, else tried again after a minute"
+        said = ' '.join(str(error.__cause__ or error).split())[-300:]
+        self.barren,self.why,self.not_before = self.barren+1,f'sbatch said: {said}',time.monotonic()+60
+        if self.accepted: return {}
+        raise UserError(f'Slurm must take jobs from here, and sbatch said: {said}; see what `sinfo` answers and what '
+                        '--option asks for (slurm_partition, slurm_account, ...), or use --executor local')
     def _ask(self):
-        "Ask the controller, at most every two seconds; when it does not answer, nothing is lost"
-        if time.monotonic()-self.asked<2: return
+        "Ask the controller, now and then; while it does not answer, what it said before holds"
+        if time.monotonic()-self.asked<self.every: return
         self.asked = time.monotonic()
-        self.known = _squeue() or {h.job_id:'UNKNOWN' for h in self.workers.values()}
+        known = _squeue()
+        if known is None: return
+        self.known = known
+        for h in self.workers.values(): self.unseen[h.job_id] = 0 if h.job_id in known else self.unseen[h.job_id]+1
     def alive(self, handle)->bool:
         if handle.paths.result_pickle.exists(): return False
         if self.kind=='local': return handle._process.poll() is None
         self._ask()
-        state = self.known.get(handle.job_id)
-        return state not in _OVER and (state is not None or time.monotonic()-self.asked<2)
+        return self.known.get(handle.job_id) not in _OVER and self.unseen[handle.job_id]<3
     def fate(self, handle)->str:
-        if self.kind=='local': return f'its worker ended with code {handle._process.poll()}'
-        return f'its worker left the queue of Slurm as {self.known.get(handle.job_id, "unknown")}'
+        said = _last_line(handle.paths.stderr)
+        how = f'ended with code {handle._process.poll()}' if self.kind=='local' else \
+              f'left Slurm as {self.known.get(handle.job_id, "unknown")}'
+        return f'its worker {how}'+(f', and its log ends with: {said[-300:]}' if said else '')
     def end(self, handle):
-        if self.kind=='slurm': subprocess.run(['scancel', handle.job_id], capture_output=True)
+        if self.kind=='slurm': subprocess.run(['scancel',handle.job_id], capture_output=True, timeout=60)
         elif handle._process.poll() is None: kill(handle._process.pid)
+    def _end_all(self):
+        "All at once, where there is a command for it"
+        if self.kind=='slurm': self._scancel()
+        else: super()._end_all()
+    def _scancel(self, *which:str):
+        "Take workers out of Slurm's queue; none given: all, whether they run or wait"
+        ids = [h.job_id for h in self.workers.values()]
+        if self.kind!='slurm' or not ids: return
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(['scancel',*which,*ids], capture_output=True, timeout=60)
+        self.asked = 0.
     def cancel(self, hard:bool=False):
         "As for all workers; those that still wait for a machine leave Slurm's queue"
         super().cancel(hard)
-        waiting = [h.job_id for h in self.workers.values()]
-        if self.kind=='slurm' and waiting: subprocess.run(['scancel','--state=PENDING',*waiting], capture_output=True)
+        if not hard: self._scancel('--state=PENDING')
+    def close(self):
+        "As for all workers; those that still wait for a machine leave Slurm's queue"
+        self._scancel('--state=PENDING')
+        super().close()
 
 # %% ../../nbs/70_engine/07_pools.ipynb #e9baffa6
 EXECUTORS = ('local','fresh','here','slurm','submitit','debug')

@@ -6,7 +6,7 @@
 __all__ = ['THREADS', 'queues_in', 'Queue', 'outcome_of', 'serve', 'set_threads', 'main']
 
 # %% ../../nbs/70_engine/06_queue.ipynb #bb59fc40
-import contextlib, json, os, sys, time, uuid
+import contextlib, json, os, signal, sys, time, uuid
 from pathlib import Path
 from ..base.core import UserError, to_json, write_atomic
 from ..base.stop import stop_asked, stopped_by
@@ -55,6 +55,17 @@ class Queue:
     def put(self, jobs:list[Job]):
         for j in jobs: write_atomic(self.place/'waiting'/_ticket(j), to_json(to_task(j)), durable=False)
 
+    def arrive(self,
+        worker:str # Its name
+    )->bool: # False: it was given up meanwhile, and must take nothing
+        "A worker begins, perhaps anew after its machine was lost: then what it had taken is told as lost"
+        if self.is_forgotten(worker): return False
+        mine = self.place/'taken'/worker
+        mine.mkdir(exist_ok=True)
+        why = 'the machine of its worker was lost, or wanted back at once'
+        for file in sorted(mine.glob('[!.]*.json')): self.end(worker, from_task(read_json(file)), state='lost', why=why)
+        return True
+
     def take(self,
         worker:str # Its name
     )->Job|None: # None: nothing waits
@@ -69,7 +80,8 @@ class Queue:
 
     def give_back(self, worker:str, job:Job):
         "The worker has to leave: somebody else may go on"
-        os.rename(self.place/'taken'/worker/_ticket(job), self.place/'waiting'/_ticket(job))
+        with contextlib.suppress(FileNotFoundError): # the call is over, or holds this worker for dead
+            os.rename(self.place/'taken'/worker/_ticket(job), self.place/'waiting'/_ticket(job))
 
     def end(self,
         worker:str, job:Job,
@@ -96,15 +108,26 @@ class Queue:
         return out
 
     def forget(self, worker:str)->list[str]: # Keys
-        "A worker is dead: what it had taken is nobody's"
+        "A worker is dead: what it had taken is nobody's, and if it lives after all, it takes nothing more"
+        write_atomic(self.place/'taken'/worker/'.forgotten', '', durable=False)
         lost = [key for key,who in self.taken().items() if who==worker]
-        for file in (self.place/'taken'/worker).glob('*'): file.unlink(missing_ok=True)
+        for file in (self.place/'taken'/worker).glob('[!.]*'): file.unlink(missing_ok=True)
         return lost
-    def withdraw(self):
+    def is_forgotten(self, worker:str)->bool: return (self.place/'taken'/worker/'.forgotten').exists()
+    def has_seen(self, worker:str)->bool:
+        "Whether a worker ever came to this queue"
+        return (self.place/'taken'/worker).is_dir()
+    def withdraw(self)->list[str]: # Keys
         "Nothing that waits will be begun"
-        for file in (self.place/'waiting').glob('*'): file.unlink(missing_ok=True)
+        out = []
+        for file in (self.place/'waiting').glob('[!.]*'):
+            with contextlib.suppress(FileNotFoundError): # somebody has taken it
+                file.unlink()
+                out.append(_key(file.name))
+        return out
 
     def stop(self): write_atomic(self.place/'stop', '')
+    def is_stopping(self)->bool: return (self.place/'stop').exists()
     def close(self): write_atomic(self.place/'over', '')
     def is_over(self)->bool: return (self.place/'over').exists() or not self.place.is_dir()
     def has_call(self)->bool:
@@ -138,10 +161,12 @@ def serve(
 )->int: # Jobs done
     "Take jobs and do them until the call is over, the time is nearly up, or somebody wants this worker to leave"
     began,done,longest,empty = time.monotonic(),0,0.,0
+    if not queue.arrive(name): return 0
     with stopped_by(queue.place/'stop'):
         while most is None or done<most:
             spent = time.monotonic()-began
-            if queue.is_over() or stop_asked() or (seconds is not None and spent+1.2*longest>=seconds): break
+            if seconds is not None and spent+1.2*longest>=seconds: break
+            if queue.is_over() or queue.is_forgotten(name) or stop_asked(): break
             job = queue.take(name)
             if job is None:
                 empty += 1
@@ -149,8 +174,11 @@ def serve(
                 empty = empty if empty*idle<=2 else 0
                 time.sleep(idle)
                 continue
-            told = outcome_of(job, queue, device, wait=0.)
-            if told.get('signal') and not queue.is_over():
+            try: told = outcome_of(job, queue, device, wait=0.)
+            except SystemExit: # asked to leave before the job had begun to listen
+                queue.give_back(name, job)
+                raise
+            if told.get('signal') and not queue.is_stopping():
                 queue.give_back(name, job)
                 break
             queue.end(name, job, **told)
@@ -173,6 +201,7 @@ def main():
     task = json.loads(sys.stdin.read())
     set_threads(task['threads'])
     os.environ['PROMPTBENCH_QUIET'] = '1'
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     device = find_devices(task['device'])[0]
     serve(Queue(task['place']), name=task['name'], device=device, most=task.get('most'), seconds=task.get('seconds'),
           idle=task.get('idle', .5))
