@@ -5,7 +5,7 @@ The engine before is a commit of this repository (`--old`), checked out beside i
 Then what the engine itself takes, without any work:
 `again_100`: a fresh process that asks for a table of 100 jobs which are all done (goal 5 s), in which loading a model is an error;
 `plan_1000`: 1,000 jobs of a table named in a fresh process, with nothing remembered of any digest (goal 10 s; `plan_warm_s`: with it), and `sweep_1000`: 1,000 pages of a sweep;
-`board`: share of the processor time of a table that the process takes which plans it, hears of its jobs and draws how they stand, and does nothing else once its imports are done (goal 1 %)."""
+`board`: share of the processor time of a table that the process takes which plans it, hears of its jobs and draws how they stand, and does nothing else once its imports are done (goal 1 %); `board_of_1000`: the same for 1,000 jobs of which none ends, from the share of a core that it takes (`look_share`) beside two workers that take one each, and `look_…_s` the processor time of a single look at them."""
 import ctypes, json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 from common import ROOT, middle, parser, ratio_of, repeats, report, setup, small
@@ -73,18 +73,16 @@ def no_models():
 def again(out, given):
     "A table that is done: planned, keyed, looked at, and nothing to do"
     began = time.perf_counter()
-    from promptbench.studies.study import run_jobs
     from promptbench.studies.table1 import jobs, run_all
     s = settings(given)
     if 'refuse' in sys.argv: no_models()
     run_all(s, Path(out), workers=2, quiet=True)
-    return dict(inside=time.perf_counter()-began, jobs=len(jobs(s)), torch='torch' in sys.modules)
+    return dict(inside=time.perf_counter()-began, jobs=len(jobs(s)))
 
 def pretend(out, given):
     "Cards of a table that was never computed: all its jobs are done"
     from promptbench.base.core import to_json, write_atomic
-    from promptbench.engine.run import Board
-    from promptbench.studies.study import jobs_in, run_jobs
+    from promptbench.studies.study import jobs_in
     from promptbench.studies.table1 import jobs
     planned = jobs(settings(given))
     for j in planned: write_atomic(jobs_in(out)/j.key/'card.json', to_json(dict(state='done', key=j.key, stage=j.stage, spent=1.)), durable=False)
@@ -108,21 +106,35 @@ def sweep(n):
     return dict(jobs=len({j.key for j in planned}), inside=time.perf_counter()-began)
 
 def look(out, given):
-    "Seconds of one look at a call of many jobs, half of them done: time left, progress, the board of a terminal"
+    "Seconds of one look at a call of many jobs, one of them done, and the share of a core that the call takes while workers work"
+    from promptbench.base.core import to_json, write_atomic
     from promptbench.engine.board import terminal_board
-    from promptbench.engine.run import Board
-    from promptbench.studies.study import jobs_in, run_jobs, tell_progress
+    from promptbench.engine.pools import Workers
+    from promptbench.engine.run import run
+    from promptbench.studies.study import jobs_in, tell_progress
     from promptbench.studies.table1 import jobs
+    class Elsewhere(Workers):
+        "Workers that cost this process nothing, and never end"
+        def start(self, name, device): return name
+        def alive(self, worker): return True
+        def end(self, worker): pass
+        def close(self): shutil.rmtree(self.queue.place)
     planned = jobs(settings(given))
+    write_atomic(jobs_in(out)/planned[-1].key/'card.json', to_json(dict(state='done', spent=9.))) # so that there is a time left
     began = time.perf_counter()
-    board = Board(planned, jobs_in(out), workers=2)
+    boards = run(planned, jobs_in(out), Elsewhere(2))
+    board = next(boards)
     opened = time.perf_counter()-began
-    for n,k in enumerate(board.now): board.now[k].update(state='waiting' if n%2 else 'done', share=float(n%2==0))
+    clock,cpu = time.perf_counter(),time.process_time()
+    for n,board in enumerate(boards):
+        tell_progress(out, board)
+        if n==(2 if small() else 20): break
+    share = (time.process_time()-cpu)/(time.perf_counter()-clock)
     def timed(f):
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(5): f()
-        return (time.perf_counter()-began)/5
-    return dict(open_s=opened, left_s=timed(lambda: board.left), progress_s=timed(lambda: tell_progress(out, board)), terminal_s=timed(lambda: terminal_board(board)))
+        return (time.process_time()-began)/5
+    return dict(open_s=opened, share=share, left_s=timed(lambda: board.left), progress_s=timed(lambda: tell_progress(out, board)), terminal_s=timed(lambda: terminal_board(board)))
 
 CHILDREN = dict(table=table, again=again, pretend=pretend, plan=plan, sweep=sweep, look=look)
 
@@ -179,18 +191,17 @@ def many(n):
 
 def alone(tmp):
     "Seconds without any work"
-    hundred,thousand = (many(25),many(50)) if small() else (many(100),many(1000))
+    hundred,thousand,pages = (many(25),many(25),40) if small() else (many(100),many(1000),1000)
     start(ROOT, tmp/'cache', 'pretend', tmp/'done', hundred)
-    found = [start(ROOT, tmp/'cache', 'again', tmp/'done', hundred, *more) for more in ((),('refuse',))] # the second proves it, the first is timed
-    cold = start(ROOT, tmp/'cold', 'plan', thousand)
-    warm = start(ROOT, tmp/'cold', 'plan', thousand)
-    pages = [start(ROOT, tmp/name, 'sweep', 40 if small() else 1000) for name in ('cold-pages','cold')]
+    start(ROOT, tmp/'cache', 'again', tmp/'done', hundred, 'refuse') # no model is loaded
+    found = start(ROOT, tmp/'cache', 'again', tmp/'done', hundred)
+    cold,warm = (start(ROOT, tmp/'cold', 'plan', thousand) for _ in range(2))
+    swept,swept_warm = (start(ROOT, tmp/'cold-pages', 'sweep', pages) for _ in range(2))
     seen = start(ROOT, tmp/'cache', 'look', tmp/'look', thousand)
-    slow = max(p['seconds'] for p in pages)
-    return dict(ratio_again_100=5/found[0]['seconds'], goal_again_100=1., again_jobs=found[0]['jobs'], again_s=found[0]['seconds'], again_cpu_s=found[0]['cpu'], again_imports_torch=found[0]['torch'],
-                ratio_plan_1000=10/cold['seconds'], goal_plan_1000=1., plan_jobs=cold['jobs'], plan_s=cold['seconds'], plan_warm_s=warm['seconds'], plan_once_more_s=cold['known'],
-                ratio_sweep_1000=10/slow, goal_sweep_1000=1., sweep_jobs=pages[0]['jobs'], sweep_s=pages[0]['seconds'], sweep_warm_s=pages[1]['seconds'],
-                **{f'look_{k}':v for k,v in seen.items() if k.endswith('_s')})
+    return dict(ratio_again_100=5/found['seconds'], goal_again_100=1., again_jobs=found['jobs'], again_s=found['seconds'], again_cpu_s=found['cpu'],
+                ratio_plan_1000=10/cold['seconds'], goal_plan_1000=1., plan_jobs=cold['jobs'], plan_s=cold['seconds'], plan_cpu_s=cold['cpu'], plan_warm_s=warm['seconds'], plan_once_more_s=cold['known'],
+                ratio_sweep_1000=10/swept['seconds'], goal_sweep_1000=1., sweep_jobs=swept['jobs'], sweep_s=swept['seconds'], sweep_cpu_s=swept['cpu'], sweep_warm_s=swept_warm['seconds'],
+                look_jobs=cold['jobs'], look_share=seen['share'], ratio_board_of_1000=.01/(seen['share']/(2+seen['share'])), goal_board_of_1000=1., **{f'look_{k}':v for k,v in seen.items() if k.endswith('_s')})
 
 def main():
     if '--child' in sys.argv:
