@@ -55,12 +55,12 @@ def settings(given):
     from promptbench.studies.table1 import Settings
     return Settings(**json.loads(given))
 
-def table(out, given):
+def table(out, given, workers):
     "A table, and the processor time of this process from the end of its imports on"
     import promptbench.studies.table1 as t
     s = settings(given)
     began = time.process_time()
-    t.run_all(s, Path(out), workers=2, quiet=True)
+    t.run_all(s, Path(out), workers=int(workers), quiet=True)
     return dict(own=time.process_time()-began)
 
 def no_models():
@@ -163,7 +163,7 @@ def in_turns(sides, n):
         with tempfile.TemporaryDirectory() as place:
             for name in list(sides)[::1 if i%2==0 else -1]:
                 tree,cache = sides[name]
-                took[name].append(start(tree, cache, 'table', Path(place)/name, json.dumps(TOY if small() else TABLE)))
+                took[name].append(start(tree, cache, 'table', Path(place)/name, *(json.dumps(TOY), 1) if small() else (json.dumps(TABLE), 2)))
             tables = [results(Path(place)/name) for name in sides]
             for a,b in zip(*tables): pd.testing.assert_frame_equal(a, b, check_exact=True)
     return took, len(tables[0][0]), len(tables[0][1])
@@ -193,14 +193,14 @@ def alone(tmp):
     "Seconds without any work"
     hundred,thousand,pages = (many(25),many(25),40) if small() else (many(100),many(1000),1000)
     start(ROOT, tmp/'cache', 'pretend', tmp/'done', hundred)
-    start(ROOT, tmp/'cache', 'again', tmp/'done', hundred, 'refuse') # no model is loaded
-    found = start(ROOT, tmp/'cache', 'again', tmp/'done', hundred)
-    cold,warm = (start(ROOT, tmp/'cold', 'plan', thousand) for _ in range(2))
-    swept,swept_warm = (start(ROOT, tmp/'cold-pages', 'sweep', pages) for _ in range(2))
+    proof = start(ROOT, tmp/'cache', 'again', tmp/'done', hundred, 'refuse') # no model is loaded
+    found = proof if small() else start(ROOT, tmp/'cache', 'again', tmp/'done', hundred)
+    cold,*warm = (start(ROOT, tmp/'cold', 'plan', thousand) for _ in range(1 if small() else 2))
+    swept,*swept_warm = (start(ROOT, tmp/'cold-pages', 'sweep', pages) for _ in range(1 if small() else 2))
     seen = start(ROOT, tmp/'cache', 'look', tmp/'look', thousand)
     return dict(ratio_again_100=5/found['seconds'], goal_again_100=1., again_jobs=found['jobs'], again_s=found['seconds'], again_cpu_s=found['cpu'],
-                ratio_plan_1000=10/cold['seconds'], goal_plan_1000=1., plan_jobs=cold['jobs'], plan_s=cold['seconds'], plan_cpu_s=cold['cpu'], plan_warm_s=warm['seconds'], plan_once_more_s=cold['known'],
-                ratio_sweep_1000=10/swept['seconds'], goal_sweep_1000=1., sweep_jobs=swept['jobs'], sweep_s=swept['seconds'], sweep_cpu_s=swept['cpu'], sweep_warm_s=swept_warm['seconds'],
+                ratio_plan_1000=10/cold['seconds'], goal_plan_1000=1., plan_jobs=cold['jobs'], plan_s=cold['seconds'], plan_cpu_s=cold['cpu'], plan_warm_s=[p['seconds'] for p in warm], plan_once_more_s=cold['known'],
+                ratio_sweep_1000=10/swept['seconds'], goal_sweep_1000=1., sweep_jobs=swept['jobs'], sweep_s=swept['seconds'], sweep_cpu_s=swept['cpu'], sweep_warm_s=[p['seconds'] for p in swept_warm],
                 look_jobs=cold['jobs'], look_share=seen['share'], ratio_board_of_1000=.01/(seen['share']/(2+seen['share'])), goal_board_of_1000=1., **{f'look_{k}':v for k,v in seen.items() if k.endswith('_s')})
 
 def main():
