@@ -16,7 +16,7 @@ from pathlib import Path
 from .. import __version__
 from ..base.catalogue import SUITES, load, suite_source
 from ..base.core import UserError, data_dir, key_of, one_of, rng, to_json
-from ..base.digest import files_digest, files_in, folder_digest, hub_commit, recalled, remember
+from ..base.digest import files_digest, files_in, folder_digest, hub_commit
 from .files import read_jsonl
 
 # %% ../../nbs/10_data/04_suite.ipynb #c7d5f7bf
@@ -389,17 +389,15 @@ def _sources_digest(name:str, where:str)->str:
     if data.is_dir(): files |= {f'data/{n}': path for n,path in files_in(data).items()}
     return files_digest(files, place=f'code of suite {name} in {folder}')
 
-_drawn = {} # Names of draws -> their fingerprints, in this process
+def _luck()->list:
+    "What Python draws from one seed: another generator, another draw"
+    r = rng('luck')
+    return [r.random(), r.randrange(10**9), r.choice(range(10**6)), r.choices(range(99), k=9), r.sample(range(99), 9)]
 
 def _draw_digest(name:str, where:str, seed:int, n_eval:int|None)->str:
-    "The fingerprint of a draw; drawn only where no process has done so with the same code"
-    key = key_of('draw', name, seed, n_eval, __version__, _sources_digest(name, where))
-    if key not in _drawn: _drawn[key] = recalled(key).get('fingerprint')
-    if _drawn[key] is None:
-        options = {} if n_eval is None else dict(n_eval=n_eval)
-        _drawn[key] = load_draw(name, seed, **options).fingerprint()
-        remember(key, dict(fingerprint=_drawn[key], suite=name, seed=seed, n_eval=n_eval))
-    return _drawn[key]
+    "What determines a draw, which is not made for it: code and data, seed and size, and Python's own generator"
+    reads = [_read_there(os.environ.get(v, '')) for v in suite_source(name).reads]
+    return key_of('draw', name, seed, n_eval, __version__, _sources_digest(name, where), reads, _luck(), n=16)
 
 # %% ../../nbs/10_data/04_suite.ipynb #aeb7a8ab
 WHOLE = 2<<30 # Bytes: of larger folders only the small files are read, others count by size and time
@@ -434,8 +432,8 @@ def suite_digest(
     name:str|Path, # As for `load_draw`
     seed:int=0, # Which draw; suites that are not drawn do not depend on it
     n_eval:int|None=None # Validation records of a draw; None: as many as the suite has by itself
-)->str: # 12 or 16 hex digits
-    "What identifies the content of a suite, for the names of results; nothing is drawn or read a second time"
+)->str: # 16 hex digits; 12 of a suite that had to be made
+    "What identifies the content of a suite, for the names of results; nothing is drawn, and nothing read a second time"
     name = str(name)
     where,args = _maker(name)
     if where==FOLDER: return folder_digest(args[0], whole=WHOLE)

@@ -180,9 +180,13 @@ def _take_device(device:str):
 def _context():
     "How workers are started: forked from a server that has imported what every job needs, where the system can fork"
     if not hasattr(os, 'fork'): return multiprocessing.get_context('spawn')
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['papermill','filelock','promptbench.engine.pools'])
-    return context
+    return multiprocessing.get_context('forkserver')
+
+def _preload(context, jobs:Sequence[Job]):
+    "What the server imports before its first worker; papermill takes a second, and only pages need it"
+    if context.get_start_method()!='forkserver': return
+    pages = ['papermill'] if any(j.stage=='page' for j in jobs) else []
+    context.set_forkserver_preload([*pages, 'filelock', 'promptbench.engine.pools'])
 
 _SIGNALS = {-int(s):s.name for s in signal.Signals}
 
@@ -198,6 +202,10 @@ class Warm(Workers):
         if workers is None: workers = 2 if devices==['cpu'] else len(devices)
         super().__init__(workers, threads=threads, devices=devices)
         self.context = _context()
+    def submit(self, jobs:Sequence[Job]):
+        "As all workers"
+        _preload(self.context, jobs)
+        super().submit(jobs)
     def start(self, name:str, device:str):
         "A process that serves the queue"
         task = dict(place=str(self.queue.place), name=name, device=device, threads=self.threads, most=self.most,

@@ -101,12 +101,11 @@ class Board:
     @property
     def left(self)->float|None: # Seconds; None while nothing is known
         "When all will be done, at the pace so far"
-        rest = [(k, self._seconds(k), self.jobs[k].needs) for k,n in self.now.items() if n['state'] in OPEN]
-        return None if any(s is None for _,s,_ in rest) else time_left(rest, self.workers)
-    def _seconds(self, k:str)->float|None:
-        "What a job still takes"
-        pace = self._pace(self.jobs[k].stage)
-        return None if pace is None else pace*self.jobs[k].weight*(1-self.now[k]['share'])
+        rest = [self.jobs[k] for k,n in self.now.items() if n['state'] in OPEN]
+        pace = {stage:self._pace(stage) for stage in {j.stage for j in rest}}
+        if None in pace.values(): return None
+        still = lambda j: pace[j.stage]*j.weight*(1-self.now[j.key]['share'])
+        return time_left([(j.key, still(j), j.needs) for j in rest], self.workers)
     def _pace(self, stage:str)->float|None:
         "Seconds per weight of a stage; of all stages where it has none; of what is running where nothing is done"
         if self.weighed[stage]: return self.spent[stage]/self.weighed[stage]
