@@ -2,9 +2,10 @@
 import os, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 import psutil, pytest
-from promptbench.engine.pools import Cluster, run_sweep
 from promptbench.engine.folder import read_json
 from promptbench.engine.grid import expand
+from promptbench.engine.pools import Slurm
+from promptbench.engine.run import run
 from toy_sweep import Gate, Sweep, complete, differences, table, write_page, write_sweep
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +26,8 @@ def test_a_killed_worker_is_begun_again_and_nothing_outlives_the_sweep(tmp_path)
 def drive(executor, runs, root, gate, preempt):
     "Run a sweep to its end; `preempt` is called once, when the run stands at its gate"
     now,struck,end = {},False,time.monotonic()+300
-    for now in run_sweep(runs, root, executor):
+    for board in run(runs, root, executor):
+        now = board.now
         assert time.monotonic()<end, now
         if not struck and gate.held(): preempt(); struck = True
         if struck and card(root)['attempts']==2: gate.open()
