@@ -25,7 +25,7 @@ def test_killed_and_started_again_gives_the_same_numbers(undisturbed, tmp_path):
         one.wait(lambda: [f for f in (out/'jobs').glob('pretrain-*/progress.json')])
         os.killpg(one.process.pid, signal.SIGKILL); one.process.wait(); assert one.gone(), one.family()
     with Table(SMALL, out) as two:                             # second kill: only the parent, when a cell is finished
-        two.wait(lambda: cards_done(out)); workers = two.workers()
+        two.wait(lambda: two.workers() and cards_done(out)); workers = two.workers()
         two.kill(); assert workers and not psutil.wait_procs(workers, timeout=120)[1] and two.gone(), two.family()
     kept = cards_done(out); assert kept and len(kept)<5, 'a finished cell must be kept'
     run_all(s, out, workers=2, quiet=True)

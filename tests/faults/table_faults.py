@@ -82,7 +82,7 @@ def tuning_goes_on(p:Place)->dict:
     out,settings = p.new(),p.settings|ALONE|dict(tune=p.settings['tune']|dict(steps=60)); gate = Gate(p.folder/f'gate{p.n}', 40)
     whole = p.new(); code,said = complete(settings, whole); assert code==0, said
     with Table(settings, out, gate=gate) as t:
-        t.wait(gate.held); (state,) = (out/'jobs').glob('tune-*/checkpoints/step-*'); t.kill(); gate.open(); assert t.gone()
+        t.wait(gate.held); (state,) = (out/'jobs').glob('tune-*/checkpoints/step-*'); t.kill(); assert t.gone(); gate.open()
     with Table(settings, out) as t: code,said = t.end(); steps = t.steps()
     assert code==0, said
     first,second = ([n for pid,n in steps if pid==who] for who in dict.fromkeys(pid for pid,_ in steps))
