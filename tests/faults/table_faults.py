@@ -16,10 +16,10 @@ ALONE = dict(methods=('none',)) # A table of two jobs: the backbone ranked as it
 
 class Place:
     "A table, its undisturbed rows, and fresh folders to hurt it in"
-    def __init__(self, folder, seed:int=0, world:bool=False):
+    def __init__(self, folder, seed:int=0, world:bool=False, call=complete):
         self.folder,self.n,self.gen = Path(folder),0,random.Random(seed)
         self.settings = WORLD if world else write_toy(self.folder/'made')
-        self.whole = self.new(); code,said = complete(self.settings, self.whole); assert code==0, said
+        self.whole = self.new(); code,said = call(self.settings, self.whole); assert code==0, said
         self.want = table(self.settings, self.whole)
     def new(self)->Path: self.n += 1; return self.folder/f'table{self.n}'
     def of(self, **only)->tuple:
@@ -173,18 +173,18 @@ def company_dies(p:Place)->dict:
     return counted(dict(faults=1), p.check(out, kept))
 
 # --- content that changes under the same name ------------------------------------------------------------------------
-def edited(p:Place)->dict:
+def edited(p:Place, call=complete)->dict:
     "A row of a dataset, then the weights of a backbone: the jobs on them are new, the old ones and those on another suite are not touched"
     from safetensors.torch import load_file, save_file
     base = p.folder/f'edited{p.n}'; one = write_toy(base/'one')|ALONE; two = write_toy(base/'two')|ALONE; out = p.new(); parts = []
-    for s in (one, two): code,said = complete(s, out); assert code==0, said
+    for s in (one, two): code,said = call(s, out); assert code==0, said
     keys = lambda s: {j.key for j in planned(s)}
     def anew(hurt:dict, other:dict, edit):
         before,theirs,kept = keys(hurt),keys(other),finished(out); edit(); after = keys(hurt); assert not before & after and keys(other)==theirs
         assert before|theirs<=set(kept)
-        for s in (hurt, other): code,said = complete(s, out); assert code==0, said
+        for s in (hurt, other): code,said = call(s, out); assert code==0, said
         assert set(finished(out))==set(kept)|after and all(c['attempts']==1 for c in cards(out).values())
-        whole = p.new(); code,said = complete(hurt, whole); assert code==0, said
+        whole = p.new(); code,said = call(hurt, whole); assert code==0, said
         lost,wrong = differences(table(hurt, out), table(hurt, whole)); parts.append(dict(faults=1, lost=lost, wrong=wrong, twice=changed(out, kept)))
     def row():
         f = base/'one'/'suite'/'signs'/'first'/'validation.jsonl'; f.write_text(f.read_text().replace('"x": 3,', '"x": 5,', 1))
