@@ -26,10 +26,12 @@ class Place:
         "The undisturbed rows of some cells"
         return tuple(d[d.method.isin(only['methods'])].reset_index(drop=True) for d in self.want)
     def check(self, out, kept:dict, **only)->dict:
-        "Call again to the end, then compare; `kept`: cards of what was done before, which nobody may touch"
-        settings = self.settings|only
-        code,said = complete(settings, out); assert code==0, said
-        lost,wrong = differences(table(settings, out), self.of(**only) if only else self.want)
+        "Call again to the end, then compare"
+        code,said = complete(self.settings|only, out); assert code==0, said
+        return self.compare(out, kept, **only)
+    def compare(self, out, kept:dict, **only)->dict:
+        "A table that is finished beside the undisturbed one; `kept`: cards of what was done before, which nobody may touch"
+        lost,wrong = differences(table(self.settings|only, out), self.of(**only) if only else self.want)
         return dict(lost=lost, wrong=wrong, twice=changed(out, kept))
 
 def counted(*parts)->dict: return total(*parts)|dict(twice=sum(p.get('twice', 0) for p in parts))
@@ -65,10 +67,10 @@ def lost_worker(p:Place)->dict:
     "One job costs its worker: it is begun again, and no other; the card says why"
     out,gate = p.new(),Gate(p.folder/f'gate{p.n}', 2)
     with Table(p.settings, out, gate=gate, workers=1) as t:
-        t.wait(gate.held); assert strike(t, 'worker'); t.wait(lambda: len(gate.held())==2); gate.open(); code,said = t.end(); assert code==0, said
-    hurt = [c for c in cards(out).values() if c['attempts']>1]
+        t.wait(gate.held); kept = finished(out); assert strike(t, 'worker'); t.wait(lambda: len(gate.held())==2); gate.open(); code,said = t.end(); assert code==0, said
+    hurt = [c for c in cards(out).values() if c['attempts']>1]; assert len(cards(out))==5
     assert [(c['attempts'], c['lost']) for c in hurt]==[(2, ['its worker was killed, most often because memory ran out'])], hurt
-    return counted(dict(faults=1), p.check(out, finished(out)))
+    return counted(dict(faults=1), p.compare(out, kept))
 
 def lost_thrice(p:Place)->dict:
     "A job that costs three workers fails, alone; the message, the note and the card say why; called again it is tried again"
@@ -159,7 +161,7 @@ def two_calls(p:Place)->dict:
             kept = finished(out); gate.open(); ends = [a.end(), b.end()]
     assert [e[0] for e in ends]==[0,0], ends
     assert [c['attempts'] for c in cards(out).values()]==[1]*5, 'a job was computed twice'
-    return counted(dict(faults=1), p.check(out, kept))
+    return counted(dict(faults=1), p.compare(out, kept))
 
 def company_dies(p:Place)->dict:
     "Two calls in one folder, one of them is killed with the job it holds: the other takes it over"
@@ -170,7 +172,7 @@ def company_dies(p:Place)->dict:
             b.wait(lambda: len(finished(out))==4); kept = finished(out); a.kill(); code,said = b.end(); assert code==0, said
             gate.open(); assert a.gone()
     assert sorted(c['attempts'] for c in cards(out).values())==[1]*4+[2]
-    return counted(dict(faults=1), p.check(out, kept))
+    return counted(dict(faults=1), p.compare(out, kept))
 
 # --- content that changes under the same name ------------------------------------------------------------------------
 def edited(p:Place, call=complete)->dict:
