@@ -16,7 +16,8 @@ SMALL = dict(scale='quick', methods=('none','T+P'), prompts=('shallow',), shots=
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-    out = tmp_path_factory.mktemp('whole'); run_all(Settings(**SMALL), out, workers=1, quiet=True)
+    "One job after another in this process, where each finds what the one before it loaded"
+    out = tmp_path_factory.mktemp('whole'); run_all(Settings(**SMALL), out, pool=make_pool('here'), quiet=True)
     return out
 
 def test_killed_and_started_again_gives_the_same_numbers(undisturbed, tmp_path):
@@ -28,15 +29,10 @@ def test_killed_and_started_again_gives_the_same_numbers(undisturbed, tmp_path):
         two.wait(lambda: two.workers() and cards_done(out)); workers = two.workers()
         two.kill(); assert workers and not psutil.wait_procs(workers, timeout=120)[1] and two.gone(), two.family()
     kept = cards_done(out); assert kept and len(kept)<5, 'a finished cell must be kept'
-    run_all(s, out, workers=2, quiet=True)
+    run_all(s, out, workers=2, quiet=True)                     # and in another kind of pool than the undisturbed one
     assert changed(out, kept)==0, 'finished cells must not be touched'
     assert differences(table(SMALL, out), table(SMALL, undisturbed))==(0,0) and finished(s, out)
     assert not list((out/'jobs').glob('*/checkpoints/step-*')), 'checkpoints of finished runs are removed'
-
-def test_all_pools_give_the_same_numbers(undisturbed, tmp_path):
-    "One after another in this process, where a job finds what the one before it loaded"
-    run_all(Settings(**SMALL), tmp_path, pool=make_pool('here'), quiet=True)
-    assert differences(table(SMALL, tmp_path), table(SMALL, undisturbed))==(0,0)
 
 def test_a_finished_table_is_not_computed_again(undisturbed):
     kept = cards_done(undisturbed); run_all(Settings(**SMALL), undisturbed, pool=None, quiet=True)

@@ -117,7 +117,7 @@ def begin(
     started = time.strftime('%Y-%m-%dT%H:%M:%S%z')
     card = {**card, 'state':'running', 'started':started}
     card |= dict(attempts=old.get('attempts', 0)+1, spent=old.get('spent', 0.))
-    if 'lost' in old: card['lost'] = old['lost'] # why earlier workers were lost
+    if 'lost' in old: card['lost'] = old['lost'] # reasons for which earlier attempts broke off
     if folder.is_dir():
         for name in ('stop','progress.json','kernel.json'): (folder/name).unlink(missing_ok=True)
         write_atomic(folder/'card.json', to_json(card))

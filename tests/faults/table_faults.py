@@ -130,7 +130,7 @@ def disk_full(p:Place)->dict:
                 with contextlib.suppress(OSError), open(top/'ballast', 'wb', buffering=0) as f:
                     while True: f.write(bytes(4096))
             kept = finished(out) if out.is_dir() else {}
-            gate.open(); code,said = t.end(); assert code!=0 and 'No space left' in said or not tmpfs and code!=0, f'a full disk went unnoticed: {said}'
+            gate.open(); code,said = t.end(); assert code!=0 and ('the disk is full' in said or not tmpfs), f'a full disk went unnoticed: {said}'
             assert t.gone()
         (top/'ballast').unlink(missing_ok=True)
         return counted(dict(faults=1), p.check(out, kept))
