@@ -1,13 +1,8 @@
-"Executors: nothing outlives the sweep, a lost worker is begun again, a preempted job goes on; once on a real Slurm"
-import os, shutil, signal, socket, subprocess, sys, time
+"Executors: nothing outlives the sweep, a lost worker is begun again"
 from pathlib import Path
-import psutil, pytest
-from promptbench.engine.pools import Cluster, run_sweep
 from promptbench.engine.folder import read_json
-from promptbench.engine.grid import expand
-from toy_sweep import Gate, Sweep, complete, differences, table, write_page, write_sweep
+from toy_sweep import Gate, Sweep, complete, write_sweep
 
-HERE = Path(__file__).resolve().parent
 ONE = 'name: one\nsteps: {first: {page: first.ipynb}}\n'
 
 def card(root): (f,) = Path(root).glob('*/card.json'); return read_json(f)

@@ -115,7 +115,7 @@ def test_a_run_names_what_it_needs(tmp_path):
     first = execute(toy(tmp_path, ''), {}, root=tmp_path/'runs'); after = toy(tmp_path, 'print(a)', source='a = ""  # a run', name='after')
     r = execute(after, dict(a=f'run:{first.key}'), root=tmp_path/'runs'); assert r.code==0 and read_json(r.folder/'card.json')['needs']==[first.key]
     assert str(first.folder) in (r.folder/'log.txt').read_text(), 'the page gets a place, the key only a name'
-    with pytest.raises(UserError, match='to be done, it is absent'): execute(after, dict(a='run:toy-0'), root=tmp_path/'runs')
+    with pytest.raises(UserError, match='must be done, it is absent'): execute(after, dict(a='run:toy-0'), root=tmp_path/'runs')
     with pytest.raises(UserError, match=f'needed by {r.key}'): remove(first.key, tmp_path/'runs')
 
 KILLED = 'from promptbench.engine.inside import watched\nimport time, os\nfor r in watched(range(1200 if not os.path.exists(out+"/seen") else 3), 1200, "toy", every=.1): open(out+"/seen","w"); time.sleep(.1)'

@@ -217,17 +217,17 @@ def _step_runs(spec, name:str, path:Path, defaults:dict, cells:list, at:dict, au
         out |= {(name, i):run for i in group.places}
     return out
 
-def _check_values(step:dict, path:Path, defaults:dict, values:dict):
+def _check_values(step:dict, path:Path, values:dict):
     "Every value that the sweep gives to a page, each once; what comes from another step is no value yet"
     for k,several in values.items():
-        if k not in defaults or k in step['needs']: continue
+        if k in step['needs']: continue
         for v in several: check_parameters(path, {k:v})
 
-def _all_values(spec:dict, cells:list[dict], step:dict)->dict: # parameter -> values
-    "What the sweep, a step and its cases, and the cells say of each parameter"
-    said = [spec['set'], step['set'], *(case.get('set', {}) for case in step['cases']), *cells]
-    names = dict.fromkeys(k for d in said for k in d)
-    return {k:_different(d[k] for d in said if k in d) for k in names}
+def _all_values(spec:dict, cells:list[dict], step:dict, defaults:dict)->dict: # parameter -> values
+    "What the cells that a step computes give to its page; what it skips may hold values that the page does not know"
+    given = [_values(spec, step, defaults, c) for c in cells if not any(_fits(c, x) for x in step['skip'])]
+    names = dict.fromkeys(k for d in given for k in d)
+    return {k:_different(d[k] for d in given if k in d) for k in names}
 
 # %% ../../nbs/70_engine/05_grid.ipynb #135c9381
 def expand(
@@ -239,7 +239,9 @@ def expand(
     cells = grid(spec)
     order = _order(spec['steps'])
     pages = _pages(spec, cells)
-    for name,step in spec['steps'].items(): _check_values(step, *pages[name], _all_values(spec, cells, step))
+    for name,step in spec['steps'].items():
+        path,defaults = pages[name]
+        _check_values(step, path, _all_values(spec, cells, step, defaults))
     at = {}
     for name in order: at |= _step_runs(spec, name, *pages[name], cells, at, auto)
     runs = list({r.key:r for r in at.values()}.values())

@@ -6,7 +6,7 @@
 __all__ = ['EXECUTORS', 'Pool', 'Here', 'Workers', 'below', 'kill', 'Warm', 'Fresh', 'SlurmWorker', 'Slurm', 'make_pool']
 
 # %% ../../nbs/70_engine/07_pools.ipynb #7b4c13da
-import contextlib, json, multiprocessing, os, shutil, signal, subprocess, sys, time
+import contextlib, errno, json, multiprocessing, os, shutil, signal, subprocess, sys, time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle
@@ -169,7 +169,18 @@ def _begin_worker(task:dict, env:dict, log:str):
     os.dup2(out, 2)
     end_with_parent(end=lambda: kill(os.getpid()))
     _take_device(task['device'])
-    serve(Queue(task['place']), name=task['name'], device=task['device'], most=task['most'], idle=task['idle'])
+    with _ending_for_want_of_room():
+        serve(Queue(task['place']), name=task['name'], device=task['device'], most=task['most'], idle=task['idle'])
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+@contextlib.contextmanager
+def _ending_for_want_of_room():
+    "A full disk ends a worker with a code of its own: it can write neither results nor why"
+    try: yield
+    except OSError as e:
+        if e.errno not in _NO_ROOM: raise
+        os._exit(e.errno)
 
 def _take_device(device:str):
     "What this process puts on a GPU without saying where goes to its own"
@@ -219,6 +230,7 @@ class Warm(Workers):
     def fate(self, worker)->str:
         if worker.exitcode==-signal.SIGKILL: return 'its worker was killed, most often because memory ran out'
         if worker.exitcode<0: return f'its worker was ended by {_SIGNALS.get(worker.exitcode, worker.exitcode)}'
+        if worker.exitcode in _NO_ROOM: return 'its worker could not write: the disk is full; free some space and run the same again'
         return f'its worker ended with code {worker.exitcode}'
     def end(self, worker):
         kill(worker.pid)

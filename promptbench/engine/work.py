@@ -15,7 +15,7 @@ from ..base.core import UserError, checkout, to_json, write_atomic
 from ..base.machine import device_name
 from ..base.stop import Stopped, stopped_by
 from .folder import Teller, ask_to_stop, begin, lock_of, read_json, run_state, set_card
-from .job import Job, placed, stage_of
+from .job import Job, check_unchanged, placed, stage_of
 
 # %% ../../nbs/70_engine/03_work.ipynb #9e01a6b1
 EXITS = {0:'done, or done before', 1:'the work failed', 2:'the call was wrong, nothing ran',
@@ -297,6 +297,7 @@ def work(
     before = Outcome(job.key, folder, 'done', fresh=False)
     if run_state(folder)=='done' and not again: return before
     given = placed(job.given, root)
+    check_unchanged(job)
     if hasattr(stage, 'check'): stage.check(given)
     try: lock = lock_of(folder).acquire(timeout=wait)
     except Timeout: return Outcome(job.key, folder, 'running', 75, f'another process is at run {job.key}')
