@@ -75,8 +75,8 @@ def definite(
 )->str: # 'fp32' or 'bf16'
     "What a precision means where jobs will run; a key must hold a definite one"
     if precision!='auto': return precision
-    if elsewhere: return 'bf16' if device.startswith('cuda') else 'fp32'
-    device = find_devices(device)[0]
+    if elsewhere and device.startswith('cuda'): return 'bf16'
+    device = 'cpu' if elsewhere else find_devices(device)[0]
     if not might_have_bf16(device): return 'fp32'
     from promptbench.model.backbone import pick_precision
     return pick_precision('auto', device)

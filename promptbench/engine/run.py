@@ -160,6 +160,7 @@ class Board:
             now.update(state='done', note='', fresh=bool(told.get('fresh', True)), share=1.)
             self._learn(key)
         elif stopping or told.get('code') in (130,143): now['state'] = 'stopped'
+        elif told.get('code')==75: now.update(state='running', note=ELSEWHERE)
         elif state=='lost': self._lose(key, told['why'])
         else:
             why = told.get('message') or told.get('why') or 'its worker ended before it was done'

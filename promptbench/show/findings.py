@@ -218,7 +218,7 @@ def _cost(card:dict)->dict:
     return {k:c.get(k) for k in ('stage','method','prompt','seed','device')+BUDGET}
 
 def budgets(
-    cards:list[dict] # Cards of runs: stage, method, prompt, seed, device; updates, examples, tokens, flops, seconds; or under `job`, `budget`
+    cards:list[dict] # Of runs: stage, method, prompt, seed, device; updates, examples, tokens, flops, seconds; or under `job`, `budget`
 )->pd.DataFrame: # stage, method, prompt, runs, the mean of each budget per run, and what computed them
     "What each kind of run cost, averaged over seeds; a number no card gives stays empty"
     d = pd.DataFrame([_cost(c) for c in cards], columns=['stage','method','prompt','seed','device',*BUDGET])
