@@ -207,7 +207,7 @@ class Warm(Workers):
     def fate(self, worker)->str:
         if worker.exitcode==-signal.SIGKILL: return 'its worker was killed, most often because memory ran out'
         if worker.exitcode<0: return f'its worker was ended by {_SIGNALS.get(worker.exitcode, worker.exitcode)}'
-        if worker.exitcode in _NO_ROOM: return 'its worker could not write: the disk is full; free some space and run the same again'
+        if worker.exitcode in _NO_ROOM: return 'its worker could not write, the disk is full: free some space'
         return f'its worker ended with code {worker.exitcode}'
     def end(self, worker):
         kill(worker.pid)
