@@ -7,7 +7,7 @@ __all__ = ['STATES', 'OPEN', 'ELSEWHERE', 'BROKEN', 'pending', 'time_left', 'Boa
            'run', 'collect']
 
 # %% ../../nbs/70_engine/08_run.ipynb #e052b164
-import contextlib, heapq, signal, sys, time
+import contextlib, errno, heapq, signal, sys, time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -228,6 +228,14 @@ def announced(
     if told is None: raise UserError(f'{root} must be a folder in which jobs were begun, and it has no board.json')
     return [from_task(t) for t in told['jobs']]
 
+@contextlib.contextmanager
+def _needing_room(root:str|Path):
+    "A full disk is for the user to mend, so it is told in a sentence"
+    try: yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+        raise UserError(f'{root} must have room for results, and the disk is full; free some space and run the same again') from None
+
 def run(
     jobs:Sequence[Job], # What they need is among them, or done
     root:str|Path, # Folder that holds the folders of jobs
@@ -250,7 +258,8 @@ def run(
                 asked = stop.level
                 pool.cancel(hard=asked>1)
                 board.give_up()
-            if ready := board.take_ready(alone=pool.shares): pool.submit(ready)
+            if ready := board.take_ready(alone=pool.shares):
+                with _needing_room(root): pool.submit(ready)
             for key,told in pool.poll(.5).items():
                 board.hear(key, told, stopping=asked>0)
                 if told.get('signal'): stop.ask()

@@ -51,7 +51,9 @@ def kills(p:Place, n:int=12, what=('parent','worker'))->dict:
         gate = Gate(p.folder/f'gate{done}-{time.monotonic_ns()}', p.gen.randrange(1, 5)); target = what[done%len(what)]
         with Table(p.settings, out, gate=gate) as t:
             if done//2%2: # at a random moment: pretraining and ranking too
-                gate.open(); end = time.monotonic()+p.gen.uniform(.5, 8)
+                gate.open()
+                while not t.workers() and t.process.poll() is None: time.sleep(.05)
+                end = time.monotonic()+p.gen.uniform(.2, 8)
                 while t.process.poll() is None and time.monotonic()<end: time.sleep(.02)
             else:
                 while not gate.held() and t.process.poll() is None: time.sleep(.02)
