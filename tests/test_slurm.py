@@ -181,6 +181,9 @@ def undisturbed(tmp_path_factory):
 
 SLURM = ('--executor','slurm','--option','timeout_min=60')
 
+# Those that take the node apart, or a minute each: PROMPTBENCH_TEST_SLURM=all python run.py test tests/test_slurm.py
+by_hand = pytest.mark.skipif(os.environ.get('PROMPTBENCH_TEST_SLURM')!='all', reason='run by hand: PROMPTBENCH_TEST_SLURM=all')
+
 @pytest.mark.slow
 def test_a_sweep_on_slurm_with_a_preemption(slurm, tmp_path, undisturbed):
     gate,root,file = Gate(tmp_path/'gate', 2),tmp_path/'runs',write_sweep(tmp_path/'s')
@@ -233,7 +236,7 @@ def cancel_a_worker(sweep):
     subprocess.run(['scancel', ids('RUNNING')[0]], check=True)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('strike,reasons', [(kill_a_worker,1), (cancel_a_worker,0)])
+@pytest.mark.parametrize('strike,reasons', [(kill_a_worker,1), pytest.param(cancel_a_worker, 0, marks=by_hand)])
 def test_a_worker_lost_on_slurm_costs_one_attempt(slurm, tmp_path, undisturbed, strike, reasons):
     gate,root,file = Gate(tmp_path/'gate', 2),tmp_path/'runs',write_sweep(tmp_path/'s')
     with Sweep(file, root, *SLURM, gate=gate) as s:
@@ -267,6 +270,7 @@ def power_on(conf):
     if ask('sinfo','-h','-o','%T')==['down']: set_node('RESUME')
     until(lambda: ask('sinfo','-h','-o','%T')[0] in ('idle','mixed','allocated'))
 
+@by_hand
 @pytest.mark.slow
 def test_a_node_that_goes_down_gives_its_jobs_back_when_slurm_starts_the_workers_again(slurm, tmp_path, undisturbed):
     gate,root,file = Gate(tmp_path/'gate', 2),tmp_path/'runs',write_sweep(tmp_path/'s')
@@ -286,6 +290,7 @@ def test_a_node_that_goes_down_gives_its_jobs_back_when_slurm_starts_the_workers
     assert why==['the machine of its worker was lost, or wanted back at once']*2, cards(root)
     assert differences(table(root), undisturbed())==(0,0)
 
+@by_hand
 @pytest.mark.slow
 def test_a_worker_whose_time_is_up_makes_room_for_another(slurm, tmp_path, monkeypatch):
     monkeypatch.setattr(Slurm, 'seconds', 1.)
@@ -294,6 +299,7 @@ def test_a_worker_whose_time_is_up_makes_room_for_another(slurm, tmp_path, monke
     assert board.counts()=='5 done' and pool.made==5, (board.now, pool.made)
     assert not any('lost' in c for c in cards(root)) and not list((root/'.queues').iterdir())
 
+@by_hand
 @pytest.mark.slow
 def test_ctrl_c_empties_the_queue_of_slurm_and_the_same_call_goes_on(slurm, tmp_path, undisturbed):
     gate,root,file = Gate(tmp_path/'gate', 2),tmp_path/'runs',write_sweep(tmp_path/'s', seeds=2)
@@ -310,6 +316,7 @@ def test_ctrl_c_empties_the_queue_of_slurm_and_the_same_call_goes_on(slurm, tmp_
     assert code==0 and differences(table(root), undisturbed(2))==(0,0), out
     assert sum(c['attempts']==2 for c in cards(root))==4
 
+@by_hand
 @pytest.mark.slow
 def test_workers_outlive_a_killed_call_and_a_second_call_shares_the_work(slurm, tmp_path, undisturbed):
     gate,root,file = Gate(tmp_path/'gate', 2),tmp_path/'runs',write_sweep(tmp_path/'s')

@@ -288,7 +288,8 @@ class Pretrain:
 
 def _pieces(s:PretrainGiven)->dict:
     "How much is in memory at a time: at the paper's scale as much as is free, as the meta-learners do by themselves"
-    return {} if METHODS[s.method].meta else dict(micro_tokens=micro_tokens_at(s.scale))
+    most = micro_tokens_at(s.scale)
+    return {} if METHODS[s.method].meta or most is None else dict(micro_tokens=most)
 
 def _keep_trained(s:PretrainGiven, b:Backbone, prompt, folder:Path, facts:dict):
     "What was trained as a checkpoint; a transformer that was not is only named"
