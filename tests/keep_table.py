@@ -14,7 +14,7 @@ def keep(folder:Path, kept:Path):
     kept.mkdir(parents=True, exist_ok=True); settings = json.loads((folder/'settings.json').read_text()); s = config(Settings, settings); first = replace(s, seeds=s.seeds[:1])
     for name in ('rows.parquet','table1.csv','claims.csv'): shutil.copyfile(folder/name, kept/name)
     with tempfile.TemporaryDirectory() as tmp:
-        for part in ('cells','checkpoints'): (Path(tmp)/part).symlink_to((folder/part).resolve())
+        (Path(tmp)/'jobs').symlink_to((folder/'jobs').resolve())
         finish(first, tmp); shutil.copyfile(Path(tmp)/'claims.csv', kept/'claims_seed0.csv')
     write_atomic(kept/'settings.json', json.dumps(settings|dict(n_eval=at_scale(s, 'n_eval'), frozen=tiny_settings()), indent=1))
 

@@ -4,7 +4,7 @@
 #     tests/slurm_node.sh down FOLDER
 # Needs root and the packages slurm-wlm and munge. Ports are chosen by the caller (SLURM_NODE_PORT, and the one above).
 set -euo pipefail
-what=$1; at=$2; port=${SLURM_NODE_PORT:-16817}; host=$(hostname -s)
+what=$1; at=$2; port=${SLURM_NODE_PORT:-16817}; host=$(hostname -s); cores=$(env -u OMP_NUM_THREADS nproc)
 stop() { # a daemon by its pid file, and wait until it is gone
   local pid; pid=$(cat "$1" 2>/dev/null) || return 0
   kill "$pid" 2>/dev/null || return 0
@@ -45,7 +45,7 @@ MinJobAge=300
 ReturnToService=2
 KillWait=10
 MpiDefault=none
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$(( $(awk '/MemTotal/{print $2}' /proc/meminfo)/1024/2 )) State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cores RealMemory=$(( $(awk '/MemTotal/{print $2}' /proc/meminfo)/1024/2 )) State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
 C
 export SLURM_CONF=$at/slurm.conf

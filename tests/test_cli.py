@@ -1,5 +1,5 @@
 "The command line as a person types it: what it prints, what it refuses, how it exits"
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest
 import promptbench
@@ -21,8 +21,38 @@ def test_help_has_examples():
     for c in ('table1','evaluate','results','arg','show','run'): assert 'Examples:' in call(c, '--help').stdout
 
 def test_doctor_says_what_works():
-    r = call('doctor'); assert r.returncode==0, r.stderr
+    r = call('doctor', '--quick'); assert r.returncode==0, r.stderr
     for w in ('python','torch','GPU','hub','Chromium','disk','tiny backbone'): assert w in r.stdout
+    assert 'examples/s' not in r.stdout
+
+def doctor(*args):
+    from typer.testing import CliRunner
+    from promptbench.cli.main import app
+    return CliRunner().invoke(app, ['doctor', *args])
+
+def test_doctor_tries_every_device(monkeypatch):
+    from promptbench.lab import health
+    seen = []; monkeypatch.setattr(health, 'health', lambda: [('python', True, '3')])
+    real = health.reached; monkeypatch.setattr(health, 'reached', lambda device, seconds: seen.append(seconds) or real(device, .1))
+    r = doctor(); assert r.exit_code==0 and seen==[5.]*len(seen) and len(seen)>=1
+    line = next(l for l in r.stdout.splitlines() if l.startswith('ok  cpu ')); assert re.search(r'CPU, \d+ cores.*: [\d,]+ examples/s, [\d,]+ tokens/s, [\d.e-]+ TFLOP/s in (fp32|bf16) ', line), line
+    assert doctor('--device', 'cpu').stdout.count('examples/s')==1
+
+def test_doctor_says_which_device_fails(monkeypatch):
+    import torch
+    from promptbench.lab import health
+    def fail(device, seconds): raise RuntimeError('no kernel image is available\nand more')
+    monkeypatch.setattr(health, 'health', lambda: []); monkeypatch.setattr(health, 'reached', fail)
+    r = doctor(); assert 'BAD cpu' in r.stdout and 'no kernel image is available' in r.stdout and 'and more' not in r.stdout and 'cpu' in str(r.exception)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True); monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(health, 'reached', lambda device, seconds: fail(device, seconds) if device!='cpu' else dict(device='a CPU', examples_s=1., tokens_s=1., tflops=1., precision='fp32', library='BLAS', memory=1))
+    r = doctor(); assert r.exit_code==0 and '--  cuda:0' in r.stdout and 'ok  cpu' in r.stdout     # found, and the rest works
+    r = doctor('--device', 'cuda'); assert r.exit_code and 'BAD cuda:0' in r.stdout               # asked for, and does not
+
+def test_a_device_that_is_not_there_is_refused():
+    refused(call('doctor', '--device', 'cuda:77'), 'cuda:77', 'must be on this machine')
+    refused(call('doctor', '--device', 'gpu'), 'device must be auto, cpu, cuda', "'gpu'")
+    refused(call('evaluate', '--quick', '--device', 'cuda:77'), 'cuda:77', 'must be on this machine')
 
 BAD = {
     'missing suite': (['--suite','nowhere/at/all'], ['nowhere/at/all','microworld']),
@@ -87,14 +117,27 @@ def test_arg_asks_for_what_it_needs(tmp_path):
     refused(call('arg', PAPER), '--columns', 'inferred_task_name'); refused(call('arg', PAPER, *columns, '--baseline', 'T0'), 'acc_T0_reproduction')
     refused(call('arg', PAPER, *columns, '--by', 'macro11'), 'macro9'); refused(call('arg', tmp_path/'x.csv'), 'there is no file')
 
-def test_table1_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
-    import promptbench.cli.main as C, promptbench.engine.pages as runs
-    seen = []; monkeypatch.setattr(C, '_aside', lambda *a: dict(done=False, settings={})); monkeypatch.setattr(C, '_end', lambda *a: None)
-    monkeypatch.setattr(runs, 'run_page', lambda *a, **k: seen.append(os.environ['PROMPTBENCH_QUIET']))
+def test_a_command_leaves_the_environment_as_it_was(monkeypatch):
+    from promptbench.cli.studies import quietly
     for mine in ('yes', None):
         monkeypatch.delenv('PROMPTBENCH_QUIET', raising=False) if mine is None else monkeypatch.setenv('PROMPTBENCH_QUIET', mine)
-        C.table1(out=tmp_path/'out'); assert os.environ.get('PROMPTBENCH_QUIET')==mine
-    assert seen==['1','1']
+        with quietly() as before: assert os.environ['PROMPTBENCH_QUIET']=='1' and before==bool(mine)
+        assert os.environ.get('PROMPTBENCH_QUIET')==mine
+
+def test_every_command_that_computes_takes_a_device():
+    for command in ('table1','study','sweep','run','evaluate','doctor'): assert '--device' in call(command,'--help').stdout, command
+    for command in ('table1','study','sweep'):
+        said = call(command,'--help').stdout
+        for word in ('--executor','--workers','--option','--dry-run'): assert word in said, (command, word)
+    refused(call('table1','--quick','--device','cuda:7'), 'cuda:7', 'must be on this machine')
+    refused(call('table1','--quick','--executor','moon'), 'executor must be one of')
+    refused(call('study','moon'), 'study must be one of'); refused(call('study','dials','-p','questions=lenght'), 'question must be one of')
+
+def test_the_paper_s_scale_is_weighed_before_it_runs(tmp_path):
+    r = call('table1','--suite','p3','--backbone','google/t5-xl-lm-adapt','--scale','paper','--dry-run','--device','cpu','--out',tmp_path/'never')
+    assert '2,849.8' in r.stdout and 'pretrain T+P shallow s0' in r.stdout and 'tokens' in r.stdout and not (tmp_path/'never').exists(), r.stdout+r.stderr
+    r = call('table1','--suite','p3','--backbone','google/t5-xxl-lm-adapt','--scale','paper','--dry-run','--device','cpu','--out',tmp_path/'never')
+    assert r.returncode==2 and 'does not fit' in r.stdout and 'it would with' in r.stdout and 'not all of it fits' in r.stderr, r.stdout[-500:]+r.stderr
 
 def test_real_data(shared):
     r = call('evaluate','--suite',shared/'real','--backbone','tiny','--quick'); assert r.returncode==0, r.stderr

@@ -3,7 +3,7 @@ import subprocess
 from pathlib import Path
 import pytest
 from promptbench.base import core
-from promptbench.engine import pages
+from promptbench.engine.work import _commit
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
@@ -22,12 +22,12 @@ def test_a_named_home_wins_over_a_package(package, tmp_path, monkeypatch):
 def test_a_package_inside_somebodys_repository_has_no_commit(package, tmp_path):
     git = lambda *a: subprocess.run(['git','-c','user.name=a','-c','user.email=a',*a], cwd=tmp_path, check=True, capture_output=True)
     git('init','-q'); git('commit','-q','--allow-empty','-m','theirs')
-    assert pages._commit() is None
+    assert _commit.__wrapped__() is None
 
 def test_a_folder_without_git_has_no_commit(tmp_path, monkeypatch):
     (tmp_path/'data').mkdir(); monkeypatch.setenv('PROMPTBENCH_HOME', str(tmp_path))
-    assert pages._commit() is None
-    monkeypatch.setenv('PATH', str(tmp_path)); assert pages._commit() is None
+    assert _commit.__wrapped__() is None
+    monkeypatch.setenv('PATH', str(tmp_path)); assert _commit.__wrapped__() is None
 
 @pytest.mark.parametrize('platform,env,place', [
     ('linux', {}, 'me/.cache'), ('linux', dict(XDG_CACHE_HOME='far'), 'far'), ('freebsd14', {}, 'me/.cache'), ('darwin', dict(XDG_CACHE_HOME='far'), 'me/Library/Caches'),

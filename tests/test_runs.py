@@ -3,8 +3,9 @@ import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
 from promptbench.base.core import UserError
-from promptbench.engine.folder import begin, find_run, gc, list_runs, lock_of, needed_by, read_json, remove, run_state, set_card
-from promptbench.engine.pages import EXITS, ask_to_stop, check_parameters, declared, execute, find_page, parameters, parse_value, run_key
+from promptbench.engine.folder import ask_to_stop, begin, find_run, gc, list_runs, lock_of, needed_by, read_json, remove, run_state, set_card
+from promptbench.engine.work import EXITS
+from promptbench.engine.pages import check_parameters, declared, execute, find_page, parameters, parse_value, run_key
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ('lm_pretrain','pretrain','tune','evaluate','table1','report')
@@ -58,7 +59,7 @@ def test_the_key_is_page_code_parameters_and_version(tmp_path, monkeypatch):
     assert run_key(p, dict(lr=1))==run_key(p, dict(lr=1.)) and len({k, run_key(p, dict(steps=4)), run_key(p, dict(way='down'))})==3
     nb = nbformat.read(p, 4); nb.cells[0].source = '# Toy, better said'; nbformat.write(nb, p); assert run_key(p, {})==k
     nb.cells[-1].source += '\n1'; nbformat.write(nb, p); assert run_key(p, {})!=k
-    k = run_key(p, {}); monkeypatch.setattr('promptbench.engine.pages.__version__', '9.9'); assert run_key(p, {})!=k
+    k = run_key(p, {}); monkeypatch.setattr('promptbench.engine.job.__version__', '9.9'); assert run_key(p, {})!=k
 
 @pytest.mark.parametrize('name', PAGES)
 def test_every_page_declares_what_it_takes(name):
@@ -114,7 +115,7 @@ def test_a_run_names_what_it_needs(tmp_path):
     first = execute(toy(tmp_path, ''), {}, root=tmp_path/'runs'); after = toy(tmp_path, 'print(a)', source='a = ""  # a run', name='after')
     r = execute(after, dict(a=f'run:{first.key}'), root=tmp_path/'runs'); assert r.code==0 and read_json(r.folder/'card.json')['needs']==[first.key]
     assert str(first.folder) in (r.folder/'log.txt').read_text(), 'the page gets a place, the key only a name'
-    with pytest.raises(UserError, match='to be done, it is absent'): execute(after, dict(a='run:toy-0'), root=tmp_path/'runs')
+    with pytest.raises(UserError, match='must be done, it is absent'): execute(after, dict(a='run:toy-0'), root=tmp_path/'runs')
     with pytest.raises(UserError, match=f'needed by {r.key}'): remove(first.key, tmp_path/'runs')
 
 KILLED = 'from promptbench.engine.inside import watched\nimport time, os\nfor r in watched(range(1200 if not os.path.exists(out+"/seen") else 3), 1200, "toy", every=.1): open(out+"/seen","w"); time.sleep(.1)'

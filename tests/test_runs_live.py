@@ -53,7 +53,9 @@ def test_rows_go_to_tensorboard_when_asked_and_only_then(tmp_path):
 
 def test_a_table_asked_to_stop_begins_nothing_more(tmp_path, monkeypatch):
     from promptbench.base.stop import Stopped
-    from promptbench.studies.table1 import Settings, run_jobs
+    from promptbench.engine.pools import make_pool
+    from promptbench.studies.table1 import Settings, run_all
     monkeypatch.setenv('PROMPTBENCH_STOP', str(tmp_path/'stop')); (tmp_path/'stop').touch()
-    with pytest.raises(Stopped, match='finished parts are kept'): list(run_jobs(Settings(scale='quick', methods=('none',), shots=(0,), precision='fp32'), tmp_path))
-    assert not (tmp_path/'cells').exists()
+    for pool in (make_pool('local', workers=2), make_pool('here')):
+        with pytest.raises(Stopped, match='finished parts are kept'): run_all(Settings(scale='quick', methods=('none',), shots=(0,), precision='fp32'), tmp_path/'out', pool=pool)
+        assert not list((tmp_path/'out'/'jobs').glob('*/card.json'))

@@ -15,7 +15,7 @@ def grid(folder, **more):
     (folder/'s.yaml').write_text(json.dumps(dict(axes=dict(method=['none','T+P'], shots=[0,4]), seeds=2, steps=dict(first=dict(page='first.ipynb', skip=[dict(method='none')]), then=dict(page='then.ipynb', needs=dict(start='first'))))|more)); return folder/'s.yaml'
 
 def test_one_pretraining_serves_many_tunings(tmp_path):
-    runs = expand(grid(tmp_path)); first = [r for r in runs if r.step=='first']; then = [r for r in runs if r.step=='then']
+    runs = expand(grid(tmp_path)); first = [r for r in runs if r.cell['step']=='first']; then = [r for r in runs if r.cell['step']=='then']
     assert len(first)==2 and len(then)==8 and len({r.key for r in runs})==10
     assert [len(r.needs) for r in then]==[0]*4+[1]*4 and {k for r in then for k in r.needs}=={r.key for r in first}
     at = {r.key:i for i,r in enumerate(runs)}; assert all(at[k]<at[r.key] for r in runs for k in r.needs), 'a run stands before what it needs'
@@ -64,4 +64,4 @@ def test_sweeps_need_no_torch():
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
 
 def test_the_example_is_a_table_in_small():
-    runs = expand(ROOT/'nbs'/'runs'/'sweeps'/'table1_small.yaml'); assert len([r for r in runs if r.step=='pretrain'])==4 and len([r for r in runs if r.step=='tune'])==14
+    runs = expand(ROOT/'nbs'/'runs'/'sweeps'/'table1_small.yaml'); assert len([r for r in runs if r.cell['step']=='pretrain'])==4 and len([r for r in runs if r.cell['step']=='tune'])==14

@@ -81,27 +81,25 @@ def write_sweep(folder, *, seeds:int=1, text:str|None=None)->Path:
     for n in ('first','then'): write_page(folder/f'{n}.ipynb')
     (folder/'toy.yaml').write_text(text or SWEEP%seeds); return folder/'toy.yaml'
 
-class Sweep:
-    "One `promptbench sweep` as a process of its own, with a mark by which everything it has started can be found"
-    def __init__(self, file, root, *args, gate=None, jobs:int=2, before=None):
-        self.mark = f'{os.getpid()}-{time.monotonic_ns()}'; self.root = Path(root)
-        env = dict(os.environ, TOY_MARK=self.mark, OMP_NUM_THREADS='1', PROMPTBENCH_QUIET='1', PYTHONUNBUFFERED='1')|(dict(TOY_GATE=str(gate)) if gate else {})
-        self.process = subprocess.Popen([sys.executable, '-m', 'promptbench.cli.main', 'sweep', *([str(file)] if file else []), '--root', str(root), '--jobs', str(jobs), '--no-report', *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=before)
+class Process:
+    "A command as a process of its own, with a mark by which everything it has started can be found"
+    def __init__(self, command:list, *, before=None, **env):
+        self.mark = f'{os.getpid()}-{time.monotonic_ns()}'
+        env = dict(os.environ, TOY_MARK=self.mark, OMP_NUM_THREADS='1', PROMPTBENCH_QUIET='1', PYTHONUNBUFFERED='1')|env
+        self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=before)
     def family(self)->list: # psutil.Process
-        "Everything that still lives of this sweep, kernels included"
+        "Everything that still lives of it, kernels included"
         out = []
         for p in psutil.process_iter():
             try:
                 if p.status()!=psutil.STATUS_ZOMBIE and p.environ().get('TOY_MARK')==self.mark: out.append(p)
             except psutil.Error: continue
         return out
-    def kernels(self): return [p for p in self.family() if any('ipykernel' in x for x in p.cmdline())]
-    def workers(self): return [p for k in self.kernels() for p in [k.parent()] if p is not None and p.pid!=self.process.pid and p.pid!=1]
     def wait(self, what, seconds:float=900.):
-        "Until `what()` is true; an error if the sweep ends before"
+        "Until `what()` is true; an error if it ends before"
         end = time.monotonic()+seconds
         while not (got := what()):
-            assert self.process.poll() is None, f'the sweep ended early:\n{self.process.stdout.read()}'
+            assert self.process.poll() is None, f'it ended early:\n{self.process.stdout.read()}'
             assert time.monotonic()<end, 'nothing happened'
             time.sleep(.02)
         return got
@@ -122,6 +120,15 @@ class Sweep:
             try: p.kill()
             except psutil.Error: pass
         self.process.stdout.close(); self.process.wait()
+
+class Sweep(Process):
+    "One `promptbench sweep`"
+    def __init__(self, file, root, *args, gate=None, jobs:int=2, before=None):
+        self.root = Path(root)
+        command = [sys.executable, '-m', 'promptbench.cli.main', 'sweep', *([str(file)] if file else []), '--root', str(root), '--jobs', str(jobs), '--no-report', *args]
+        super().__init__(command, before=before, **(dict(TOY_GATE=str(gate)) if gate else {}))
+    def kernels(self): return [p for p in self.family() if any('ipykernel' in x for x in p.cmdline())]
+    def workers(self): return [p for k in self.kernels() for p in [k.parent()] if p is not None and p.pid!=self.process.pid and p.pid!=1]
 
 def complete(file, root, *args, **more)->tuple[int,str]:
     "A sweep from start to end"

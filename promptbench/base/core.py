@@ -49,7 +49,8 @@ def _check_writable(folder:Path):
 
 def write_atomic(
     path:str|os.PathLike, # Where the file shall be
-    data:str|bytes # What shall be in it
+    data:str|bytes, # What shall be in it
+    *, durable:bool=True # False: not forced onto the disk, for what may be lost when the machine fails
 )->Path:
     "Write a file through a temporary neighbour and a rename: readers see the old file or the whole new one"
     path = Path(path)
@@ -59,7 +60,7 @@ def write_atomic(
         with os.fdopen(fd, 'wb') as f:
             f.write(data.encode() if isinstance(data,str) else data)
             f.flush()
-            os.fsync(f.fileno())
+            if durable: os.fsync(f.fileno())
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
     except BaseException:

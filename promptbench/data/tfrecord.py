@@ -7,6 +7,7 @@ __all__ = ['crc32c', 'read_example', 'example', 'frame', 'TFRecords']
 
 # %% ../../nbs/10_data/01_tfrecord.ipynb #0e4c5689
 import copy, functools, hashlib, mmap, struct
+from array import array
 from collections.abc import Collection, Iterable
 from pathlib import Path
 import numpy as np
@@ -103,9 +104,9 @@ def frame(
     return head+struct.pack('<I', _masked(head))+data+struct.pack('<I', _masked(data))
 
 # %% ../../nbs/10_data/01_tfrecord.ipynb #fd1b3d01
-def _places(data:bytes, path:Path)->np.ndarray: # [records,2]: offset and length
-    "Where the records of a file lie; `UserError` if it is cut short or no TFRecord file"
-    at,found,size = 0,[],len(data)
+def _starts(data:bytes, path:Path)->np.ndarray: # [records]
+    "Where the records of a file begin; `UserError` if it is cut short or no TFRecord file"
+    at,found,size = 0,array('q'),len(data) # eight bytes a record: P3 has ninety million
     while at<size:
         has_head = at+12<=size
         n,crc = struct.unpack_from('<QI', data, at) if has_head else (0,0)
@@ -115,9 +116,9 @@ def _places(data:bytes, path:Path)->np.ndarray: # [records,2]: offset and length
         if not has_head or at+16+n>size:
             raise UserError(f'{path} must end with a whole record, but it is cut short in record {len(found)}; '
                             'fetch the file again')
-        found.append((at+12, n))
+        found.append(at+12)
         at += 16+n
-    return np.array(found, np.int64).reshape(-1, 2)
+    return np.frombuffer(found, np.int64) if found else np.zeros(0, np.int64)
 
 # %% ../../nbs/10_data/01_tfrecord.ipynb #80120bb6
 def _mapped(path:Path)->mmap.mmap|bytes:
@@ -138,11 +139,10 @@ class TFRecords:
     ):
         self.paths,self._keep,self._single = [Path(p) for p in paths],keep,set(single)
         self._data = [_mapped(p) for p in self.paths]
-        places = [_places(d, p) for d,p in zip(self._data, self.paths)]
-        self._place = np.concatenate(places)
-        self._file = np.repeat(np.arange(len(places)), [len(p) for p in places])
-        self._good = np.zeros(len(self._place), bool) # records whose checksum was found right
-    def __len__(self)->int: return len(self._place)
+        self._starts = [_starts(d, p) for d,p in zip(self._data, self.paths)]
+        self._ends = np.cumsum([len(s) for s in self._starts]) # of the records of each file
+        self._good = np.zeros(len(self), bool) # records whose checksum was found right
+    def __len__(self)->int: return int(self._ends[-1]) if len(self._ends) else 0
     def __getitem__(self, i):
         if isinstance(i, slice): return [self[j] for j in range(*i.indices(len(self)))]
         if not -len(self)<=i<len(self): raise IndexError(f'record {i} of {len(self)}')
@@ -152,8 +152,10 @@ class TFRecords:
     def _one(values:list): return values[0] if values else None
     def _bytes(self, i:int)->bytes:
         "A record, whose checksum is looked at the first time"
-        f = self._file[i]
-        at,n = self._place[i].tolist()
+        i %= len(self)
+        f = int(np.searchsorted(self._ends, i, side='right'))
+        at = int(self._starts[f][i-self._ends[f]])
+        n, = struct.unpack_from('<Q', self._data[f], at-12)
         data = self._data[f][at:at+n]
         if not self._good[i]:
             if struct.unpack_from('<I', self._data[f], at+n)[0]!=_masked(data):
@@ -165,9 +167,14 @@ class TFRecords:
     @property
     def fingerprint(self)->str:
         "Of the lengths and checksums in the files"
-        h = hashlib.sha256(self._place.tobytes())
-        for f,(at,n) in zip(self._file, self._place.tolist()): h.update(self._data[f][at+n:at+n+4])
+        h = hashlib.sha256()
+        for data,at,n in self._all(): h.update(struct.pack('<qq', at, n))
+        for data,at,n in self._all(): h.update(data[at+n:at+n+4])
         return h.hexdigest()[:24]
+    def _all(self):
+        "Every record: its file, where it begins, and its length"
+        for data,starts in zip(self._data, self._starts):
+            for at in map(int, starts): yield data,at,struct.unpack_from('<Q', data, at-12)[0]
     def keep(self, names:Iterable[str])->'TFRecords':
         "The same files with only these fields"
         out = copy.copy(self)

@@ -7,7 +7,6 @@ __all__ = ['STEPS', 'Watch', 'watch', 'guess_loss', 'probe', 'diagnose', 'doctor
 
 # %% ../../nbs/90_lab/03_diagnosis.ipynb #1ab7053a
 import copy, math
-from ..base.core import UserError
 
 # %% ../../nbs/90_lab/03_diagnosis.ipynb #b88393a0
 def _rms(tensors)->float:

@@ -127,21 +127,22 @@ def losses_of(
 )->np.ndarray: # [N], nats per target token
     "Loss of every prompt on the same examples"
     out = []
-    for part in torch.as_tensor(tables, dtype=torch.float).split(max(1, rows//len(pairs))):
+    tables = torch.as_tensor(tables, dtype=torch.float).to(backbone.device)
+    for part in tables.split(max(1, rows//len(pairs))):
         prompt_B = [i for i in range(len(part)) for _ in pairs]
-        batch = make_batch(list(pairs)*len(part), prompt_B)
+        batch = make_batch(list(pairs)*len(part), prompt_B).to(backbone.device)
         logits = forward(backbone, batch, prompt_from(kind, part))
         nll_B = sequence_nll(logits, batch.tgt_BU, batch.tgt_mask_BU).sum(1)
         tokens_B = batch.tgt_mask_BU.sum(1)
         out.append(nll_B.view(len(part), -1).sum(1)/tokens_B.view(len(part), -1).sum(1))
-    return torch.cat(out).numpy()
+    return torch.cat(out).cpu().numpy()
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #58e9fc6a
 def plane(
     path # Prompts on the way, [S,P,X] or [S,1,P,X]; at least three
 )->tuple: # Centre [M], two directions [2,M] of length 1, places of the path in them [S,2]
     "The plane that lies closest to a path: its two main directions"
-    flat_SM = torch.stack([torch.as_tensor(t).detach().flatten() for t in path]).double()
+    flat_SM = torch.stack([torch.as_tensor(t).detach().cpu().flatten() for t in path]).double()
     if len(flat_SM)<3:
         raise UserError(f'a plane needs a path of at least 3 points, got {len(flat_SM)}; keep more steps')
     centre_M = flat_SM[-1]

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import __version__
 from ..base.catalogue import embedded
 from ..base.core import UserError, atomic_folder, key_of, to_json
+from ..base.machine import pick_device
 from ..model.backbone import Backbone, load_backbone, save_backbone, weight_hashes
 from .bank import prompt_from
 from ..model.ranks import ranks, sum_over
@@ -116,14 +117,14 @@ def _tensors(path)->dict[str,Tensor]:
     from safetensors.torch import load_file
     return load_file(path) if Path(path).exists() else {}
 
-def _load_backbone(folder:Path, stored:dict, device, precision)->Backbone:
-    if stored['kind']=='full': return load_backbone(folder/'backbone', device=device, precision=precision)
+def _load_backbone(folder:Path, stored:dict, **how)->Backbone:
+    if stored['kind']=='full': return load_backbone(folder/'backbone', **how)
     name = stored['name']
     where = folder/stored['path'] if stored['path'] else None
     if where is not None and not where.is_dir():
         raise UserError(f'the backbone of checkpoint {folder} must lie in {where.resolve()}, but there is no such '
                         f'folder; put {name} back there')
-    backbone = load_backbone(where.resolve() if where else name, device=device, precision=precision)
+    backbone = load_backbone(where.resolve() if where else name, **how)
     backbone.name = name
     if _digest(backbone)!=stored['hash']:
         raise UserError(f'checkpoint {folder} was made for another backbone than the one now called '
@@ -137,14 +138,15 @@ def _load_prompt(folder:Path, stored:dict, device)->torch.nn.Module:
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #191ddadb
 def load_checkpoint(
     folder:str|Path, # A checkpoint
-    *, device:torch.device|str='cpu', # Where to put it
-    precision:str='fp32' # As for `load_backbone`
+    *, device:torch.device|str='auto', # Where to put it, as for `load_backbone`
+    precision:str='fp32', weights:str='fp32' # As for `load_backbone`; a backbone that is only named must be kept as it was
 )->tuple: # (backbone or None, prompt or None, card)
     "Load what a checkpoint holds, after checking every byte of it"
-    folder = Path(folder)
+    folder,device = Path(folder),pick_device(device)
     card = read_card(folder)
     stored = card['stored']
-    backbone = _load_backbone(folder, stored['backbone'], device, precision) if 'backbone' in stored else None
+    how = dict(device=device, precision=precision, weights=weights)
+    backbone = _load_backbone(folder, stored['backbone'], **how) if 'backbone' in stored else None
     prompt = _load_prompt(folder, stored['prompt'], device) if 'prompt' in stored else None
     return backbone,prompt,card
 

@@ -215,17 +215,22 @@ def _cost(card:dict)->dict:
     elif isinstance(t, dict) and 'steps' in t:
         c = dict(stage=f'tune on {shots}, rank', updates=t['steps'],
                  examples=t['steps']*shots*c.get('tasks',1))|{k:v for k,v in c.items() if k!='stage'}
-    return {k:c.get(k) for k in ('stage','method','prompt','seed')+BUDGET}
+    return {k:c.get(k) for k in ('stage','method','prompt','seed','device')+BUDGET}
 
 def budgets(
-    cards:list[dict] # Cards of runs: stage, method, prompt, seed; updates, examples, tokens, flops, seconds; or under `job`, `budget`
-)->pd.DataFrame: # stage, method, prompt, runs, and the mean of each budget per run
+    cards:list[dict] # Of runs: stage, method, prompt, seed, device; updates, examples, tokens, flops, seconds; or under `job`, `budget`
+)->pd.DataFrame: # stage, method, prompt, runs, the mean of each budget per run, and what computed them
     "What each kind of run cost, averaged over seeds; a number no card gives stays empty"
-    d = pd.DataFrame([_cost(c) for c in cards], columns=['stage','method','prompt','seed',*BUDGET])
+    d = pd.DataFrame([_cost(c) for c in cards], columns=['stage','method','prompt','seed','device',*BUDGET])
     for c in ('stage','method','prompt'): d[c] = d[c].fillna('–').astype(str)
     for c in BUDGET: d[c] = pd.to_numeric(d[c], errors='coerce')
+    means = {c:(c,'mean') for c in BUDGET}
     return d.groupby(['stage','method','prompt'], sort=False).agg(
-        runs=('seed','size'), **{c:(c,'mean') for c in BUDGET}).reset_index()
+        runs=('seed','size'), **means, device=('device',_devices)).reset_index()
+
+def _devices(names:pd.Series)->str:
+    "The devices of several runs, each once, without what reports say of the machine"
+    return ', '.join(dict.fromkeys(name.split(' (')[0] for name in names.dropna()))
 
 # %% ../../nbs/30_show/02_findings.ipynb #57b1508b
 def caveats(

@@ -21,7 +21,7 @@ from ..base.stop import Stopped, stop_note
 from ..data.suite import Task, render
 from ..model.backbone import Backbone, freeze, weight_hashes
 from ..model.batch import make_batch
-from ..model.ranks import ranks, share, sum_over
+from ..model.ranks import barrier, check_same, deal, ranks, sum_over
 from ..prompt.bank import a_prompt, for_prompt
 from ..prompt.checkpoint import resume, save_step, stopping
 from .adafactor import Adafactor, grad_norm
@@ -187,7 +187,7 @@ def _weighed(nll, parts, n:int, config, weight:float=1.):
 
 def _backward(nll, parts, n:int, config, weight:float=1.)->Tensor: # [N]
     "The losses of `n` tasks, whose gradients are added to the parameters"
-    return backward(parts, _weighed(nll, parts, n, config, weight), n, split=False)
+    return backward(parts, _weighed(nll, parts, n, config, weight), n)
 
 @torch.no_grad()
 def _clip(params, limit:float|None, lead:int):
@@ -336,7 +336,8 @@ def _shuffled_pairs(backbone, batch, config, step:int)->list[list]:
 
 def _wave(pairs, config, cut)->Wave:
     "This process's tasks among those that adapt side by side; `cut` makes pieces of pairs"
-    mine = [p for _,p in share(pairs)]
+    work = [sum(len(source)+len(target) for source,target in p) for p in pairs]
+    mine = [pairs[i] for i in deal(work)[ranks().rank]]
     part = mine or pairs[:1]
     B,K = config.batch_size,config.steps
     if config.support=='different': steps = [cut([p[k*B:(k+1)*B] for p in part]) for k in range(K)]
@@ -435,6 +436,17 @@ def _card(backbone, tasks, config)->dict:
     begins = [(t.name, t.size('train'), [str(e) for e in islice(render(t, 'train'), 2)]) for t in tasks]
     return dict(config=json.loads(to_json(config)), data=key_of(begins), start=key_of(weight_hashes(backbone)))
 
+def _resume(folder, card, **parts)->tuple[list,tuple]:
+    "Rows so far, and inner statistics, after putting the newest checkpoint back; none if there is no checkpoint"
+    saved = resume(folder, card, **parts) or dict(rows=[])
+    check_same(len(saved['rows']), 'number of the first update')
+    return saved['rows'],_unflat(saved, parts['backbone'].device)
+
+def _save(folder, rows, state, **parts):
+    "A checkpoint, written by the main process while the others wait"
+    if ranks().main: save_step(folder, len(rows), state=dict(rows=rows, **_flat(state)), **parts)
+    barrier()
+
 def _check_finite(row:dict, step:int):
     if all(map(math.isfinite, [row['loss'], *row['inner']])): return
     raise UserError(
@@ -465,11 +477,11 @@ def meta_train(
     "Train as `config` says, yielding a row per outer update with the budget spent so far"
     tasks = list(tasks)
     opt = _outer(backbone, prompt, tasks, config)
-    shared,own = list(backbone.model.parameters()),list(prompt.parameters())
+    shared,own,nll_of = list(backbone.model.parameters()),list(prompt.parameters()),partial(token_nll, backbone)
     first = [p.detach().clone() for p in own]
     card = _card(backbone, tasks, config) if folder else {}
-    saved = resume(folder, card, backbone=backbone, prompt=prompt, optimizer=opt) or dict(rows=[])
-    rows,state,nll_of = saved['rows'],_unflat(saved, backbone.device),partial(token_nll, backbone)
+    parts = dict(card=card, backbone=backbone, prompt=prompt, optimizer=opt)
+    rows,state = _resume(folder, **parts)
     yield from rows
     spent = rows[-1]['budget'] if rows else dict.fromkeys(('updates','examples','passes','tokens','flops'), 0)
     began = time.perf_counter()-(rows[-1]['seconds'] if rows else 0.)
@@ -480,16 +492,15 @@ def meta_train(
                 spent = _spend(spent, config, backbone, len(batch), inner, outer)
                 if spent is None: break
                 more = dict(before=_unadapted(nll_of, prompt, waves, config)) if before else {}
-                moves,row,state = direction(nll_of, shared, prompt, waves, config, state=state, seed=(config.seed,step))
+                moves,row,state = direction(nll_of, shared, prompt, waves, config, state=state,
+                                            seed=(config.seed,step,*ranks().words))
                 _check_finite(row, step)
                 norm = _follow(opt, shared+own, chain(*moves))
                 rows.append(dict(step=step, **row, **more, drift=_drift(own, first), grad_norm=norm,
                                  examples=len(batch)*config.draw, tokens=inner+outer, budget=spent,
                                  seconds=time.perf_counter()-began))
                 stop = stopping()
-                if folder and ranks().main and (stop or len(rows)%every==0):
-                    save_step(folder, len(rows), backbone=backbone, prompt=prompt, optimizer=opt,
-                              state=dict(rows=rows, **_flat(state)), card=card)
+                if folder and (stop or len(rows)%every==0): _save(folder, rows, state, **parts)
                 yield rows[-1]
                 if stop: raise Stopped(stop_note(bool(folder)))
     finally: freeze(backbone)

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from ..base.core import UserError, key_of, to_json
-from ..base.stop import Stopped, stop_asked, stop_note
+from ..base.stop import Stopped, stop_note
 from ..model.backbone import Backbone, freeze, weight_hashes
 from ..model.batch import Batch, make_batch
 from ..model.memory import TokenBudget, out_of_memory
+from ..model.ranks import barrier, check_same, deal, ranks, sum_over, together
 from ..prompt.bank import a_prompt, is_its_table, placed, source_positions
-from ..prompt.checkpoint import resume, save_step
+from ..prompt.checkpoint import resume, save_step, stopping
 from ..prompt.decoder_only import head_input
 from ..prompt.forward import decode, encode, forward, sequence_nll
 from ..prompt.inits import new_prompt
@@ -115,15 +116,26 @@ def _piece(batch:Batch, count_N:Tensor, device)->Piece:
     share_M = 1/count_N[index_M]
     return Piece(batch.to(device), *[t.to(device) for t in (at_M,target_M,index_M,share_M)])
 
+def _own_shots(pairs:Sequence)->Sequence:
+    "This process's share of every task's shots; all of them if it is alone"
+    me = ranks()
+    if me.size==1: return pairs
+    shots = [(task,shot) for task,shots in enumerate(pairs) for shot in shots]
+    own = [[] for _ in pairs]
+    for i in deal([len(source)+len(target) for _,(source,target) in shots])[me.rank]:
+        task,shot = shots[i]
+        own[task].append(shot)
+    return own
+
 def plan(
     pairs:Sequence, # For every task, the (source ids, target ids) of its shots
     tokens:int|None, # Most padded tokens in a piece
     device:torch.device|str, # Where the pieces shall be
     **options:object # For `pieces`
 )->list[Piece]:
-    "`pieces`, with everything about their targets worked out"
+    "`pieces` of this process's share, with everything about their targets worked out"
     count_N = torch.tensor([max(1, sum(len(target) for _,target in shots)) for shots in pairs]).float()
-    return [_piece(batch, count_N, device) for batch in pieces(pairs, tokens, **options)]
+    return [_piece(batch, count_N, device) for batch in pieces(_own_shots(pairs), tokens, **options)]
 
 # %% ../../nbs/60_train/09_tune.ipynb #3cab1062
 class _Placed:
@@ -208,7 +220,8 @@ class BankRun:
         self.loss_N = torch.zeros(len(bank), device=backbone.device)
         self.stop = Stopping(len(bank), config, backbone.device)
         self.extra = source_positions(bank)
-        self.need = sum(len(source)+len(target)+self.extra for shots in pairs for source,target in shots)
+        need = sum(len(source)+len(target)+self.extra for shots in pairs for source,target in shots)
+        self.need = -(-need//ranks().size) # Positions of a process's share
         self.kept = [True]*len(bank) # Prompts whose rows are still in the plan
         self.planned,self.graph = None,None
 
@@ -262,8 +275,10 @@ class BankRun:
 
     def step(self, number:int)->tuple[Tensor,Tensor]: # Losses [N] and gradient norms [N], still on the device
         "One update of every prompt that still learns"
-        with seeded(self.config.seed, number) if self.config.dropout else contextlib.nullcontext():
-            self.budget.run(self.pass_over, self.need)
+        words = (self.config.seed,number,*ranks().words)
+        with seeded(*words) if self.config.dropout else contextlib.nullcontext():
+            self.budget.run(together(self.pass_over), self.need)
+        sum_over([self.loss_N, *[p.grad for p in self.bank.parameters()]])
         if self.config.patience is not None:
             for p in self.bank.parameters(): p.grad.mul_(self.stop.active.view(-1, *[1]*(p.ndim-1)))
         losses = self.stop.see(self.loss_N.clone())
@@ -313,7 +328,8 @@ def _resume(folder, card, run:BankRun)->list[dict]:
 def _save(folder, rows, card, run:BankRun):
     "A checkpoint after these rows"
     state = run.stop.state()|dict(rows=rows, kept=run.kept, tokens=run.budget.tokens)
-    save_step(folder, len(rows), prompt=run.bank, optimizer=run.opt, state=state, card=card)
+    if ranks().main: save_step(folder, len(rows), prompt=run.bank, optimizer=run.opt, state=state, card=card)
+    barrier()
 
 def _read(run:BankRun, waiting:list, seconds:float)->list[dict]:
     "Rows of the steps that were not looked at yet: (number, losses, norms)"
@@ -337,6 +353,7 @@ def _rows(backbone, bank, pairs, config, steps, folder, every, compiled)->Iterat
     run = BankRun(backbone, bank, pairs, config, compiled)
     card = _card(backbone, bank, config, pairs) if folder else {}
     rows = _resume(folder, card, run)
+    check_same(len(rows), 'number of the first step')
     yield from rows
     began = time.perf_counter()-(rows[-1]['seconds'] if rows else 0.)
     waiting = []
@@ -344,7 +361,7 @@ def _rows(backbone, bank, pairs, config, steps, folder, every, compiled)->Iterat
         for step in range(len(rows), steps):
             if not any(run.kept): return
             waiting.append((step, *run.step(step)))
-            stop = stop_asked()
+            stop = stopping()
             save = folder and (stop or (step+1)%every==0)
             look = not run.cuda or stop or save or step+1==steps or len(waiting)==10
             if not look: continue

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 import torch
+from ..base.machine import pick_device
 from ..base.core import UserError, progress, rng, seed_of, to_json, write_atomic
 from ..base.stop import Stopped, stop_asked, stop_note
 from ..model.batch import Batch, make_batch
@@ -373,6 +374,7 @@ def make_backbone(
     work:str|Path|None=None, # Where checkpoints are kept; None: beside `out`
     watch:Callable|None=None, # Function (rows, total, name) that shows progress; None: a bar
     quiet:bool|None=None, # Of the bar
+    device:str='cpu', # Where it is trained: 'auto', 'cpu', 'cuda', 'cuda:1'
     tell:Callable=lambda row: None # Called with every line of the log, one per 200 steps
 )->Path:
     "Train the tiny backbone into `out`; a stopped or killed run goes on from its last checkpoint with the same numbers"
@@ -381,7 +383,7 @@ def make_backbone(
     work = Path(work or out.with_name(out.name+'.state'))
     watch = watch or partial(progress, quiet=quiet)
     tok = build_tokenizer(vocabulary())
-    bb = tiny_backbone(cfg, tok)
+    bb = tiny_backbone(cfg, tok).to(pick_device(device))
     opt,reader = lm_optimizer(bb, cfg), Reader(cfg, tok)
     start,log,seen = _load_state(work, bb, opt, reader)
     total = cfg.prose_steps+cfg.skill_steps

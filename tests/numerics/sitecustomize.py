@@ -48,10 +48,11 @@ def patch(module, asked):
     if 'precision' in asked: module.bf16_pays = lambda device='cpu': asked['precision']=='bf16'
     if 'nudge' not in asked: return
     load,new = module.load_backbone,module.new_backbone
+    from promptbench.base.catalogue import embedded
     by = asked['nudge'],asked.get('draw', 0)
     def load_backbone(name, **kw):
         loaded = load(name, **kw)
-        return nudged(loaded, *by) if module.embedded(name) else loaded
+        return nudged(loaded, *by) if embedded(name) else loaded
     def new_backbone(*args, **kw): return nudged(new(*args, **kw), *by)
     for mine,theirs in ((load_backbone, load), (new_backbone, new)):
         mine.__doc__ = theirs.__doc__
