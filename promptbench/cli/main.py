@@ -36,7 +36,8 @@ VERSION = typer.Option('--version', callback=_say_version, is_eager=True, help='
 @app.callback()
 def _root(version:Annotated[bool, VERSION]=False): pass
 
-for _group in (cli_studies, cli_suites, cli_runs, cli_sweep, cli_results, cli_lab): app.add_typer(_group.app)
+for _command in (cli_studies.table1, cli_studies.study): app.command()(_command) # the main job stands first
+for _group in (cli_suites, cli_runs, cli_sweep, cli_results, cli_lab): app.add_typer(_group.app)
 
 # %% ../../nbs/95_cli/08_main.ipynb #aee057fe
 CHECKPOINT_HELP = 'a checkpoint of pretraining: its backbone and prompt instead of --backbone'

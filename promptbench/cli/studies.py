@@ -95,7 +95,7 @@ def table1(
     quick:Annotated[bool, option(QUICK_HELP, '--quick')]=False,
     n_eval:Annotated[Optional[int], option('validation examples per task')]=None,
     match:Annotated[str, option('equal for all pretraining: examples, updates or flops')]='examples',
-    precision:Annotated[str, option('auto (bf16 on a GPU that has it), fp32 or bf16')]='auto',
+    precision:Annotated[str, option('auto (bf16 where the device computes faster in it), fp32 or bf16')]='auto',
     weights:Annotated[str, option('what weights are kept in: fp32, or bf16 (half the memory, masters in fp32)')]='fp32',
     checkpointing:Annotated[bool, option(AGAIN_HELP, '--checkpointing')]=False,
     device:Annotated[str, option(DEVICE_HELP)]='auto',
