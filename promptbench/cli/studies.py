@@ -43,8 +43,11 @@ def pool_of(
     "The pool that a command asks for; `UserError` for a mistake, before anything is written"
     from promptbench.engine.pools import make_pool
     given = cluster_options(options or [])
-    if executor=='slurm' and processes>1: given = dict(cpus_per_task=processes)|given
-    return make_pool(executor, workers=workers, device=device, **given)
+    several = executor in ('slurm','submitit') and processes>1
+    if several: given = dict(cpus_per_task=processes)|given
+    pool = make_pool(executor, workers=workers, device=device, **given)
+    if several: pool.threads = max(1, pool.threads//processes) # the cores are shared by the processes of a job
+    return pool
 
 @contextlib.contextmanager
 def quietly():
