@@ -6,6 +6,7 @@
 __all__ = ['Assembled', 'groups_of', 'assemble', 'write_study', 'write_figures']
 
 # %% ../../nbs/30_show/06_assemble.ipynb #571908f8
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,10 @@ def write_study(
                         cards=list(cards), settings=told, **more)
 
 # %% ../../nbs/30_show/06_assemble.ipynb #a007ebef
+def _plain(title:str)->str:
+    "A plotly title as a sentence: its marks are for the picture"
+    return re.sub(r'<[^>]+>', '', re.sub(r'<br */?>', ' ', title))
+
 def write_figures(
     path:str|Path, # Of the page, ends in .html
     figures:dict, *, # Name -> plotly figure; their titles become captions
@@ -94,5 +99,6 @@ def write_figures(
 )->Path:
     "One self-contained page with all figures, one under the other"
     drawn = {name:figure_json(f) for name,f in figures.items()}
+    for f in drawn.values(): f['caption'] = _plain(f['caption'])
     body = ''.join(figure_html(name, f['caption'], '', f'A chart: {name}') for name,f in drawn.items())
     return write_atomic(path, page(title, body, figures=drawn, label='promptbench', footer=note, description=title))
