@@ -2,7 +2,7 @@
 """One command on a fresh machine, standard library only:
 
     python run.py demo [options of `promptbench table1`, e.g. --quick]   Table 1 on the embedded world, as a page to open
-    python run.py lab [lesson] [--port N]                                 the lessons in JupyterLab, on this machine only
+    python run.py lab [lesson] [--port N] [--reset lesson]                copies of the lessons in JupyterLab, on this machine
     python run.py test [options of pytest, e.g. -k suite]                notebooks and modules in step, then all tests;
                                                                      without options also some again with other roundings
 
@@ -47,10 +47,13 @@ def ensure(what):
     stamps[what].write_text(want)
     print('set up in %.0f s' % (time.time()-t), flush=True)
 
-def call(*args):
-    env = dict(os.environ, PYTHONUNBUFFERED='1')
+def command(*args, **more):
+    "What subprocess needs for a command in the environment; `more` are variables for it"
+    env = dict(os.environ, PYTHONUNBUFFERED='1', **more)
     for name,value in dict(OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false').items(): env.setdefault(name, value)
-    return subprocess.run([str(a) for a in (PY,*args)], cwd=ROOT, env=env).returncode
+    return dict(args=[str(a) for a in (PY,*args)], cwd=ROOT, env=env)
+
+def call(*args): return subprocess.run(**command(*args)).returncode
 
 def demo(rest):
     at = [i for i,a in enumerate(rest) if a.split('=')[0]=='--out']
@@ -62,7 +65,8 @@ def demo(rest):
 
 def lab(rest):
     signal.signal(signal.SIGINT, lambda *_: None)   # Ctrl-C is for the Lab, which needs a moment to end its server
-    return call('-m','promptbench.cli.main','lab',*rest)
+    lab = command('-m','promptbench.cli.main','lab',*rest, PROMPTBENCH_LAB_KEPT='1')
+    return subprocess.Popen(**lab, stdin=subprocess.PIPE).wait()   # the pipe ends with this process, and the Lab with it, also when this one is killed
 
 OTHER = 'onednn,threads=2,nudge=1e-6'   # tests/numerics says what this asks for
 

@@ -8,14 +8,17 @@ __all__ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'desc
            'encode_examples', 'make_batch', 'mtl_batches', 'Backbone', 'freeze', 'load_backbone', 'random_backbone',
            'save_backbone', 'unfreeze', 'DeepPrompt', 'NoPrompt', 'ShallowPrompt', 'check_prompt', 'decode', 'encode',
            'forward', 'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint', 'save_checkpoint',
-           'export_peft', 'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain', 'preset',
-           'TuneConfig', 'tune', 'read_predictions', 'read_rows', 'write_predictions', 'write_rows', 'arg', 'arg_table',
-           'relative_gain', 'bootstrap_arg', 'contrast', 'estimate', 'replicate', 'table1', 'rank', 'by_dataset',
-           'evaluate', 'results', 'load_paper', 'compare_to_paper', 'judge', 'load_claims']
+           'load_prompt', 'save_prompt', 'MetaConfig', 'meta_preset', 'meta_train', 'method_config', 'run_method',
+           'Table1', 'run_study', 'export_peft', 'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain',
+           'preset', 'TuneConfig', 'tune', 'read_predictions', 'read_rows', 'write_predictions', 'write_rows', 'arg',
+           'arg_table', 'relative_gain', 'bootstrap_arg', 'contrast', 'estimate', 'replicate', 'interval_table', 'rank',
+           'in_context', 'generate', 'by_dataset', 'evaluate', 'results', 'load_paper', 'compare_to_paper', 'judge',
+           'load_claims']
 
 # %% ../nbs/99_all.ipynb #4285084f
 from .base.catalogue import METHODS
 from .base.core import UserError, progress
+from .base.help import document
 from .data.suite import Dataset, Example, Suite, Task, describe, load_suite, show
 from .data.templates import Template, read_templates, write_templates
 from .data.checks import check_suite
@@ -25,27 +28,36 @@ from .model.backbone import Backbone, freeze, load_backbone, random_backbone, sa
 from .prompt.bank import DeepPrompt, NoPrompt, ShallowPrompt
 from .prompt.forward import check_prompt, decode, encode, forward, sequence_nll
 from .prompt.inits import new_prompt
+from .prompt.context import in_context
 from .prompt.packed import target_nll
 from .train.adafactor import Adafactor
 from .train.fit import fit
-from .prompt.checkpoint import load_checkpoint, save_checkpoint
+from .prompt.checkpoint import load_checkpoint, load_prompt, save_checkpoint, save_prompt
 from .prompt.peft import export_peft, import_peft, import_table
 from .train.pretrain import PretrainConfig, pretrain, preset
+from .train.meta import MetaConfig, meta_preset, meta_train
+from .train.methods import method_config, run_method
 from .train.tune import TuneConfig, tune
 from .stats.results import read_predictions, read_rows, write_predictions, write_rows
 from .stats.metrics import arg, arg_table, relative_gain
-from .stats.bootstrap import bootstrap_arg, contrast, estimate, replicate, table1
+from .stats.bootstrap import bootstrap_arg, contrast, estimate, interval_table, replicate
 from .measure.rank import rank
+from .measure.generate import generate
 from .measure.evaluate import by_dataset, evaluate
 from .stats.query import results
 from .base.published import load_paper
 from .stats.claims import compare_to_paper, judge, load_claims
+from .studies.table1 import Table1
+from .studies.study import run_study
 _all_ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'describe', 'load_suite', 'show', 'Template',
          'read_templates', 'write_templates', 'check_suite', 'Batch', 'Packed', 'pack', 'target_nll',
          'encode_examples', 'make_batch', 'mtl_batches', 'Backbone', 'freeze', 'load_backbone', 'random_backbone',
          'save_backbone', 'unfreeze', 'DeepPrompt', 'NoPrompt', 'ShallowPrompt', 'check_prompt', 'decode', 'encode',
          'forward', 'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint', 'save_checkpoint',
-         'export_peft', 'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain', 'preset',
+         'load_prompt', 'save_prompt', 'MetaConfig', 'meta_preset', 'meta_train', 'method_config', 'run_method',
+         'Table1', 'run_study', 'export_peft', 'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain', 'preset',
          'TuneConfig', 'tune', 'read_predictions', 'read_rows', 'write_predictions', 'write_rows', 'arg', 'arg_table',
-         'relative_gain', 'bootstrap_arg', 'contrast', 'estimate', 'replicate', 'table1', 'rank', 'by_dataset',
+         'relative_gain', 'bootstrap_arg', 'contrast', 'estimate', 'replicate', 'interval_table', 'rank', 'in_context',
+         'generate', 'by_dataset',
          'evaluate', 'results', 'load_paper', 'compare_to_paper', 'judge', 'load_claims']
+document(globals()[name] for name in _all_)

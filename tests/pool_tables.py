@@ -5,7 +5,7 @@ instances with replacement, so they say what another seed or another backbone of
 import sys
 from pathlib import Path
 import pandas as pd
-from promptbench.stats.bootstrap import replicate, table1
+from promptbench.stats.bootstrap import replicate, interval_table
 from promptbench.stats.claims import judge, write_claims
 from promptbench.base.core import write_atomic
 from promptbench.stats.results import read_predictions, read_rows
@@ -21,9 +21,9 @@ def pool(folders):
 def judged(rows, predictions, n:int=2000):
     "Table and claims, with runs and instances resampled"
     r = replicate(predictions, rows=rows, n=n)
-    return table1(rows, predictions, methods=list(dict.fromkeys(rows.method)), prompts=('shallow','deep'), shots=sorted(set(rows.shots)), replicates=r, seeds='resampled'), judge(rows, predictions, replicates=r, seeds='resampled')
+    return interval_table(rows, predictions, methods=list(dict.fromkeys(rows.method)), prompts=('shallow','deep'), shots=sorted(set(rows.shots)), replicates=r, seeds='resampled'), judge(rows, predictions, replicates=r, seeds='resampled')
 
 if __name__=='__main__':
     kept,folders = Path(sys.argv[1]),[Path(f) for f in sys.argv[2:]]; rows,predictions = pool(folders); table,claims = judged(rows, predictions); kept.mkdir(parents=True, exist_ok=True)
-    write_atomic(kept/'table1.csv', table[['method','prompt','shots','arg','lo','hi','seeds']].to_csv(index=False, float_format='%.4f')); write_claims(kept/'claims.csv', claims)
+    write_atomic(kept/'table1.csv', table[['method','prompt','shots','arg','lo','hi','seeds']].to_csv(index=False, float_format='%.4f')); write_claims(claims, kept/'claims.csv')
     print(table.round(1).to_string(index=False)); print(claims[claims.verdict!='not run'][['claim','verdict','estimate','lo','hi','text']].round(1).to_string(index=False))

@@ -162,7 +162,7 @@ def test_the_prompt_leaves_after_an_error(toy):
 def test_clear_errors(tmp_path, monkeypatch, toy):
     (tmp_path/'empty').mkdir(); (tmp_path/'file').write_text('x'); (tmp_path/'bin').mkdir()
     (tmp_path/'bin'/'config.json').write_text('{}'); (tmp_path/'bin'/'pytorch_model.bin').write_text('x')
-    for name,words in [(tmp_path/'missing','there is no such folder'), (tmp_path/'empty','must hold config.json'), (tmp_path/'file','is a file'), (tmp_path/'bin','.safetensors'), ('a/b/c','no such folder')]:
+    for name,words in [(tmp_path/'missing','there is no such folder'), (tmp_path/'empty','must hold config.json'), (tmp_path/'file','is another file'), (tmp_path/'bin','.safetensors'), ('a/b/c','no such folder')]:
         with pytest.raises(UserError, match=words): load_backbone(name)
     with pytest.raises(UserError, match='precision must be one of'): load_backbone('tiny', precision='fp8')
 

@@ -57,6 +57,8 @@ def test_the_table_has_a_line_for_every_claim(common, tmp_path, monkeypatch, cap
     assert [[c.strip() for c in l.split('|')[1:5]] for l in lines]==[['demo','3.5 ± 0.2','3','yes'],['demo: 2 choices','1.5','2.0','**no**']]
     assert text.startswith('before') and text.endswith('after') and 'old' not in text
 
+def test_a_goal_met_by_luck_is_not_a_yes(common): assert [common._met(r, 2., s) for r,s in [(1.9,.5),(2.1,.5),(2.1,.05),(2.,0.)]]==['**no**','within the spread','yes','yes']
+
 def test_a_self_test_is_not_recorded(common, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['bench','--small']); monkeypatch.setattr(common, 'record', lambda line: pytest.fail('recorded'))
     assert common.report('demo', 2., 1.2)['met'] is None
@@ -64,6 +66,26 @@ def test_a_self_test_is_not_recorded(common, tmp_path, monkeypatch, capsys):
 def test_hardware_names_no_machine(common):
     import platform
     assert platform.node() not in common.hardware() and 'cores' in common.hardware()
+
+def test_processors_of_one_name_are_told_apart(common, monkeypatch, tmp_path):
+    "Two processors are sold as AMD EPYC, and a ratio that one of them gives is not the other's"
+    info = 'vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n'; seen = []
+    for model in (1,17):
+        monkeypatch.setattr(common.Path, 'read_text', lambda *a, **k: info.format(model)); common.hardware.cache_clear(); seen.append(common.hardware())
+    assert len(set(seen))==2 and 'AMD EPYC (family 25, model 17)' in seen[1] and common.without_family(seen[0])==common.without_family(seen[1])
+
+def test_the_library_of_products_is_recorded(common, monkeypatch):
+    from promptbench.model import linear
+    monkeypatch.setattr(linear, 'onednn_pays', lambda: True); said = common.products()
+    assert said['blas'] and said['linear']=='onednn'
+    monkeypatch.setattr(linear, 'onednn_pays', lambda: False); assert common.products()['linear']==said['blas'].split()[0]
+
+def test_a_known_processor_replaces_one_known_by_name_only(common, tmp_path):
+    row = dict(bench='demo', goal=2, threads=2, versions={}, figures={}); new = 'AMD EPYC (family 25, model 17), 2 cores'
+    for ratio,hardware,linear,date in [(2.5,'AMD EPYC, 2 cores',None,'2026-01-01'), (1.4,new,'mkl','2026-02-01'), (1.9,new,'onednn','2026-02-02'), (1.5,new,'mkl','2026-02-03'), (3.,'Xeon, 2 cores',None,'2026-01-01')]:
+        common.record(row|dict(ratio=ratio, hardware=hardware, date=date, threads=1 if linear else 2, versions=dict(linear=linear) if linear else {}), tmp_path/'r.csv')
+    lines = common.table(tmp_path/'r.csv').splitlines()[2:]; assert [l.split('|')[2].strip() for l in lines]==['1.5','1.9','3.0'], lines
+    assert ['**no**' in l for l in lines]==[True,True,False] and 'products by mkl' in lines[0]
 
 def test_what_is_recorded_reads_back():
     file = BENCH/'results.csv'

@@ -216,7 +216,7 @@ def test_refuses_unknown_options(small):
 # --- table 1, speed --------------------------------------------------------------------------------------------------
 def test_table1_order_stars_and_gaps():
     p = synth.predictions(seeds=(0,), n=20, datasets=SMALL); p = p[~((p.method=='P-only')&(p.shots==16))]; order = ['T+P','P-only','none','T-only']
-    t = B.table1(synth.rows(p), p, methods=order, n=100)
+    t = B.interval_table(synth.rows(p), p, methods=order, n=100)
     assert list(t.columns[:7])==['method','prompt','shots','arg','lo','hi','seeds'] and list(dict.fromkeys(t.method))==order
     assert set(map(tuple, t[t.star][['method','prompt','shots']].values))=={(m,q,0) for m in ('none','T-only') for q in ('shallow','deep')}
     assert not ((t.method=='P-only')&((t.shots==16)|(t.prompt=='deep'))).any()

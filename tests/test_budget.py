@@ -5,6 +5,7 @@ import pytest, torch
 from promptbench.base.core import UserError
 from promptbench.model.memory import TokenBudget, out_of_memory, shrinking
 from promptbench.model.backbone import random_backbone
+from promptbench.prompt.inits import new_prompt
 from promptbench.data.suite import Example
 from promptbench.train.tune import TuneConfig, tune
 import promptbench.train.tune as page
@@ -47,7 +48,7 @@ def test_half_a_step_leaves_nothing_behind(backbone):
     "The first pieces have added their gradients when memory runs out; the second attempt starts from zero"
     grads = []
     for room in (10**6, 60):
-        bank_run = page.BankRun(backbone, page.new_prompt('shallow', backbone, length=3, n=4, seed=0), [backbone.pairs(t) for t in TASKS], CONFIG)
+        bank_run = page.BankRun(backbone, new_prompt('shallow', backbone, length=3, n=4, seed=0), [backbone.pairs(t) for t in TASKS], CONFIG)
         calls,pieces_done = [0],[]
         def work(tokens):
             calls[0] += 1

@@ -173,7 +173,7 @@ def test_a_kind_without_words_says_so(added, toy):
 def test_everything_an_entry_names_is_there(sort):
     named = [v for e in C.CATALOGUES[sort].values() for v in vars(e).values() if isinstance(v, str) and v.startswith('promptbench.')]
     for where in named: assert callable(C.load(where)), where
-    assert named or sort=='backbones'
+    assert named or sort=='resources'
 
 def test_an_unknown_name_lists_the_known():
     for catalogue in C.CATALOGUES.values():

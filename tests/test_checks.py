@@ -15,7 +15,7 @@ def found(template, records=None, words=''): return [(p.level, p.row, p.count) f
 
 @pytest.fixture
 def films(tmp_path):
-    f = tmp_path/'s'/'sentiment'/'films'; f.mkdir(parents=True); write_templates(f/'templates.yaml', [LIKE], 'films')
+    f = tmp_path/'s'/'sentiment'/'films'; f.mkdir(parents=True); write_templates([LIKE], f/'templates.yaml', 'films')
     for s in ('train','validation'): (f/f'{s}.jsonl').write_text(''.join(json.dumps(dict(text=f'{s} {i}', label=i%2))+'\n' for i in range(40)))
     return tmp_path/'s'
 
@@ -66,7 +66,7 @@ def test_copies_among_templates():
 
 # --- a whole suite ---------------------------------------------------------------------------------------------------
 def test_a_mistake_in_a_row_is_told_once_for_all_templates(films):
-    f = films/'sentiment'/'films'; write_templates(f/'templates.yaml', [LIKE, Template('two', '{{text}} ||| {{answer_choices[label]}}', 'bad ||| good')], 'films')
+    f = films/'sentiment'/'films'; write_templates([LIKE, Template('two', '{{text}} ||| {{answer_choices[label]}}', 'bad ||| good')], f/'templates.yaml', 'films')
     p = f/'train.jsonl'; p.write_text(p.read_text()+'\n{"text": "a", "label": -1}\n{"text": "b", "label": -1}\n')
     e, = errors(films); assert (e.row, e.field, e.count)==(42, 'label', 2) and '2 templates' in e.what and e.file==str(p)
 

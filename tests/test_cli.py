@@ -62,7 +62,7 @@ BAD = {
     'no numbers': (['--shots','few'], ['shots','few']),
     'no seeds': (['--seeds','0'], ['seeds']),
     'unknown scale': (['--scale','huge'], ['scale must be one of']),
-    'no workers': (['--workers','0'], ['workers must be 1 or more']),
+    'no workers': (['--workers','0'], ['--workers must be a whole number at least 1']),
 }
 
 @pytest.mark.parametrize('name', BAD)
@@ -158,3 +158,17 @@ def test_table1_from_end_to_end(tmp_path):
     before = {p:p.stat().st_mtime_ns for p in out.rglob('*') if p.is_file()}
     again = call(*args); assert again.returncode==0 and 'nothing to compute' in again.stdout
     assert {p:p.stat().st_mtime_ns for p in out.rglob('*') if p.is_file()}==before
+
+def test_an_evaluation_is_named_by_content(tmp_path):
+    "An edited suite under its old name is another run, and goes into a store beside the old one"
+    import pandas as pd
+    from promptbench.cli.main import _run_name
+    from promptbench.data.suite import suite_digest
+    folder = tmp_path/'s'/'sentiment'/'films'; folder.mkdir(parents=True)
+    (folder/'validation.jsonl').write_text('{"text": "good", "label": 1}\n')
+    (folder/'templates.yaml').write_text('templates:\n  a: !Template\n    name: a\n    jinja: "{{text}} ||| {{answer_choices[label]}}"\n    answer_choices: "no ||| yes"\n')
+    name = lambda **change: _run_name(suite_digest(tmp_path/'s'), change.get('backbone', 'tiny'), 'fp32', 'eval', None, False, 0, 'mean', 768)
+    first = name()
+    assert name()==first!=name(backbone='tiny-1')
+    (folder/'validation.jsonl').write_text('{"text": "bad", "label": 0}\n')
+    assert name()!=first

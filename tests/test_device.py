@@ -315,7 +315,7 @@ def test_to_peft_and_back(kind, tmp_path):
         for p in PROMPTS if b.causal else ['shallow']:
             bank = new_prompt(p, b, length=2, n=2)
             place = tmp_path/f'{device.type}-{p}'
-            export_peft(place, b, bank, index=1, base='some/model')
+            export_peft(b, bank, place, index=1, base='some/model')
             back = import_peft(place, b)
             assert back.table.device==device
             yield back.table

@@ -125,11 +125,13 @@ def meta():
 def judged():
     "Rows and predictions of four templates, under a prompt of each one's own; then of a single example"
     s = load_suite('microworld', seed=1, n_eval=7)
-    b = random_backbone(words=['tom','is','in','the','park','yes','no'], dim=32, seed=1)
     tasks = s.tasks(dataset=['commit','ending'], limit=2)
+    words = [w for t in tasks for e in t.examples('validation') for x in (e.source,*e.choices) for w in x.split()]
+    b = random_backbone(words=words, dim=32, seed=1)
     rows,p = evaluate(b, tasks, suite=s, seed=1, prompt=new_prompt('deep', b, length=3, n=4, seed=2))
     few = evaluate(b, tasks[:1], suite=s, n=1)[1]
-    return [rows.value.tolist(), rows.n.tolist(), p.pred.tolist(), *p.scores_sum, *p.scores_mean, *few.scores_sum],[]
+    cut = evaluate(b, tasks, suite=s, max_source=12, most_cut=1)[0].cut
+    return [rows.value.tolist(), rows.n.tolist(), cut.tolist(), p.pred.tolist(), *p.scores_sum, *p.scores_mean, *few.scores_sum],[]
 
 def numbers():
     "Sums of tensors of two kinds, in buckets; what differs is found out; no more threads than asked for"

@@ -262,3 +262,11 @@ def test_a_place_would_be_found(): assert PLACES.search('see /wo'+'rk/main') and
 def test_run_py_refuses_what_it_does_not_know():
     r = subprocess.run([sys.executable,'run.py','dmeo'], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode==1 and 'run.py demo' in r.stderr
+
+DELETES = re.compile(r'\brmtree\(|\.rmdir\(')
+MAY_DELETE = {'base.own', 'engine.inside', 'stats.store', 'train.rendered', 'prompt.checkpoint'}   # their own temporary folders, and parts of a store
+
+def test_only_one_page_deletes_folders():
+    "What deletes asks `base.own` whether it may; the others named here delete only what they have just made"
+    found = {'.'.join(f.relative_to(ROOT/'promptbench').with_suffix('').parts) for f in (ROOT/'promptbench').rglob('*.py') if DELETES.search(f.read_text())}
+    assert found<=MAY_DELETE, found-MAY_DELETE

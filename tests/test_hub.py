@@ -175,7 +175,7 @@ def test_the_whole_suite_adds_up(tmp_path, monkeypatch):
     monkeypatch.setattr(p3, 'p3_table', lambda template, split, **how: Fake(template, 'validation' if split=='val' else split))
     monkeypatch.setattr(p3, '_sample', lambda n, cap: range(cap))   # the shuffle of millions has a test of its own
     names = [n.split('2016_')[1].removesuffix('_score_eval').replace('_',' ') for n in INDEX.index if n.startswith('story')]
-    write_templates(tmp_path/'story_cloze'/'2016'/'templates.yaml', [Template(n, '{{story_id}} ||| {{answer_choices[answer_right_ending-1]}}', '{{sentence_quiz1}} ||| {{sentence_quiz2}}') for n in names+['Generate Ending']], 'story_cloze', '2016')
+    write_templates([Template(n, '{{story_id}} ||| {{answer_choices[answer_right_ending-1]}}', '{{sentence_quiz1}} ||| {{sentence_quiz2}}') for n in names+['Generate Ending']], tmp_path/'story_cloze'/'2016'/'templates.yaml', 'story_cloze', '2016')
     for k in ('val','test'): (tmp_path/f'x cloze_test_{k}__spring2016.csv').write_text(','.join(p3._FIELDS)+'\ns,a,b,1,w,x,y,z\n')
     s = p3_suite(story_cloze=tmp_path, templates=tmp_path); train,judge = s.tasks('train'),s.tasks('eval'); n = sum(t.size('train') for t in train)
     assert (len(train),len(judge),n,n//4096,s.missing)==(313,116,31_558_816,7_704,[]) and len(s.datasets)==38+11 and s.groups==dict.fromkeys(('anli_r1','anli_r2','anli_r3'),'ANLI')
@@ -210,7 +210,7 @@ def test_p3_from_the_parquet_copy_and_the_released_file(tmp_path, monkeypatch):
     few = still(p3_suite, first=5).task(f'rte/{RTE}'); assert set(few.examples('validation'))<=set(es) and 1<=few.size('validation')<=2   # streamed; an example cut in two is left out
 
 def test_an_unreachable_hub_says_what_to_do(tmp_path):
-    write_templates(tmp_path/'super_glue'/'rte'/'templates.yaml', [Template('a', '{{x}} ||| {{answer_choices[0]}}', 'yes ||| no')], 'super_glue', 'rte')
+    write_templates([Template('a', '{{x}} ||| {{answer_choices[0]}}', 'yes ||| no')], tmp_path/'super_glue'/'rte'/'templates.yaml', 'super_glue', 'rte')
     code = f'''
 import warnings; warnings.simplefilter('ignore')
 from promptbench.data.suite import load_suite
@@ -264,7 +264,7 @@ def test_promptsource_templates_on_datasets(shared, tmp_path, monkeypatch):
 @pytest.mark.parametrize('layout', ['arrow','parquet'])
 def test_copies_of_a_dataset_in_both_layouts(tmp_path, layout):
     LAYOUTS[layout](tmp_path/'c'/'films'/'small', dict(train=[dict(text='good', label=1)]*3, validation=[dict(text='bad', label=0)]*2))
-    write_templates(tmp_path/'promptsource'/'templates'/'films'/'small'/'templates.yaml', [Template('like', '{{text}} ||| {{answer_choices[label]}}', 'no ||| yes', dict(original_task=True)), Template('write', '{{label}} ||| {{text}}')], 'films', 'small')
+    write_templates([Template('like', '{{text}} ||| {{answer_choices[label]}}', 'no ||| yes', dict(original_task=True)), Template('write', '{{label}} ||| {{text}}')], tmp_path/'promptsource'/'templates'/'films'/'small'/'templates.yaml', 'films', 'small')
     s = load_suite('hub:films/small', templates=tmp_path, path=tmp_path/'c'); assert (s.datasets[0].role,[t.name for t in s.tasks()],s.tasks()[0].examples('validation')[0].target)==('eval',['films_small/like'],'no')
     assert [t.name for t in load_suite('hub:films/small', templates=tmp_path, path=tmp_path/'c', which='all', role='train').tasks()]==['films_small/like','films_small/write']
     with pytest.raises(UserError) as e: find_templates('films', tmp_path)

@@ -32,6 +32,21 @@ def test_a_lesson_has_exercises_and_hidden_solutions(path):
 def test_titles_of_charts_are_computed(path):
     typed = [c for c in cells(path, 'code') if re.search(r'\btitle=["\'](?!.*\{)', c)]; assert not typed, typed
 
+@pytest.mark.parametrize('path', [*LESSONS,FOLDER/'panels_gallery.ipynb'], ids=ids)
+def test_code_is_not_cut_off(path):
+    "The Lab wraps lines; elsewhere about 120 characters can be seen"
+    long = [l for c in cells(path, 'code') for l in c.splitlines() if len(l)>125]; assert not long, long
+
+@pytest.mark.parametrize('name,seeds', [('3_deep',4), ('4_starts',8), ('7_statistics',6)])
+def test_what_depends_on_luck_is_told_over_seeds(name, seeds):
+    "One tuned prompt differs between machines: charts that compare settings show several, and their titles are intervals over them"
+    code = '\n'.join(cells(FOLDER/f'{name}.ipynb', 'code'))
+    assert f'range({seeds})' in code and ('plot_seeds(' in code or 'over_seeds(' in code)
+
+def test_the_gallery_is_kept_without_the_state_of_its_widgets():
+    nb = nbformat.read(FOLDER/'panels_gallery.ipynb', 4)
+    assert 'widgets' not in nb.metadata and not [c for c in nb.cells if c.cell_type=='code' and c.outputs]
+
 @pytest.mark.parametrize('path', LESSONS, ids=ids)
 def test_links_lead_somewhere(path):
     links = [l for t in cells(path, 'markdown') for l in re.findall(r'\]\(([^)]+)\)', re.sub(r'```.*?```', '', t, flags=re.S))]

@@ -146,11 +146,11 @@ def test_ambiguous_cells_are_refused(both):
 # --- beside the paper ------------------------------------------------------------------------------------------------
 def test_our_cells_beside_theirs(both):
     rows,p = both; mine = rows[rows.backbone=='s']; t = C.compare_to_paper(mine).set_index(['method','prompt','shots'])
-    table = B.table1(mine, p[p.backbone=='s'], n=50).set_index(['method','prompt','shots']).arg
+    table = B.interval_table(mine, p[p.backbone=='s'], n=50).set_index(['method','prompt','shots']).arg
     for k,v in table.items():
         if k in t.index: assert t.ours[k]==pytest.approx(v)
     assert t['T5-Large']['T+P','shallow',16]==30.2 and t.star['none','deep',0] and not t.star['T+P','deep',16]
     assert t.tuning['T-only','shallow',16].split()==['↓','↓','≈'] and t.tuning_agrees['T-only','shallow',16]==False and t.against_T['none','deep',0].split()==['↓','↓','↓'] and t.against_T_agrees['none','deep',0]==True
-    full = C.compare_to_paper(B.table1(mine, p[p.backbone=='s'], n=50)); assert {'lo','hi'}<=set(full.columns) and np.allclose(full.ours, t.ours) and (full.lo<full.hi).all()
+    full = C.compare_to_paper(B.interval_table(mine, p[p.backbone=='s'], n=50)); assert {'lo','hi'}<=set(full.columns) and np.allclose(full.ours, t.ours) and (full.lo<full.hi).all()
     with pytest.raises(UserError, match='compare one backbone'): C.compare_to_paper(rows)
     with pytest.raises(UserError, match="none of these cells is in the paper's Table 1"): C.compare_to_paper(mine.assign(method='mine').drop_duplicates(['dataset','template','seed']))

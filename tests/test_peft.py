@@ -46,7 +46,7 @@ def logits(backbone, b, prompt):
 def test_our_prompt_in_peft(place, tmp_path):
     ours = load_backbone(place); bank = new_prompt('shallow', ours, length=P, n=3, seed=4)
     bank.table_NPD.data += torch.randn(bank.table_NPD.shape, generator=torch.Generator().manual_seed(0))
-    export_peft(tmp_path/'a', ours, bank, 1)
+    export_peft(ours, bank, tmp_path/'a', index=1)
     model = peft.PeftModel.from_pretrained(plain(place), tmp_path/'a').eval(); b = batch()
     same(theirs(model, b), logits(ours, b, bank.select([1])), b.tgt_mask_BU)
     assert (theirs(model, b)-logits(ours, b, bank.select([0]))).abs().max()>1e-3   # another prompt is another answer
@@ -55,7 +55,7 @@ def test_our_prompt_in_peft(place, tmp_path):
 
 def test_generate_reads_the_prompt_too(place, tmp_path):
     ours = load_backbone(place); prompt = ShallowPrompt(torch.randn(1,P,24, generator=torch.Generator().manual_seed(3))*3)
-    model = peft.PeftModel.from_pretrained(plain(place), export_peft(tmp_path/'a', ours, prompt)).eval(); b = batch()
+    model = peft.PeftModel.from_pretrained(plain(place), export_peft(ours, prompt, tmp_path/'a')).eval(); b = batch()
     out = model.generate(input_ids=b.src_BT, attention_mask=b.src_mask_BT, max_new_tokens=4, do_sample=False)
     first = logits(ours, make_batch([([20,21,22,23,24,1],[1])]), prompt)[0,0].argmax()
     assert out[0,1]==first
@@ -64,14 +64,14 @@ def test_generate_reads_the_prompt_too(place, tmp_path):
 def test_the_card_s_lines_run(place, tmp_path, dtype):
     "Also where the backbone is stored in bfloat16: transformers would compute in it if the card did not say otherwise"
     ours = load_backbone(save_backbone(load_backbone(place), tmp_path/'base', dtype=dtype)); prompt = new_prompt('shallow', ours, length=P, seed=2)
-    export_peft(tmp_path/'a', ours, prompt, card=dict(task='copa'))
+    export_peft(ours, prompt, tmp_path/'a', card=dict(task='copa'))
     code = re.search(r'```python\n(.*?)```', (tmp_path/'a'/'README.md').read_text(), re.S)[1]
     scope = {}; exec(code.replace("'.'", repr(str(tmp_path/'a'))), scope); b = batch()
     same(theirs(scope['model'].eval(), b), logits(ours, b, prompt), b.tgt_mask_BU)
     assert json.loads((tmp_path/'a'/'prompt_meta.json').read_text())['task']=='copa'
 
 def test_peft_knows_every_field_we_write(place, tmp_path):
-    ours = load_backbone(place); export_peft(tmp_path/'a', ours, new_prompt('shallow', ours, length=P))
+    ours = load_backbone(place); export_peft(ours, new_prompt('shallow', ours, length=P), tmp_path/'a')
     with warnings.catch_warnings(): warnings.simplefilter('error'); config = peft.PeftConfig.from_pretrained(str(tmp_path/'a'))
     written = json.loads((tmp_path/'a'/'adapter_config.json').read_text())
     assert {k:getattr(config, k) for k in written}==written
@@ -81,7 +81,7 @@ def test_a_trained_backbone_travels_as_its_folder(place, tmp_path):
     "The name of a backbone that was trained further leads to the old weights; the hash says so on the way back"
     ours = load_backbone(place); prompt = new_prompt('shallow', ours, length=P)
     with torch.no_grad(): ours.model.shared.weight[30] += 1
-    export_peft(tmp_path/'a', ours, prompt)
+    export_peft(ours, prompt, tmp_path/'a')
     with pytest.warns(UserWarning, match='tuned on other weights'): import_peft(tmp_path/'a', load_backbone(place))
 
 # --- theirs to ours --------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_their_multitask_default_keeps_the_encoder_half(place, tmp_path):
 
 def test_there_and_back(place, tmp_path):
     ours = load_backbone(place); bank = new_prompt('shallow', ours, length=P, n=2, seed=9)
-    model = peft.PeftModel.from_pretrained(plain(place), export_peft(tmp_path/'a', ours, bank, 1)); model.save_pretrained(tmp_path/'b')
+    model = peft.PeftModel.from_pretrained(plain(place), export_peft(ours, bank, tmp_path/'a', index=1)); model.save_pretrained(tmp_path/'b')
     assert torch.equal(import_peft(tmp_path/'b', ours).table[0], bank.table[1])
 
 # --- decoder-only models ---------------------------------------------------------------------------------------------
@@ -157,14 +157,14 @@ def plain_causal(place):
 def test_our_prompt_of_a_decoder_only_model_in_peft(causal, tmp_path, kind):
     ours = load_backbone(causal); bank = new_prompt(kind, ours, length=P, n=2, seed=5); b = batch()
     bank.table.data += torch.randn(bank.table.shape, generator=torch.Generator().manual_seed(0))
-    model = peft.PeftModel.from_pretrained(plain_causal(causal), export_peft(tmp_path/'a', ours, bank, 1)).eval()
+    model = peft.PeftModel.from_pretrained(plain_causal(causal), export_peft(ours, bank, tmp_path/'a', index=1)).eval()
     same(continued(model, b, skip=P*(kind=='shallow')), logits(ours, b, bank.select([1])), b.tgt_mask_BU)
     assert ((continued(model, b, skip=P*(kind=='shallow'))-logits(ours, b, None))*b.tgt_mask_BU[...,None]).abs().max()>1e-3
 
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_we_write_what_peft_writes(causal, tmp_path, kind):
     "The fields of our file have the values PEFT gives them for the same model"
-    ours = load_backbone(causal); export_peft(tmp_path/'a', ours, new_prompt(kind, ours, length=P))
+    ours = load_backbone(causal); export_peft(ours, new_prompt(kind, ours, length=P), tmp_path/'a')
     config = (peft.PrefixTuningConfig if kind=='deep' else peft.PromptTuningConfig)(task_type='CAUSAL_LM', num_virtual_tokens=P)
     peft.get_peft_model(plain_causal(causal), config).save_pretrained(tmp_path/'b')
     a,b = (json.loads((tmp_path/n/'adapter_config.json').read_text()) for n in 'ab')
@@ -186,7 +186,7 @@ def test_their_prompt_of_a_decoder_only_model_here(causal, tmp_path, kind):
 # --- what cannot go --------------------------------------------------------------------------------------------------
 def test_a_deep_encoder_prompt_is_refused(tmp_path):
     b = random_backbone()
-    with pytest.raises(UserError, match='no encoder prefix'): export_peft(tmp_path/'a', b, new_prompt('deep', b, length=2))
+    with pytest.raises(UserError, match='no encoder prefix'): export_peft(b, new_prompt('deep', b, length=2), tmp_path/'a')
     assert not (tmp_path/'a').exists()
 
 def test_their_prefix_for_t5_is_refused(place, tmp_path):

@@ -6,7 +6,7 @@ from promptbench.model.batch import make_batch
 from promptbench.model.backbone import *
 from promptbench.prompt.forward import *
 from promptbench.prompt.inits import new_prompt
-from promptbench.measure.rank import rank
+from promptbench.measure.rank import plan_batches, rank
 
 torch.set_num_threads(1)
 WORDS = [f'w{i}' for i in range(60)]
@@ -46,6 +46,36 @@ def test_budget_and_company_change_nothing(toy):
     for x,y,z in zip(a,b,c):
         for p,q,r in zip(x.sum, y.sum, z.sum): np.testing.assert_allclose(p, q, atol=1e-4); np.testing.assert_allclose(p, r, atol=1e-4)
         assert x.pred().tolist()==y.pred().tolist()==z.pred().tolist()
+
+# ---- padding
+
+def positions(costs, plan): return sum(len(rows)*(-(-np.array(costs)[rows]//4)*4).max(0).sum() for rows in plan)
+
+@pytest.mark.parametrize('by', [0,1])
+@pytest.mark.parametrize('n', [16,50,400])
+def test_small_sets_of_unequal_length_are_not_mostly_padding(n, by):
+    "Sixteen examples used to fill one batch, half of it padding; whichever side is unequal, a cut that saves more than a call is taken"
+    costs = [((5+11*i*16//n)%200+1,4)[::1-2*by] for i in range(n)]; ours,full = plan_batches(costs, 4096),plan_batches(costs, 4096, call=1<<40)
+    needed = positions(costs, [[i] for i in range(n)]); a,b = positions(costs, ours),positions(costs, full)
+    assert sorted(sum(ours, []))==list(range(n)) and a+128*(len(ours)-len(full))<=b and needed/a>.75
+    if n==16: assert needed/b<.65 and a<.75*b
+
+def test_no_cut_costs_more_than_it_saves():
+    r = rng('plan')
+    for k in range(60):
+        costs = [(r.randint(1,r.choice([8,300])),r.randint(1,r.choice([4,90]))) for _ in range(r.randint(1,120))]; budget,call = r.choice([64,1000,4096]),r.choice([1,50,128,10**6])
+        plan = plan_batches(costs, budget, call=call); full = plan_batches(costs, budget, call=1<<40)
+        assert sorted(sum(plan, []))==list(range(len(costs))) and positions(costs, plan)+call*len(plan)<=positions(costs, full)+call*len(full)
+        assert all(len(rows)==1 or positions(costs, [rows])<=budget for rows in plan)
+        assert all(len(plan_batches([costs[i] for i in rows], budget, call=call))==1 for rows in plan), 'what was planned must not be cut again'
+
+def test_cuts_change_no_score(toy, monkeypatch):
+    import promptbench.measure.rank as r
+    tasks = make_tasks(8); seen,handle = watch(toy); monkeypatch.setitem(r.CALL, 'cpu', 8); a = rank(toy, tasks); cut = len(seen)
+    monkeypatch.setitem(r.CALL, 'cpu', 1<<40); b = rank(toy, tasks); handle.remove(); assert cut>2*(len(seen)-cut)
+    for x,y in zip(a, b):
+        assert x.pred().tolist()==y.pred().tolist()
+        for p,q in zip(x.sum, y.sum): np.testing.assert_allclose(p, q, atol=1e-5)
 
 @pytest.mark.parametrize('rows', [1,4])
 def test_choices_in_one_row_or_apart(toy, monkeypatch, rows):

@@ -21,7 +21,7 @@ def quiet(monkeypatch, tmp_path): monkeypatch.setenv('PROMPTBENCH_QUIET', '1'); 
 def backbone(): return cell('T+P','shallow')[0]
 
 def tasks(): return suite().tasks('train')
-def hidden(folder): return [p.name for p in folder.rglob('.*')]
+def hidden(folder): return [p.name for p in folder.rglob('.*') if p.name!='.promptbench.json']
 
 # --- what is kept ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('workers', [0,1,3])

@@ -13,7 +13,7 @@ def report(tmp_path_factory):
     "A small one; with PROMPTBENCH_REPORT=FILE and PROMPTBENCH_SCREENSHOTS=FOLDER, pictures of a real one"
     if os.environ.get('PROMPTBENCH_REPORT'): return Path(os.environ['PROMPTBENCH_REPORT']).resolve()
     p = synth.predictions(seeds=(0,1), n=30, datasets=SMALL); r = synth.rows(p); rep = B.replicate(p, rows=r, n=300)
-    return R.write_report(tmp_path_factory.mktemp('report'), rows=r, predictions=p, table=B.table1(r, p, methods=['none','P-only','T-only','T+P'], replicates=rep), claims=C.judge(r, p, replicates=rep),
+    return R.write_report(tmp_path_factory.mktemp('report'), rows=r, predictions=p, table=B.interval_table(r, p, methods=['none','P-only','T-only','T+P'], replicates=rep), claims=C.judge(r, p, replicates=rep),
                           curves=synth.curves(steps=60, tasks=3), cards=synth.cards(), settings=synth.settings(command='promptbench table1 --out "a <b> c"'))
 
 @pytest.fixture(scope='module')

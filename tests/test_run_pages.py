@@ -3,10 +3,12 @@ from promptbench.engine.folder import gc, list_runs, read_json
 from promptbench.engine.pages import execute
 
 def test_pretrain_tune_evaluate_report(tmp_path):
+    from promptbench.data.suite import load_suite
     from promptbench.model.backbone import random_backbone, save_backbone
     from promptbench.prompt.checkpoint import load_checkpoint
     from promptbench.stats.results import read_predictions, read_rows
-    save_backbone(random_backbone(seed=1), tmp_path/'bb'); root = tmp_path/'runs'; small = dict(n_eval=4, precision='fp32')
+    examples = [e for t in load_suite('microworld').tasks() if t.ranked for e in t.examples('validation' if t.role=='eval' else 'train', 40)]
+    words = sorted({w for e in examples for x in (e.source,*e.choices) for w in x.split()}); save_backbone(random_backbone(words, seed=1), tmp_path/'bb'); root = tmp_path/'runs'; small = dict(n_eval=4, precision='fp32')
     def go(page, **given): r = execute(page, given, root=root); assert (r.state, r.code)==('done', 0), r.message; return r
     a = go('pretrain', method='P-only', backbone=str(tmp_path/'bb'), examples=64, precision='fp32')
     assert {'page.ipynb','card.json','log.txt','checkpoints'}<={p.name for p in a.folder.iterdir()} and read_json(a.folder/'card.json')['config']['method']=='P-only' and read_json(a.folder/'card.json')['budget']['examples']==64

@@ -3,8 +3,9 @@ import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
 from promptbench.base.core import UserError
+from promptbench.base.own import making, mark
 from promptbench.engine.folder import ask_to_stop, begin, find_run, gc, list_runs, lock_of, needed_by, read_json, remove, run_state, set_card
-from promptbench.engine.work import EXITS
+from promptbench.base.mend import EXITS
 from promptbench.engine.pages import check_parameters, declared, execute, find_page, parameters, parse_value, run_key
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,9 +137,10 @@ def make(root, key, state, page='toy', **card): begin(root/key, dict(page=page, 
 
 def test_gc_keeps_what_later_runs_need_and_says_so(tmp_path):
     make(tmp_path, 'base', 'done', started='x'); set_card(tmp_path/'base', started='2020-01-01T00:00:00'); make(tmp_path, 'child', 'done', needs=['base']); make(tmp_path, 'bad', 'failed'); make(tmp_path, 'old', 'done'); set_card(tmp_path/'old', started='2020-01-01T00:00:00')
-    (tmp_path/'child'/'checkpoints'/'step-00000001').mkdir(parents=True); (tmp_path/'child'/'checkpoints'/'final').mkdir(); (tmp_path/'.gone-x').mkdir(); (tmp_path/'notes').mkdir()
+    step = tmp_path/'child'/'checkpoints'/'step-00000001'; step.mkdir(parents=True); mark(step, 'checkpoint'); (tmp_path/'child'/'checkpoints'/'final').mkdir(); (tmp_path/'notes').mkdir()
+    left = making(tmp_path/'x'); os.utime(left, (0, 0)); (tmp_path/'.gone-x').mkdir(); os.utime(tmp_path/'.gone-x', (0, 0))
     before = sorted(tmp_path.rglob('*')); plan = {r['what']:r for r in gc(tmp_path, older=30, dry_run=True)}; assert sorted(tmp_path.rglob('*'))==before
-    assert {w for w,r in plan.items() if r['gone']}=={'bad','old','.gone-x','child/checkpoints/step-00000001'} and plan['base']['why'].endswith('needed by child') and not plan['base']['gone']
+    assert {w for w,r in plan.items() if r['gone']}=={'bad','old',left.name,'child/checkpoints/step-00000001'} and plan['base']['why'].endswith('needed by child') and not plan['base']['gone']
     assert {r['what'] for r in gc(tmp_path, older=30) if r['gone']}=={w for w,r in plan.items() if r['gone']}
     assert {r['key'] for r in list_runs(tmp_path)}=={'base','child'} and (tmp_path/'notes').is_dir() and (tmp_path/'child'/'checkpoints'/'final').is_dir()
     make(tmp_path, 'live', 'failed'); set_card(tmp_path/'live', state='running')

@@ -84,7 +84,7 @@ def dying(monkeypatch, owner, name, at):
         return real(*a, **k)
     monkeypatch.setattr(owner, name, call)
 
-@pytest.mark.parametrize('owner,name,at', [(S,'write_table',1), (S,'write_table',2), (S,'_sync',1), (os,'rename',1)])
+@pytest.mark.parametrize('owner,name,at', [(S,'to_parquet',1), (S,'to_parquet',2), (S,'write_atomic',1), (S,'write_atomic',2), (S,'_sync',1), (os,'rename',1)])
 def test_a_writer_that_dies_leaves_nothing_visible(store, monkeypatch, owner, name, at):
     before = R.read_rows(store)
     with monkeypatch.context() as m:
@@ -94,7 +94,7 @@ def test_a_writer_that_dies_leaves_nothing_visible(store, monkeypatch, owner, na
     S.append(store, *made(seed=7)); S.compact(store)
     assert len(R.read_rows(store))==10 and not any(n.startswith('.new-') for n in os.listdir(store))
 
-@pytest.mark.parametrize('owner,name,at', [(S,'write_table',2), (S,'write_atomic',1), (os,'rename',1), (S,'write_atomic',3), (os,'rename',2), (os,'rename',4), (S.shutil,'rmtree',1), (S.shutil,'rmtree',3)])
+@pytest.mark.parametrize('owner,name,at', [(S,'to_parquet',2), (S,'write_atomic',1), (S,'write_atomic',3), (os,'rename',1), (S,'write_atomic',5), (os,'rename',2), (os,'rename',4), (S.shutil,'rmtree',1), (S.shutil,'rmtree',3)])
 def test_a_compactor_that_dies_loses_and_repeats_nothing(store, monkeypatch, owner, name, at):
     before = R.read_rows(store)
     with monkeypatch.context() as m:
@@ -131,23 +131,23 @@ def test_a_part_that_vanishes_while_it_is_read(store, monkeypatch):
 # --- finding and reading ---------------------------------------------------------------------------------------------------
 def test_a_pattern_reads_stores_tables_and_evaluations(store):
     runs = store.parent
-    for method in ('table','evaluated'): R.write_rows(runs/method/'rows.parquet', made(method)[0]); R.write_predictions(runs/method/'predictions.parquet', made(method)[1])
-    R.write_rows(runs/'table'/'cells'/'old'/'rows.parquet', made('table', right=1, run='old')[0]) # gathered already, or of other settings
-    R.write_rows(runs/'unfinished'/'cells'/'c'/'rows.parquet', made('unfinished')[0])
+    for method in ('table','evaluated'): R.write_rows(made(method)[0], runs/method/'rows.parquet'); R.write_predictions(made(method)[1], runs/method/'predictions.parquet')
+    R.write_rows(made('table', right=1, run='old')[0], runs/'table'/'cells'/'old'/'rows.parquet') # gathered already, or of other settings
+    R.write_rows(made('unfinished')[0], runs/'unfinished'/'cells'/'c'/'rows.parquet')
     pq.write_table(pa.table(dict(a=[1])), runs/'foreign.parquet')
     got = results(f'{runs}/**'); assert got.method.value_counts().to_dict()=={'m':8,'table':2,'evaluated':2,'unfinished':2}
     assert len(results(f'{runs}/**', table='predictions'))==32+8+8
     assert len(results([runs/'table', store]))==10 and len(results(f'{runs}/*'))==14 and len(results(runs/'table'/'rows.parquet'))==2
 
 def test_two_runs_under_one_key(tmp_path):
-    R.write_rows(tmp_path/'a'/'rows.parquet', made()[0]); R.write_rows(tmp_path/'b'/'rows.parquet', made(run='b')[0]); assert len(results(tmp_path))==2
-    R.write_rows(tmp_path/'c'/'rows.parquet', made(right=1, run='c')[0])
+    R.write_rows(made()[0], tmp_path/'a'/'rows.parquet'); R.write_rows(made(run='b')[0], tmp_path/'b'/'rows.parquet'); assert len(results(tmp_path))==2
+    R.write_rows(made(right=1, run='c')[0], tmp_path/'c'/'rows.parquet')
     with pytest.raises(UserError) as e: results(tmp_path)
     for w in ("'a', 'b', 'c'", 'c/rows.parquet', 'a/rows.parquet'): assert w in str(e.value).replace("\\", '/')
     assert sorted(results(tmp_path, all_runs=True).run)==list('aabbcc')
 
 def test_versions(tmp_path, monkeypatch):
-    f = R.write_rows(tmp_path/'rows.parquet', made()[0]); t = pq.read_table(f)
+    f = R.write_rows(made()[0], tmp_path/'rows.parquet'); t = pq.read_table(f)
     for mark,words in [('rows/2','update promptbench'), ('rows/0','no longer reads'), ('rows/x','must hold rows'), ('predictions/1','must hold rows')]:
         pq.write_table(t.replace_schema_metadata({b'promptbench':mark.encode()}), f)
         with pytest.raises(UserError, match=words): R.read_rows(f)
@@ -176,7 +176,7 @@ def test_queries_join_and_keep_lists(store):
     got = results(store, sql='select seed, avg(correct::int) as again, avg(value) as value, list(distinct template order by template) as ts from predictions join rows using (seed, template) group by seed order by seed')
     assert got.again.tolist()==got.value.tolist()==[.75]*4 and list(got.ts[0])==['t0','t1']
     p = results(store, table='predictions', where='seed=2'); assert len(p)==8 and [len(x) for x in p.scores_mean]==[2]*8 and p.scores_mean[1].tolist()==[-.5,-1.]
-    R.write_predictions(store.parent/'again.parquet', p)
+    R.write_predictions(p, store.parent/'again.parquet')
     assert len(results(store, sql='pivot rows on seed using avg(value)').columns)>4 and len(results(store, sql='describe predictions'))==len(R.PREDICTION_COLUMNS)
 
 @pytest.mark.parametrize('sql', ["copy rows to '{p}'", "export database '{p}'", "attach '{p}' as x", "create table x as select 1", "install httpfs", "load httpfs", "set enable_external_access=true", "from rows; copy rows to '{p}'",
@@ -221,3 +221,10 @@ def test_baselines_and_intervals_in_a_store(tmp_path):
     assert arg_scores(s, by='macro9', baseline='method=none,shots=16')['arg'].tolist()==pytest.approx([50,0])
     assert groups_named('p3', s) is None and groups_named('none', s)=={}
     assert 'lo' not in intervals(arg_scores(s[s.seed==0], **how), XL, s, **how)
+
+def test_folders_of_people_in_a_store_stay(tmp_path):
+    store = tmp_path/'s'; S.append(store, *made(seed=0, run='a')); S.append(store, *made(seed=1, run='b'))
+    for name in ('notes', 'figures-2024', '.new-ideas', '.gone-fishing'): (store/name).mkdir(); (store/name/'mine.txt').write_text('by hand')
+    left = store/f'.new-many-{"0"*16}'; left.mkdir()
+    S.compact(store)
+    assert all((store/name/'mine.txt').exists() for name in ('notes', 'figures-2024', '.new-ideas', '.gone-fishing')) and not left.exists()

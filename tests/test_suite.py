@@ -13,7 +13,7 @@ def put(folder, rows, split='train', templates=(LIKE,), packed=False):
     folder.mkdir(parents=True, exist_ok=True); text = ''.join(json.dumps(r)+'\n' for r in rows)
     if packed: (folder/f'{split}.jsonl.gz').write_bytes(gzip.compress(text.encode()))
     else: (folder/f'{split}.jsonl').write_text(text)
-    if templates: write_templates(folder/'templates.yaml', templates, folder.name)
+    if templates: write_templates(templates, folder/'templates.yaml', folder.name)
 
 def rows(n): return [dict(text=f'Film {i}.', label=int(i%3==0)) for i in range(n)]
 
@@ -52,7 +52,7 @@ def test_one_dataset_as_the_folder(films):
 
 def test_templates_beside_the_suite(tmp_path):
     put(tmp_path/'s'/'c'/'d', rows(4), templates=())
-    beside = tmp_path/'templates'/'d'; beside.mkdir(parents=True); write_templates(beside/'templates.yaml', [LIKE], 'd')
+    beside = tmp_path/'templates'/'d'; beside.mkdir(parents=True); write_templates([LIKE], beside/'templates.yaml', 'd')
     assert load_suite(tmp_path/'s').task('d/like').examples('train', 1)[0].target=='yes'
 
 def test_original_task_templates_by_default(tmp_path):
@@ -62,10 +62,10 @@ def test_original_task_templates_by_default(tmp_path):
     assert [t.name for t in folder_suite(tmp_path, templates='all').datasets[0].templates]==['like','orig']   # eval: without the one that cannot be ranked
 
 def test_missing_suite_folder():
-    with fails("one of ['microworld', 'p3', 'hub', 'ni'] or a folder", "'/no/such/suite'"): load_suite('/no/such/suite')
+    with fails("one of ['microworld', 'p3', 'hub', 'ni', 'bigbench'] or a folder", "'/no/such/suite'"): load_suite('/no/such/suite')
 
 def test_unknown_suite_name():
-    with fails("['microworld', 'p3', 'hub', 'ni']", "'mikroworld'"): load_suite('mikroworld')
+    with fails("['microworld', 'p3', 'hub', 'ni', 'bigbench']", "'mikroworld'"): load_suite('mikroworld')
 
 def test_a_file_is_not_a_suite(films):
     with fails('neither'): load_suite(films/'sentiment'/'films'/'train.jsonl')
@@ -170,7 +170,7 @@ def test_fingerprint_follows_what_is_asked(films):
     p = films/'sentiment'/'films'/'validation.jsonl'; text = p.read_text()
     p.write_text(text.replace('Film 17.', 'Film seventeen.')); other = load_suite(films).fingerprint(); assert other!=first
     p.write_text(text); assert load_suite(films).fingerprint()==first
-    write_templates(films/'sentiment'/'films'/'templates.yaml', [Template('like', LIKE.jinja+' ', LIKE.answer_choices)], 'films')
+    write_templates([Template('like', LIKE.jinja+' ', LIKE.answer_choices)], films/'sentiment'/'films'/'templates.yaml', 'films')
     assert load_suite(films).fingerprint()!=first
 
 def test_describe_and_show(films):
@@ -206,7 +206,7 @@ def test_every_kind_of_file_gives_the_same_suite(films, ending):
 
 def test_a_plan(films):
     (films/'suite.yaml').write_text('name: mine\nroles: {books: dev}\ncaps: {sentiment: 10, books: {train: 4}}\nbaselines: {films: 0.25}\ngroups: {films: art, books: art}\ntemplates: all\n')
-    write_templates(films/'sentiment'/'books'/'templates.yaml', [LIKE], 'books'); s = load_suite(films)
+    write_templates([LIKE], films/'sentiment'/'books'/'templates.yaml', 'books'); s = load_suite(films)
     assert (s.name, s.groups)==('mine', dict(films='art', books='art')) and [(d.name, d.role, len(d.records['train'])) for d in s.datasets]==[('books','dev',4), ('films','eval',10)]
     assert s.task('films/like').chance==.25 and s.notes==[] and s.task('books/like').baseline is None
 
@@ -216,7 +216,7 @@ def test_a_note_without_a_plan(films, capsys, monkeypatch):
 
 # --- templates -------------------------------------------------------------------------------------------------------
 def test_missing_field_names_template_field_row_and_fields(films):
-    write_templates(films/'sentiment'/'films'/'templates.yaml', [Template('like', '{{body}} ||| {{answer_choices[label]}}', 'no ||| yes')], 'films')
+    write_templates([Template('like', '{{body}} ||| {{answer_choices[label]}}', 'no ||| yes')], films/'sentiment'/'films'/'templates.yaml', 'films')
     with fails("template 'like'", "'body'", "['label', 'text']", 'films/validation/0'): load_suite(films).task('films/like').examples('validation')
 
 def test_a_separator_in_a_field_is_text():
@@ -280,7 +280,7 @@ def test_three_parts_are_refused():
 
 def test_yaml_round_trip(tmp_path):
     ts = [Template('ä / b', 'Zeile\n\n  zwei ||| {{ x }}', 'ja ||| nein', dict(original_task=True, metrics=['Accuracy'], id='7', reference='mine')), FREE]
-    write_templates(tmp_path/'templates.yaml', ts, 'd', 'sub'); back = read_templates(tmp_path/'templates.yaml')
+    write_templates(ts, tmp_path/'templates.yaml', 'd', 'sub'); back = read_templates(tmp_path/'templates.yaml')
     assert [(t.name,t.jinja,t.answer_choices) for t in back]==[(t.name,t.jinja,t.answer_choices) for t in ts]
     assert back[0].metadata==ts[0].metadata
 
@@ -295,7 +295,7 @@ class Theirs:
 
 def test_promptsource_reads_what_is_written(tmp_path):
     ts = [Template('a', 'x {{y}}\n\n||| z', 'z ||| w', dict(original_task=True, choices_in_prompt=False, metrics=['Accuracy'], languages=['en'])), Template('b', 'x ||| y')]
-    write_templates(tmp_path/'t.yaml', ts, 'glue', 'rte'); d = Theirs.read(tmp_path/'t.yaml')
+    write_templates(ts, tmp_path/'t.yaml', 'glue', 'rte'); d = Theirs.read(tmp_path/'t.yaml')
     assert (d['dataset'], d['subset'])==('glue','rte') and '!Template' in (tmp_path/'t.yaml').read_text()
     a,b = d['templates'].values(); assert set(a)=={'answer_choices','id','jinja','metadata','name','reference'} and all(t['id']==k for k,t in d['templates'].items())
     assert a['jinja']==ts[0].jinja and a['metadata']==dict(original_task=True, choices_in_prompt=False, metrics=['Accuracy'], languages=['en']) and b['answer_choices'] is None
@@ -303,7 +303,7 @@ def test_promptsource_reads_what_is_written(tmp_path):
 def test_all_of_promptsources_files_go_round(shared, tmp_path):
     files = sorted((shared/'templates').rglob('templates.yaml')); assert len(files)>=39
     for f in files[::4]:
-        ts = read_templates(f); write_templates(tmp_path/'t.yaml', ts, 'd'); theirs = Theirs.read(f)['templates']
+        ts = read_templates(f); write_templates(ts, tmp_path/'t.yaml', 'd'); theirs = Theirs.read(f)['templates']
         assert [(t.name,t.jinja,t.answer_choices,t.metadata) for t in read_templates(tmp_path/'t.yaml')]==[(t.name,t.jinja,t.answer_choices,t.metadata) for t in ts]
         assert [(t['name'],t['jinja']) for t in Theirs.read(tmp_path/'t.yaml')['templates'].values()]==[(t['name'],t['jinja']) for t in theirs.values()]
 

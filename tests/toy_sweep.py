@@ -15,7 +15,8 @@ out = ""'''
 WORK = '''import os, time, json
 from pathlib import Path
 import numpy as np, pandas as pd
-from promptbench.base.core import atomic_folder, seed_of
+from promptbench.base.core import seed_of
+from promptbench.base.own import atomic_folder
 from promptbench.engine.inside import keep, note, watched
 from promptbench.base.stop import Stopped, stop_asked
 GATE = Path(os.environ.get("TOY_GATE", "/nowhere")); name = f"{kind}_{method}_{shots}_{seed}"

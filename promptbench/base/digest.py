@@ -10,7 +10,7 @@ __all__ = ['SETTLED', 'WORDS', 'files_in', 'recalled', 'remember', 'files_digest
 import fnmatch, hashlib, json, os, re, socket, time, urllib.parse, urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from .catalogue import backbone_source, embedded
+from .catalogue import backbone_source, embedded, load
 from .core import UserError, cache_dir, key_of, to_json, write_atomic
 
 # %% ../../nbs/00_base/05_digest.ipynb #2b64f87b
@@ -122,15 +122,16 @@ def find_backbone(
             raise UserError(f'the tiny backbone must lie in {folder}, but it is not there; '
                             'train it with nbs/runs/lm_pretrain.ipynb')
         return str(folder),True
-    p = Path(name).expanduser()
+    listed,p = backbone_source(name),Path(name).expanduser()
+    if listed and listed.make: return str(load(listed.make)(str(name))),True
+    if p.suffix=='.gguf' and p.is_file(): return str(load('promptbench.model.gguf:gguf_folder')(p)),True
     if p.is_dir():
         _check_folder(p)
         return str(p),True
-    if p.exists(): raise UserError(f'a backbone must be a folder, and {p} is a file')
+    if p.exists(): raise UserError(f'a backbone must be a folder or a .gguf file, and {p} is another file')
     if not re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?', str(name)):
         raise UserError(f"backbone {str(name)!r} must be 'tiny', a folder or a hub id such as "
                         "'google/t5-small-lm-adapt'; there is no such folder")
-    listed = backbone_source(name)
     return (listed.hub if listed else str(name)),False
 
 def _check_folder(p:Path):

@@ -67,6 +67,8 @@ def load_paper(
     by_stem = {stem:n for n,(stem,_,_) in TABLES.items()}
     stem,what,types = TABLES[one_of('table', by_stem.get(name, name), list(TABLES))]
     path = Path(folder or data_dir('paper'))/f'{stem}.csv'
+    if not path.is_file():
+        raise UserError(f'{path} must be a published table, but no such file is there; name another folder')
     d = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[''])
     _check_columns(d, types, path.name)
     for c,kind in types.items():

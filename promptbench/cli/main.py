@@ -6,12 +6,14 @@
 __all__ = ['app', 'VERSION', 'CHECKPOINT_HELP', 'evaluate', 'doctor', 'main']
 
 # %% ../../nbs/95_cli/08_main.ipynb #186aa665
-import sys
+import sys, traceback
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .. import __version__
 from ..base.core import UserError, key_of
+from ..base.ranges import COUNT, SEED, SHARE
+from ..base.mend import exit_code, exits_text, plain_words
 from . import lab as cli_lab
 from . import results as cli_results
 from . import runs as cli_runs
@@ -19,12 +21,12 @@ from . import studies as cli_studies
 from . import suites as cli_suites
 from . import sweep as cli_sweep
 from .studies import BACKBONES_HELP, SUITES_HELP
-from .terminal import DEVICE_HELP, option, writable
+from .terminal import DEVICE_HELP, option, store_at, take
 
 # %% ../../nbs/95_cli/08_main.ipynb #3dd862db
 app = typer.Typer(
     help='A workbench for promptability: how well a language model can be steered by prompts.', no_args_is_help=True,
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode='markdown')
+    epilog=exits_text(), add_completion=False, pretty_exceptions_enable=False, rich_markup_mode='markdown')
 
 def _say_version(wanted:bool):
     if not wanted: return
@@ -48,10 +50,12 @@ def evaluate(
     backbone:Annotated[str, option(BACKBONES_HELP)]='tiny',
     checkpoint:Annotated[Optional[Path], option(CHECKPOINT_HELP)]=None,
     role:Annotated[str, option('which datasets: eval, dev or train')]='eval',
-    n_eval:Annotated[Optional[int], option('validation examples per task')]=None,
+    n_eval:Annotated[Optional[int], option('validation examples per task', **COUNT)]=None,
     quick:Annotated[bool, option('16 examples and one template per dataset', '--quick')]=False,
-    seed:Annotated[int, option('draw of a suite that is drawn')]=0,
+    seed:Annotated[int, option('draw of a suite that is drawn', **SEED)]=0,
     rule:Annotated[str, option('score of a choice: mean log-probability per token, or sum')]='mean',
+    max_source:Annotated[int, option('ids kept of a source', **COUNT)]=768,
+    most_cut:Annotated[float, option('refused if a larger share of the sources of a task is longer', **SHARE)]=.2,
     out:Annotated[Optional[Path], option('folder for rows.parquet and predictions.parquet')]=None,
     store:Annotated[Optional[Path], option('store to append the results to, beside those of other runs')]=None,
     device:Annotated[str, option(DEVICE_HELP)]='auto',
@@ -61,19 +65,26 @@ def evaluate(
     Examples: `promptbench evaluate` · `promptbench evaluate --quick --store runs/store`
     · `promptbench evaluate --suite my_data --backbone google/t5-large-lm-adapt`
     """
-    from promptbench.data.suite import load_draw
+    from promptbench.data.suite import load_draw, suite_digest
     from promptbench.measure.evaluate import by_dataset, evaluate as measure
-    for f in (out, store):
-        if f is not None: writable(f)
+    if out is not None: take(out, 'results')
+    if store is not None: store_at(store)
     s = load_draw(suite, seed)
     b,prompt,name = _loaded(backbone, checkpoint, device)
     tasks = [t for t in s.tasks(role=role, limit=1 if quick else None) if t.ranked]
-    run = 'evaluate-'+key_of(suite, backbone, str(checkpoint), role, n_eval, quick, seed, rule, __version__)
     n = n_eval or (16 if quick else None)
+    told = (b.precision, role, n, quick, seed, rule, max_source)
+    run = _run_name(suite_digest(suite, seed), checkpoint or backbone, *told)
     rows,predictions = measure(b, tasks, suite=s, prompt=prompt, method=name, seed=seed, n=n, rule=rule,
-                               show='ranking', run=run)
+                               max_source=max_source, most_cut=most_cut, show='ranking', run=run)
     typer.echo(by_dataset(rows).round(3).to_string(index=False))
     _store(rows, predictions, out, store)
+
+def _run_name(suite:str, model:str|Path, *settings)->str:
+    "What rows call a run: another suite, other weights or other settings, another name"
+    from promptbench.base.digest import backbone_digest, checkpoint_in, folder_digest
+    of = folder_digest(checkpoint_in(model)) if isinstance(model, Path) else backbone_digest(model)
+    return 'evaluate-'+key_of(suite, of, *settings, __version__)
 
 def _loaded(backbone:str, checkpoint:Path|None, device:str)->tuple: # backbone, prompt, what rows call the method
     "What is evaluated: a backbone as it is, or what a checkpoint made of it"
@@ -88,8 +99,8 @@ def _store(rows, predictions, out:Path|None, store:Path|None):
     from promptbench.stats.results import write_predictions, write_rows
     from promptbench.stats.store import append
     if out is not None:
-        write_rows(out/'rows.parquet', rows)
-        write_predictions(out/'predictions.parquet', predictions)
+        write_rows(rows, out/'rows.parquet')
+        write_predictions(predictions, out/'predictions.parquet')
         typer.echo(f'written to {out}')
     if store is not None:
         new = append(store, rows, predictions)
@@ -119,14 +130,21 @@ def doctor(
     if bad: raise UserError(f'promptbench cannot work here: {", ".join(bad)}; see the lines marked BAD')
 
 # %% ../../nbs/95_cli/08_main.ipynb #54269c62
+def _end_with(e:Exception):
+    "One line for what the user can mend; a fault of promptbench keeps its traceback"
+    words = plain_words(e)
+    if words is None:
+        traceback.print_exception(e)
+        words = f'this is a fault of promptbench {__version__}; please report it with the command and the lines above'
+    print(f'promptbench: {words}', file=sys.stderr)
+    sys.exit(exit_code(e))
+
 def main():
-    "The console script: a user's mistake is one line and exit code 2"
+    "The console script: what the user can mend is one line, and an exit code of `EXITS`"
     try: app()
-    except UserError as e:
-        print(f'promptbench: {e}', file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print('promptbench: stopped; the same command goes on from here', file=sys.stderr)
         sys.exit(130)
+    except Exception as e: _end_with(e)
 
 if __name__=='__main__' and __spec__: main() # as `python -m promptbench.cli.main`, not in a notebook

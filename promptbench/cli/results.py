@@ -30,7 +30,9 @@ def results(
     · `promptbench results "runs/**" --sql "select method, avg(value) from rows group by method"`
     · `promptbench results runs/store --where "shots=16" --to rows.csv`
     """
+    from promptbench.base.own import check_out
     from promptbench.stats.query import OVERVIEW, results as ask, save
+    if to is not None: check_out(to)
     asked = sql is not None or where is not None or table!='rows' or to is not None
     df = ask(source, table=table, where=where, sql=sql if asked else OVERVIEW, all_runs=all_runs)
     print_table(df) if to is None else typer.echo(f'{len(df)} lines written to {save(df, to)}')

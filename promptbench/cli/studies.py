@@ -7,18 +7,21 @@ __all__ = ['app', 'SUITES_HELP', 'BACKBONES_HELP', 'METHODS_HELP', 'SCALE_HELP',
            'OUT_HELP', 'pool_of', 'quietly', 'typed', 'plan_text', 'table1', 'estimate_of', 'own_settings', 'study']
 
 # %% ../../nbs/95_cli/07_studies.ipynb #4739afe2
-import ast, contextlib, inspect, json, os, sys, tempfile, warnings
+import ast, contextlib, hashlib, inspect, json, os, sys, tempfile, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .. import __version__
 from ..base.catalogue import METHODS, STUDIES, listed, load, trains
 from ..base.core import UserError, to_json, write_atomic
+from ..base.ranges import COUNT, PROCESSES
 from ..base.stop import Stopped
+from ..engine.folder import read_json
+from ..engine.job import free_name
 from .live import Follower
-from .terminal import (
+from promptbench.cli.terminal import (
     CLUSTER_HELP, DEVICE_HELP, DRY_HELP, EXECUTOR_HELP, PROCESSES_HELP, WORKERS_HELP, cluster_options, option, place_of,
-    seed_list, values, writable)
+    seed_list, take, values)
 
 # %% ../../nbs/95_cli/07_studies.ipynb #b8499288
 app = typer.Typer()
@@ -96,16 +99,16 @@ def table1(
     seeds:Annotated[str, option('how many (3), or which (7,8)')]='1',
     scale:Annotated[str, option(SCALE_HELP)]='demo',
     quick:Annotated[bool, option(QUICK_HELP, '--quick')]=False,
-    n_eval:Annotated[Optional[int], option('validation examples per task')]=None,
+    n_eval:Annotated[Optional[int], option('validation examples per task', **COUNT)]=None,
     match:Annotated[str, option('equal for all pretraining: examples, updates or flops')]='examples',
     precision:Annotated[str, option('auto (bf16 where the device computes faster in it), fp32 or bf16')]='auto',
     weights:Annotated[str, option('what weights are kept in: fp32, or bf16 (half the memory, masters in fp32)')]='fp32',
     checkpointing:Annotated[bool, option(AGAIN_HELP, '--checkpointing')]=False,
     device:Annotated[str, option(DEVICE_HELP)]='auto',
     executor:Annotated[str, option(EXECUTOR_HELP)]='local',
-    workers:Annotated[Optional[int], option(WORKERS_HELP)]=None,
+    workers:Annotated[Optional[int], option(WORKERS_HELP, **PROCESSES)]=None,
     option_:Annotated[Optional[list[str]], option(CLUSTER_HELP, '--option')]=None,
-    processes:Annotated[int, option(PROCESSES_HELP)]=1,
+    processes:Annotated[int, option(PROCESSES_HELP, **PROCESSES)]=1,
     dry_run:Annotated[bool, option(DRY_HELP, '--dry-run')]=False,
     out:Annotated[Path, option('folder of the result; finished cells in it are kept')]=Path('runs/table1'),
 ):
@@ -130,14 +133,15 @@ def _table(given:dict, out:Path, pool, where:dict, processes:int, dry_run:bool):
     s = Settings(**given, slots=processes)
     if dry_run: return _dry(s, out, where)
     state = dict(settings=given, version=__version__)
+    _keep_changed(out)
     if _is_finished(s, out, state, where): return _end(out, 'nothing to compute: this table is finished')
     _check(s)
     if s.scale=='paper' and where['elsewhere'] is False: _refuse(s, where['device'])
-    writable(out)
+    take(out, 'table')
     (out/'done.json').unlink(missing_ok=True)
     s = resolved(s, out, **where)
     _run_table(s, given|dict(precision=s.precision), out, pool, where['device'])
-    write_atomic(out/'done.json', to_json(state))
+    write_atomic(out/'done.json', to_json(state|dict(files=_sums(out))))
     _end(out, None)
 
 def _dry(s, out:Path, where:dict):
@@ -169,12 +173,29 @@ def estimate_of(
     refused = refusals(rows, s.backbone)
     return estimate_text(rows, devices, facts, refused),refused
 
+_MADE = ('table1.csv', 'claims.csv', 'rows.parquet', 'predictions.parquet', 'report.html', 'table1.ipynb')
+
+def _sums(out:Path)->dict[str,str]:
+    "The hashes of what a finished table shows"
+    return {n:hashlib.sha256((out/n).read_bytes()).hexdigest() for n in _MADE if (out/n).is_file()}
+
+def _keep_changed(out:Path):
+    "What was changed since the table was finished is named and kept under another name: it is about to be made again"
+    known = (read_json(out/'done.json') or {}).get('files') or {}
+    for name,now in _sums(out).items():
+        if known.get(name) in (None, now): continue
+        place = free_name(out/name)
+        os.rename(out/name, place)
+        told = f'{out/name} is not as it was written; it is kept as {place}, and made again'
+        print(f'promptbench: {told}', file=sys.stderr)
+
 def _is_finished(s, out:Path, state:dict, where:dict)->bool:
     "Whether `out` already holds exactly this table"
     from promptbench.studies.table1 import finished
-    try: old = json.loads((out/'done.json').read_text())
-    except (OSError, ValueError): return False
-    return old==json.loads(to_json(state)) and (out/'report.html').exists() and finished(s, out, **where)
+    old = read_json(out/'done.json') or {}
+    files = old.pop('files', None)
+    there = files is None or files==_sums(out)
+    return there and old==json.loads(to_json(state)) and (out/'report.html').exists() and finished(s, out, **where)
 
 def _run_table(s, given:dict, out:Path, pool, device:str):
     "Run the jobs while the table fills, then the page, which finds them all done"
@@ -266,7 +287,7 @@ def study(
     p:Annotated[Optional[list[str]], option("a setting of the study's own: `-p name=value`", '-p')]=None,
     device:Annotated[str, option(DEVICE_HELP)]='auto',
     executor:Annotated[str, option(EXECUTOR_HELP)]='local',
-    workers:Annotated[Optional[int], option(WORKERS_HELP)]=None,
+    workers:Annotated[Optional[int], option(WORKERS_HELP, **PROCESSES)]=None,
     option_:Annotated[Optional[list[str]], option(CLUSTER_HELP, '--option')]=None,
     dry_run:Annotated[bool, option(DRY_HELP, '--dry-run')]=False,
     list_:Annotated[bool, option('print the settings of the study and end', '--list')]=False,
@@ -290,7 +311,7 @@ def _study(name:str, plan, out:Path, pool, dry_run:bool):
     from promptbench.studies.study import jobs_in, run_study
     if dry_run:
         with tempfile.TemporaryDirectory() as place: return typer.echo(plan_text(plan.jobs(Path(place)), jobs_in(out)))
-    writable(out)
+    take(out, 'study')
     stop = Stop()
     try:
         with asking(stop): files = run_study(plan, out, pool=pool, stop=stop, title=name, command=typed())

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['DEVICE_HELP', 'EXECUTOR_HELP', 'WORKERS_HELP', 'CLUSTER_HELP', 'PROCESSES_HELP', 'DRY_HELP', 'values', 'seed_list',
-           'option', 'cluster_options', 'place_of', 'writable', 'print_table']
+           'option', 'cluster_options', 'place_of', 'writable', 'take', 'store_at', 'print_table']
 
 # %% ../../nbs/95_cli/00_terminal.ipynb #c9347078
 import ast
 from pathlib import Path
 import typer
 from ..base.catalogue import SUITES, embedded
-from ..base.core import UserError, write_atomic
+from ..base.core import UserError, number, to_json, write_atomic
+from ..base.own import MARK, claim, mark, marked
 
 # %% ../../nbs/95_cli/00_terminal.ipynb #0c3909ba
 def values(what:str, text:str, kind=str)->list:
@@ -27,15 +28,23 @@ def seed_list(text:str)->list[int]:
     got = values('seeds', text, int)
     if min(got)<0 or (',' not in text and got[0]<1):
         raise UserError(f'seeds must be a number of seeds (3) or a list (7,8), got {text!r}')
-    return got if ',' in text else list(range(got[0]))
+    if ',' in text: return got
+    return list(range(number('the number of seeds', got[0], 1, 1000, whole=True)))
 
 # %% ../../nbs/95_cli/00_terminal.ipynb #8b52ea89
 def option(
     help:str, # What the option is, for `--help`
-    *names:str # As typed, such as '--dry-run'; none: after the parameter
+    *names:str, # As typed, such as '--dry-run'; none: after the parameter
+    **limits:object # Of a number, as for `number`: low, high, whole, above
 ):
-    "An option of a command"
-    return typer.Option(*names, help=help)
+    "An option of a command; a number that does not fit is refused before the command begins"
+    return typer.Option(*names, help=help, callback=_within(limits) if limits else None)
+
+def _within(limits:dict):
+    "What looks at the number that was typed for an option"
+    def check(param:typer.CallbackParam, value):
+        return value if value is None else number(max(param.opts, key=len), value, **limits)
+    return check
 
 # %% ../../nbs/95_cli/00_terminal.ipynb #ff6eb9cd
 DEVICE_HELP = 'where to compute: auto (every GPU there is, else the CPU), cpu, cuda, or one GPU such as cuda:1'
@@ -74,6 +83,54 @@ def place_of(name:str)->str:
 def writable(out:Path):
     "Refuse a folder that cannot be written before any work is done"
     write_atomic(out/'.writable', '').unlink()
+
+# %% ../../nbs/95_cli/00_terminal.ipynb #e2e501e4
+_RESULTS = {'rows.parquet', 'predictions.parquet'}
+_TABLE = _RESULTS|{
+    'jobs', 'cells', 'sweeps', 'settings.json', 'cells.json', 'machine.json', 'progress.json', 'done.json', 'table1.csv',
+    'claims.csv', 'answers.csv', 'table1.ipynb', 'report.html', 'figures', 'samples.csv'}
+
+def _there(out:Path)->set[str]:
+    "What lies in a folder, without what comes and goes"
+    return {f.name for f in out.iterdir() if not f.name.startswith('.')} if out.is_dir() else set()
+
+def _looks_like(what:str, names:set[str])->bool:
+    "Whether these names are those of a folder that promptbench made"
+    if what=='results': return bool(names) and names<=_RESULTS
+    if what=='sweep': return 'sweep.json' in names and all(n.startswith(('sweep.', 'report', 'table')) for n in names)
+    return 'jobs' in names and bool(names&{'settings.json', 'machine.json', 'cells.json'})
+
+def _mark_older(out:Path, what:str):
+    "Mark a folder that was made before there were marks: what promptbench never writes stays somebody else's"
+    mark(out, what)
+    said = marked(out)
+    ours = [n for n in said['files'] if what not in ('table','study') or n.split('/')[0] in _TABLE]
+    write_atomic(out/MARK, to_json(said|dict(files=ours)), durable=False)
+
+def take(
+    out:Path, # From `--out`
+    what:str # 'table', 'study', 'sweep' or 'results'
+)->Path: # The same
+    "Take a folder for the results of a command, before any work is done; `UserError` if it is somebody else's"
+    names = _there(out)
+    if not marked(out) and _looks_like(what, names): _mark_older(out, what)
+    try: claim(out, what)
+    except UserError as e:
+        if not (out/MARK).exists() or marked(out): raise
+        raise UserError(f'{e}. Its mark {MARK} is damaged: if promptbench made this folder, move what is not of it '
+                        'elsewhere and run the same again') from None
+    return out
+
+# %% ../../nbs/95_cli/00_terminal.ipynb #9f09f4e7
+def store_at(
+    folder:Path # From `--store`
+)->Path: # The same
+    "Take a folder as a store, before any work is done: a new or empty one, or a store; `UserError` for any other"
+    from promptbench.stats.results import is_store
+    if _there(folder) and not is_store(folder):
+        raise UserError(f'{folder} must be a store or an empty folder, but it holds other things; choose another place')
+    writable(folder)
+    return folder
 
 # %% ../../nbs/95_cli/00_terminal.ipynb #02d5834f
 def print_table(df, most:int=100):

@@ -19,7 +19,10 @@ from .templates import find_templates, originals, read_templates
 # %% ../../nbs/10_data/08_hub.ipynb #0d855c5e
 def _hub_name(path:Path)->tuple[str,str]:
     "Dataset and configuration that a templates.yaml says it is for"
-    lines = re.findall(r'^(dataset|subset):[ \t]*(\S+)[ \t]*$', path.read_text(encoding='utf8'), re.M)
+    try: text = path.read_text(encoding='utf8')
+    except (OSError, ValueError) as e:
+        raise UserError(f'{path} must be a promptsource templates.yaml in UTF-8, but {e}; fetch it again') from None
+    lines = re.findall(r'^(dataset|subset):[ \t]*(\S+)[ \t]*$', text, re.M)
     said = dict(lines)
     if 'dataset' not in said: raise UserError(f'{path} must say `dataset:` as promptsource does')
     config = said.get('subset')

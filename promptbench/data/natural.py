@@ -6,12 +6,13 @@
 __all__ = ['TEST_CATEGORIES', 'closed_set', 'Instruction', 'near_eval', 'natural_suite']
 
 # %% ../../nbs/10_data/09_natural.ipynb #4dff33c8
-import functools, json, re, warnings
+import contextlib, functools, json, re, warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from ..base.core import UserError, one_of, progress
+from ..base.limits import check_tree, limit
 from .suite import Dataset, Suite, read_jsonl
 
 # %% ../../nbs/10_data/09_natural.ipynb #df6e501e
@@ -104,11 +105,41 @@ def _get(d:dict, key:str):
     spellings = (key, key.replace('_',' ').title(), key.capitalize())
     return next((d[k] for k in spellings if k in d), None)
 
+def _is_texts(x)->bool: return isinstance(x, str) or isinstance(x, list) and all(isinstance(t, str) for t in x)
+
+def _check_fields(name:str, d:dict):
+    "`UserError` naming the first field of a task that is of another kind than it should be"
+    if not isinstance(d, dict): raise UserError(f'task {name} must be a JSON object, got {type(d).__name__}')
+    for key in ('definition','categories','source','Input_language','Output_language','Instruction_language','labels'):
+        said = d.get(key) if key.endswith('language') or key=='labels' else _get(d, key)
+        if said is not None and not _is_texts(said):
+            raise UserError(f'{key} of task {name} must be text or a list of texts, got {said!r:.80}; mend the file')
+    if d.get('split') not in (None,'train','test'):
+        raise UserError(f'split of task {name} must be train or test, got {d["split"]!r:.80}; mend the file')
+    shown = _get(d, 'positive_examples')
+    if shown is None: return
+    if not isinstance(shown, list):
+        raise UserError(f'positive_examples of task {name} must be a list, got {shown!r:.80}; mend the file')
+    for i,p in enumerate(shown):
+        if not (isinstance(p, dict) and isinstance(p.get('input'), str) and isinstance(p.get('output'), str)):
+            raise UserError(
+                f'positive example {i} of task {name} must have input and output that are text, got {p!r:.80}; ' 'mend the file')
+
+def _is_instance(i)->bool:
+    return isinstance(i, dict) and isinstance(i.get('input'), str) and 'output' in i and (
+        i['output'] is None or _is_texts(i['output']))
+
 def _instances(name:str, d:dict)->list[dict]: # input: text, output: list of references
     "The instances of a task; `UserError` if it has no definition, or instances of another form"
+    _check_fields(name, d)
     found,definition = _get(d, 'instances'),' '.join(_list(_get(d, 'definition'))).strip()
-    whole = isinstance(found, list) and all(isinstance(i, dict) and {'input','output'}<=set(i) for i in found)
-    if not definition or not whole:
+    if isinstance(found, list):
+        odd = next((n for n,i in enumerate(found) if not _is_instance(i)), None)
+        if odd is not None:
+            raise UserError(
+                f'task {name} must have instances with input and output that are text (output may be a list of '
+                f'texts), but instance {odd} is {found[odd]!r:.80}; mend the file')
+    if not definition or not isinstance(found, list):
         raise UserError(f'task {name} must have a definition and instances with input and output, it has '
                         f'{sorted(d)}; see the files of natural-instructions')
     return [dict(input=i['input'], output=_list(i['output'])) for i in found]
@@ -132,14 +163,25 @@ def _task(name:str, d:dict, split:str|None)->tuple[_Task,list[dict]]:
 
 # %% ../../nbs/10_data/09_natural.ipynb #58a7efe5
 @functools.lru_cache(2)
-def _parsed(path:Path, stamp:int)->dict: return json.loads(path.read_text(encoding='utf8'))
+def _parsed(path:Path, stamp:int)->dict:
+    if 4*path.stat().st_size>limit('file'):
+        raise ValueError(f'it would take more than {limit("file"):,} bytes; set PROMPTBENCH_MAX_FILE to allow more')
+    d = json.loads(path.read_text(encoding='utf8'))
+    check_tree('it', d, values=False)
+    return d
 
 def _read(path:Path)->dict:
     "A task's file; the last two are kept, since its splits are read one after the other"
     try: return _parsed(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(
             f'{path} must be a task of natural-instructions as JSON, but {e}; fetch the file again') from None
+
+@contextlib.contextmanager
+def _placed(place:str|Path)->Iterator[None]:
+    "Errors inside say in which file, or line of it, they are"
+    try: yield
+    except UserError as e: raise e if str(place) in str(e) else UserError(f'{place}: {e}') from None
 
 def _cut(n:int, cap:int|None)->dict[str,slice]:
     "Which of n instances are for training, and which are held back to judge by"
@@ -148,7 +190,7 @@ def _cut(n:int, cap:int|None)->dict[str,slice]:
 
 def _rows(path:Path, split:str, cap:int|None)->list[dict]:
     "The instances of one split of a file"
-    rows = _instances(path.stem, _read(path))
+    with _placed(path): rows = _instances(path.stem, _read(path))
     return rows[_cut(len(rows), cap)[split]]
 
 # %% ../../nbs/10_data/09_natural.ipynb #a620f03b
@@ -157,7 +199,7 @@ _Found = Iterator[tuple[_Task,dict]] # tasks with their splits, as for `Dataset`
 def _from_lines(path:Path, cap:int|None)->_Found:
     "Tasks of a file with one task a line; their instances stay in memory"
     for i,d in enumerate(read_jsonl(path), 1):
-        t,rows = _task(str(d.get('name') or d.get('id') or f'line{i}'), d, None)
+        with _placed(f'{path}, line {i}'): t,rows = _task(str(d.get('name') or d.get('id') or f'line{i}'), d, None)
         yield t,{split:rows[part] for split,part in _cut(len(rows), cap).items()}
 
 def _official(folder:Path)->dict[str,str]: # name of a task -> 'train' or 'test'; empty if the folder does not say
@@ -165,7 +207,10 @@ def _official(folder:Path)->dict[str,str]: # name of a task -> 'train' or 'test'
     splits = {}
     for split in ('train','test'):
         path = folder/'splits'/'default'/f'{split}_tasks.txt'
-        if path.is_file(): splits |= dict.fromkeys(path.read_text(encoding='utf8').split(), split)
+        try:
+            if path.is_file(): splits |= dict.fromkeys(path.read_text(encoding='utf8').split(), split)
+        except (OSError, ValueError) as e:
+            raise UserError(f'{path} must list names of tasks, but {e}; fetch the file again') from None
     return splits
 
 def _from_files(folder:Path, files:list[Path], cap:int|None)->_Found:
@@ -179,7 +224,7 @@ def _from_files(folder:Path, files:list[Path], cap:int|None)->_Found:
     if lost:
         warnings.warn(f'{lost} of {len(files)} tasks are in neither of splits/default and are left out', stacklevel=3)
     for f in progress(listed, desc='tasks', quiet=True if len(listed)<100 else None):
-        t,_ = _task(f.stem, _read(f), splits.get(f.stem))
+        with _placed(f): t,_ = _task(f.stem, _read(f), splits.get(f.stem))
         yield t,{split:functools.partial(_rows, f, split, cap) for split in ('train','validation')}
 
 def _tasks(path:str|Path, cap:int|None)->_Found:

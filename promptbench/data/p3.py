@@ -11,7 +11,8 @@ import csv, functools, os, random, re, warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..base.core import UserError, atomic_folder, key_of, one_of
+from ..base.core import UserError, key_of, one_of
+from ..base.own import atomic_folder
 from ..base.published import load_paper
 from .suite import Dataset, Suite, Task
 from .tables import REMEDY, SINGLE, Table, converted, load_rows, local_tables, tried
@@ -95,6 +96,10 @@ def group_choices(
     *, partial:bool=False # Whether examples at the end may lack choices: those are left out
 )->tuple[np.ndarray,...]: # number of every example, its first place in the order, one past its last, the order of rows
     "Which rows make up an example; `UserError` if choices are missing, twice, or not exactly one is right"
+    if len(idx) and (idx.ndim!=2 or idx.shape[1]!=2 or idx.dtype.kind not in 'iu' or right.dtype.kind not in 'biu'):
+        raise UserError(f'idx of {where} must be pairs of whole numbers and is_correct true or false, got shape '
+                        f'{idx.shape} of {idx.dtype} and {right.dtype}; fetch it again')
+    if not len(idx): idx = np.zeros((0,2), int)
     order = np.lexsort((idx[:,1], idx[:,0]))
     if not len(order): return order,order,order,order
     number,choice = idx[order].T
@@ -166,22 +171,32 @@ class Ready:
         self.name,self.metadata = name,{}
         self.answer_choices = None if role=='train' else '{{answer_choices}}'
         self.data = Dataset(name, cluster, role, splits, [self])
+    def _text(self, row:dict, key:str)->str:
+        "A text of a row"
+        if isinstance(row.get(key), str): return row[key]
+        raise UserError(f'rows of {self.name!r} must have {key} as text, got {row.get(key)!r:.60}; fetch it again')
     def _ranked(self, row:dict)->tuple[tuple,int|None]: # choices, place of the right one; None if it is not among them
         "What a row offers to choose from"
         target = row['targets_pretokenized']
         if isinstance(target, list):
+            if not (all(isinstance(t, str) for t in target) and isinstance(row.get('is_correct'), (list,tuple))):
+                raise UserError(f'rows of {self.name!r} must have texts to choose from, and is_correct beside them, got '
+                                f'{target!r:.60}; fetch it again')
             right = list(row['is_correct'])
             if right.count(True)!=1:
                 raise UserError(f'template {self.name!r} must have exactly one right choice, got is_correct '
                                 f'{row["is_correct"]}; fetch it again')
             return tuple(t.strip() for t in target),right.index(True)
-        choices,target = tuple(c.strip() for c in row.get('answer_choices') or ()),target.strip()
+        offered = row.get('answer_choices') or ()
+        if not (isinstance(offered, (list,tuple)) and all(isinstance(c, str) for c in offered)):
+            raise UserError(f'answer_choices of {self.name!r} must be a list of texts, got {offered!r:.60}; fetch it again')
+        choices,target = tuple(c.strip() for c in offered),self._text(row, 'targets_pretokenized').strip()
         return choices,choices.index(target) if target in choices else None
     def apply(self, row:dict)->tuple|None: # source, target, choices, gold; None if the row is skipped
         "What the row holds"
-        source,target = row['inputs_pretokenized'].strip(),row['targets_pretokenized']
+        source,target = self._text(row, 'inputs_pretokenized').strip(),row.get('targets_pretokenized')
         if not isinstance(target, list) and self.answer_choices is None:
-            target = target.strip()
+            target = self._text(row, 'targets_pretokenized').strip()
             return (source, target, None, None) if source and target else None
         choices,gold = self._ranked(row)
         return (source, choices[gold], choices, gold) if source and gold is not None else None
@@ -270,6 +285,10 @@ def _sample(n:int, cap:int)->np.ndarray: # `cap` row numbers below `n`, sorted
 def _opened(opener:Callable, entry, split:str, cap:int|None, partial:bool)->_Rows:
     "The rows behind an opener"
     table = opener()
+    lost = [c for c in ('inputs_pretokenized','targets_pretokenized') if c not in table.columns]
+    if lost and len(table):
+        raise UserError(f'{entry.template}/{split} must have the columns of P3, but {lost} is not among {table.columns}; '
+                        'fetch it again')
     if 'idx' in table.columns and 'is_correct' in table.columns:
         mark = entry.template if entry.skips else ''
         return _Choices(table, mark, f'{entry.template}/{split}', partial)
@@ -436,7 +455,7 @@ def save_p3(
     for entry in _wanted(names).itertuples():
         place,found = Path(folder).expanduser()/entry.template,splits(entry)
         if place.exists() or not found: continue
-        with atomic_folder(place) as unfinished:
+        with atomic_folder(place, 'dataset') as unfinished:
             for split,opener in found.items():
                 table = opener()
                 if not isinstance(table, Table): table = Table(datasets.Dataset.from_list(table[:]))

@@ -38,7 +38,10 @@ class Table:
         while hasattr(values, 'flatten') and getattr(values.type, 'value_type', None) is not None:
             values = values.flatten()
         values = values.to_numpy(zero_copy_only=False)
-        return values if len(values)==n else values.reshape(n, -1)
+        if len(values)==n: return values
+        if n and len(values)%n:
+            raise UserError(f'column {name!r} must hold lists of equal length, but has {len(values)} values in {n} rows; fetch it again')
+        return values.reshape(n, -1)
     def save(self, folder:str|Path): self._ds.save_to_disk(str(folder)) # as `datasets` does, with its progress bar
 
 # %% ../../nbs/10_data/02_tables.ipynb #3efd17c6
@@ -77,12 +80,21 @@ def _open_saved(place:Path)->Table:
     return tried(f'read {place}', lambda: Table(load_from_disk(str(place))),
                  'it must be a folder written by save_to_disk of a datasets of the same age or older')
 
+def _split_said(state:Path)->str:
+    "The split that a state.json names"
+    def read(): return json.loads(state.read_text(encoding='utf8'))
+    said = tried(f'read {state}', read, 'save the folder again with save_to_disk')
+    split = said.get('_split') if isinstance(said, dict) else said
+    if not isinstance(split, (str,type(None))):
+        raise UserError(
+            f'{state} must name a split as `_split`, got {split!r:.80}; save the folder again with save_to_disk')
+    return split or 'train'
+
 def _saved(folder:Path)->dict[str,Callable]:
     "Splits of a folder that `save_to_disk` wrote"
     state = folder/'state.json'
     if state.is_file():
-        split = json.loads(state.read_text()).get('_split') or 'train'
-        return {split:partial(_open_saved, folder)}
+        return {_split_said(state):partial(_open_saved, folder)}
     return {p.parent.name:partial(_open_saved, p.parent) for p in sorted(folder.glob('*/state.json'))}
 
 # %% ../../nbs/10_data/02_tables.ipynb #6a151bf2
@@ -101,7 +113,10 @@ def _tfrecords(folder:Path)->dict[str,Callable]:
     "Splits of a folder with split.tfrecord-00000-of-00001"
     shards = {}
     for p in sorted(folder.glob('*.tfrecord-*-of-*')):
-        split,n = re.fullmatch(r'(.+)\.tfrecord-\d+-of-(\d+)', p.name).groups()
+        named = re.fullmatch(r'(.+)\.tfrecord-\d+-of-(\d+)', p.name)
+        if not named:
+            raise UserError(f'{p} must be named like train.tfrecord-00000-of-00001; rename or remove it')
+        split,n = named.groups()
         shards.setdefault((split,int(n)), []).append(p)
     for (split,n),paths in shards.items():
         if len(paths)!=n:

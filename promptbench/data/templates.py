@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 import yaml
-from ..base.core import UserError, config, key_of, one_of, write_atomic
+from ..base.core import UserError, config, key_of, one_of
+from ..base.own import write_out
+from ..base.limits import YAML_FAULTS, check_tree, limit, repeated, safe_numbers
 from .files import Flaw, halt, read_records, record_files, split_files
 from .sandbox import MAX_CHARS, MAX_STEPS, Answers, Rendering, compile_text, render_text
 from .suite import ROLES, Dataset, Suite, spread
@@ -58,7 +60,9 @@ class Template:
         self._compiled
     def parts(self, record:dict)->tuple[str,str,tuple|None]:
         "Source, target (empty if there is none) and choices"
-        values,run = _hide(record),Rendering(self.name, record)
+        try: values,run = _hide(record),Rendering(self.name, record)
+        except RecursionError:
+            raise UserError(f'template {self.name!r} cannot read a record that is nested too deeply; flatten it') from None
         main,answers = self._compiled
         choices = self.fixed if answers is None else tuple(_cut(render_text(answers, run, values)))
         if choices is not None: values['answer_choices'] = Answers(choices)
@@ -89,8 +93,7 @@ class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
     def construct_mapping(self, node, deep=False):
         out = super().construct_mapping(node, deep=deep)
         if len(out)<len(node.value):
-            keys = [k.value for k,_ in node.value]
-            twice = next((k for k in keys if keys.count(k)>1), keys[0])
+            twice = repeated(node.value) or 'a key'
             raise yaml.constructor.ConstructorError(None, None, f'{twice!r:.60} comes twice', node.start_mark)
         return out
 
@@ -100,9 +103,17 @@ class _Dumper(yaml.SafeDumper):
 class _Tagged(dict): tag = '!Template'
 class _Meta(_Tagged): tag = '!TemplateMetadata'
 
+safe_numbers(_Loader)
+
 def _as_dict(loader, node)->dict: return loader.construct_mapping(node, deep=True)
+def _as_text(dumper, x:str):
+    "A text; line breaks that YAML would fold are escaped, which only a quoted one can do"
+    style = '"' if set(x)&set('\x85\u2028\u2029\ufeff') else None
+    return dumper.represent_scalar('tag:yaml.org,2002:str', x, style=style)
+
 def _with_tag(dumper, d:_Tagged): return dumper.represent_mapping(d.tag, dict(d))
 
+_Dumper.add_representer(str, _as_text)
 for _kind in (_Tagged, _Meta):
     _Loader.add_constructor(_kind.tag, _as_dict)
     _Dumper.add_representer(_kind, _with_tag)
@@ -117,21 +128,33 @@ def _fault(e:Exception)->str:
     if begun and begun.line!=mark.line: where += f' (begun in line {begun.line+1})'
     return f'{where} is wrong: {e.problem}'
 
+def _check_nesting(text:str):
+    "Stop before YAML that is nested so deeply that the parser, which is written in C, would overflow its stack"
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.CollectionStartEvent): depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent): depth -= 1
+        if depth>limit('depth'): raise RecursionError
+
 def load_yaml(
     path:str|Path, # A YAML file
     what:str # What it must be, for messages
 )->dict:
     "A YAML file read safely; `UserError` with file and line if it is none"
     try:
+        if Path(path).stat().st_size>4*MAX_FILE:
+            raise UserError(f'{path} must be {what}, but it is too large; keep data in files of records')
         text = Path(path).read_text(encoding='utf-8-sig')
         if len(text)>MAX_FILE:
             raise UserError(f'{path} must be {what}, but it has {len(text):,} characters; keep data in files of records')
+        _check_nesting(text)
         d = yaml.load(text, _Loader)
+        check_tree(path, d)
     except UserError: raise
     except UnicodeDecodeError as e:
         row = e.object.count(b'\n', 0, e.start)+1
         raise Flaw(path, f'it is not UTF-8 (byte 0x{e.object[e.start]:02x})', 'save it as UTF-8', row) from None
-    except (OSError, yaml.YAMLError, RecursionError, ValueError) as e:
+    except (OSError, yaml.YAMLError, *YAML_FAULTS) as e:
         raise UserError(f'{path} must be {what}, but {_fault(e)}; mend it') from None
     if isinstance(d, dict): return d
     raise UserError(f'{path} must be {what}, but it holds {type(d).__name__}; see the documentation for the format')
@@ -187,8 +210,8 @@ def _entry(t:Template)->_Tagged:
         answer_choices=t.answer_choices, id=key, jinja=t.jinja, metadata=_Meta(meta), name=t.name, reference=ref)
 
 def write_templates(
-    path:str|Path, # Where the file shall be
-    templates:Iterable[Template],
+    templates:Iterable[Template], # In the order they shall have
+    path:str|Path, # Where the file shall be: a new one, or one that promptbench wrote
     dataset:str, # promptsource's name of the dataset
     subset:str|None=None # and of its configuration
 )->Path:
@@ -196,7 +219,7 @@ def write_templates(
     head = dict(dataset=dataset, subset=subset) if subset else dict(dataset=dataset)
     entries = [_entry(t) for t in templates]
     d = head|dict(templates={e['id']:e for e in entries})
-    return write_atomic(path, yaml.dump(d, Dumper=_Dumper, allow_unicode=True, sort_keys=False))
+    return write_out(path, yaml.dump(d, Dumper=_Dumper, allow_unicode=True, sort_keys=False))
 
 # %% ../../nbs/10_data/05_templates.ipynb #ed3b9acf
 def originals(
@@ -250,12 +273,20 @@ class SuitePlan:
         return caps if isinstance(caps, dict) else dict(train=caps)
 
 # %% ../../nbs/10_data/05_templates.ipynb #4cd4399c
+def _check_role(name, role):
+    "A role of a dataset, not datasets of a role"
+    names = role if isinstance(role, list) else [role]
+    if name in ROLES and not (isinstance(role, str) and role in ROLES):
+        turned = ', '.join(f'{n}: {name}' for n in names)
+        raise UserError(f'roles must be given as {{dataset: role}}, got {{{name}: {role}}}; write roles: {{{turned}}}')
+    one_of(f'role of {name}', role, ROLES)
+
 def _check_plan(plan:SuitePlan):
     "Every part of a plan is of its kind"
     for f in dataclasses.fields(SuitePlan):
         if f.type is dict and not isinstance(getattr(plan, f.name), dict):
             raise UserError(f'{f.name} must be a mapping such as {{films: ...}}')
-    for k,role in plan.roles.items(): one_of(f'role of {k}', role, ROLES)
+    for k,role in plan.roles.items(): _check_role(k, role)
     for k,v in plan.baselines.items():
         if not (isinstance(v, (int,float)) and 0<=v<=1):
             raise UserError(f'the baseline of {k} must be a number between 0 and 1, got {v!r}')
@@ -294,7 +325,7 @@ def _listed(folder:Path)->list[DatasetFolder]:
         role = e['role'].replace('evaluation', 'eval')
         return DatasetFolder(folder/e['cluster']/e['name'], role, e.get('templates', e['name']))
     try: found = [entry(e) for e in json.loads(path.read_text(encoding='utf8'))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f'{path} must be a list of objects with name, cluster and role, but {type(e).__name__}: {e}') from None
     gone = [str(d.place) for d in found if not record_files(d.place)]
     if gone:

@@ -7,11 +7,12 @@ __all__ = ['STATES', 'State', 'read_json', 'lock_of', 'run_state', 'Teller', 'as
            'list_runs', 'needed_by', 'find_run', 'remove', 'gc']
 
 # %% ../../nbs/70_engine/00_folder.ipynb #0659f708
-import contextlib, json, os, shutil, time
+import contextlib, json, os, time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from ..base.core import UserError, atomic_folder, to_json, write_atomic
+from ..base.core import UserError, to_json, write_atomic
+from ..base.own import atomic_folder, discard, foreign, leftovers, mark, marked
 
 # %% ../../nbs/70_engine/00_folder.ipynb #9afedb42
 STATES = ('done','running','failed','resumable','absent')
@@ -122,7 +123,7 @@ def begin(
         for name in ('stop','progress.json','kernel.json'): (folder/name).unlink(missing_ok=True)
         write_atomic(folder/'card.json', to_json(card))
         return card
-    with atomic_folder(folder) as f: write_atomic(f/'card.json', to_json(card))
+    with atomic_folder(folder, 'run') as f: write_atomic(f/'card.json', to_json(card))
     return card
 
 # %% ../../nbs/70_engine/00_folder.ipynb #87d96f58
@@ -155,7 +156,7 @@ def list_runs(
     for file in sorted(Path(root).glob('*/card.json')):
         card = read_json(file)
         page = (card or {}).get('page') or (card or {}).get('stage')
-        if not page or card.get('state') not in STATES: continue
+        if not page or card.get('state') not in STATES or '.damaged-' in file.parent.name: continue
         folder,s = file.parent,run_state(file.parent)
         size = size_of(folder) if sizes else None
         run = dict(key=folder.name, page=page, state=str(s), step=s.step, total=s.total, eta=s.eta, size=size)
@@ -178,6 +179,7 @@ def find_run(
     key:str, root:str|Path='runs' # A key, or the beginning of one
 )->dict:
     "The one run whose key begins so; `UserError` if there is none, or more than one"
+    if not key.strip(): raise UserError('a run must be named by its key, or the beginning of one, got an empty name')
     there = list_runs(root, sizes=False)
     found = [r for r in there if r['key']==key] or [r for r in there if r['key'].startswith(key)]
     if len(found)!=1:
@@ -187,14 +189,18 @@ def find_run(
 
 # %% ../../nbs/70_engine/00_folder.ipynb #b30076bd
 def _drop(folder:Path)->bool:
-    "Hide a folder in one step, then delete it; False if somebody works on it"
+    "Delete a run, which its card tells; False if somebody works on it"
     from filelock import Timeout
-    gone = folder.with_name(f'.gone-{folder.name}-{os.getpid()}')
     try:
-        with lock_of(folder).acquire(timeout=0): os.rename(folder, gone)
+        with lock_of(folder).acquire(timeout=0):
+            if not marked(folder): mark(folder, 'run')
+            return discard(folder)
     except Timeout: return False
-    shutil.rmtree(gone, ignore_errors=True)
-    return True
+
+def _others(run:dict)->list[str]:
+    "What somebody else put into the folder of a run that has ended"
+    ended = run['state'] in ('done','failed') and marked(run['folder'])
+    return foreign(run['folder']) if ended else []
 
 def remove(
     key:str, root:str|Path='runs', *, force:bool=False # Also when later runs were made from it
@@ -204,6 +210,9 @@ def remove(
     users = needed_by(list_runs(root, sizes=False)).get(r['key'], [])
     if users and not force:
         raise UserError(f'run {r["key"]} is needed by {", ".join(users)}; remove those first, or use --force')
+    if (others := _others(r)) and not force:
+        raise UserError(f'the folder of run {r["key"]} also holds {", ".join(others[:3])}, which the run did not write; '
+                        'move it away, or use --force')
     if not _drop(r['folder']): raise UserError(f'run {r["key"]} is running; stop it first')
     return r
 
@@ -213,16 +222,6 @@ def _days(started:str)->float|None:
     try: began = time.mktime(time.strptime(started[:19], '%Y-%m-%dT%H:%M:%S'))
     except ValueError: return None
     return (time.time()-began)/86400
-
-def _wipe(folder:Path)->bool:
-    "Delete a folder that nobody works on"
-    shutil.rmtree(folder, ignore_errors=True)
-    return True
-
-def _left_behind(folder:Path)->bool:
-    "Whether a hidden folder was left by a process that was killed: half deleted, or half made an hour ago"
-    if not folder.is_dir() or folder.name in ('.locks','.queues'): return False
-    return folder.name.startswith('.gone-') or time.time()-folder.stat().st_mtime>3600
 
 def _idle(queue:Path)->bool:
     "Whether the call that made a queue is over: it holds a lock as long as it lives"
@@ -239,28 +238,32 @@ def _reason(run:dict, older:float|None)->str|None:
 
 def _leftovers(root, runs:list[dict], older:float|None)->list[tuple[str,Path,str,Callable]]: # what, folder, why, how
     "All that `gc` would remove, if nobody needed it"
-    out = [(f.name, f, 'left by a killed process', _wipe) for f in sorted(Path(root).glob('.*')) if _left_behind(f)]
-    over = [f for f in sorted(Path(root).glob('.queues/*')) if _idle(f)]
-    out += [(f'queue {f.name}', f, 'of a call that is over', _wipe) for f in over]
+    out = [(f.name, f, 'left by a killed process', discard) for f in leftovers(root)]
+    aside = [f for f in sorted(Path(root).glob('*.damaged-*')) if marked(f)]
+    out += [(f.name, f, 'damaged, and kept aside', discard) for f in aside]
+    over = [f for f in sorted(Path(root).glob('.queues/*')) if marked(f) and _idle(f)]
+    out += [(f'queue {f.name}', f, 'of a call that is over', discard) for f in over]
     for r in runs:
         if r['state']=='running': continue
         if why := _reason(r, older): out.append((r['key'], r['folder'], why, _drop))
         elif r['state']=='done':
-            steps = sorted((r['folder']/'checkpoints').glob('step-*'))
-            out += [(f'{r["key"]}/checkpoints/{f.name}', f, 'step of a finished run', _wipe) for f in steps]
+            steps = [f for f in sorted((r['folder']/'checkpoints').glob('step-*')) if marked(f)]
+            out += [(f'{r["key"]}/checkpoints/{f.name}', f, 'step of a finished run', discard) for f in steps]
     return out
 
 def gc(
     root:str|Path='runs', *, older:float|None=None, # Days: also finished and unfinished runs that began so long ago
     dry_run:bool=False # Only say what would go
 )->list[dict]: # what, size, why, gone (False: kept, and why says for whom)
-    "Remove leftovers of killed processes, step checkpoints of finished runs and failed runs; what a later run needs stays and is named"
+    """Remove leftovers of killed processes, step checkpoints of finished runs and failed runs; what a later run needs,
+    or somebody else wrote, stays and is named"""
     runs = list_runs(root, sizes=False)
-    users,out = needed_by(runs),[]
+    users,others,out = needed_by(runs),{r['key']: _others(r) for r in runs},[]
     for what,folder,why,drop in _leftovers(root, runs, older):
-        size,needed = size_of(folder),users.get(what)
-        gone = not needed and (dry_run or drop(folder))
+        size,needed,strange = size_of(folder),users.get(what),others.get(what)
+        gone = not needed and not strange and (dry_run or drop(folder))
         if needed: why = f'kept: {why}, but needed by {", ".join(needed)}'
+        elif strange: why = f'kept: {why}, but holds {", ".join(strange[:3])}, which the run did not write'
         elif not gone: why = 'kept: running'
         out.append(dict(what=what, size=size, why=why, gone=gone))
     return out

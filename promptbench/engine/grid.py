@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from statistics import median
 from ..base.core import UserError, to_json
+from ..base.limits import LIMITS, YAML_FAULTS, check_tree, limit, repeated, safe_numbers
 from .folder import read_json
 from .job import Job, linked
 from .pages import check_parameters, find_page, page_job, parameters
@@ -25,16 +26,29 @@ CASE = dict(when=dict, set=dict) # A case of a step may say
 
 def _typed(what:str, d, known:dict)->dict:
     "`d` if it is a mapping with known names and values of their types"
-    if not isinstance(d, dict): raise UserError(f'{what} must be a mapping of {", ".join(known)}, got {d!r}')
+    if not isinstance(d, dict): raise UserError(f'{what} must be a mapping of {", ".join(known)}, got {d!r:.80}')
     odd = [k for k in d if k not in known]
     if odd: raise UserError(f'{what} must use the names {", ".join(known)}, got {odd[0]!r}')
     for k,v in d.items():
         if not isinstance(v, known[k]) or isinstance(v, bool):
             kind = getattr(known[k], '__name__', 'number or a list')
-            raise UserError(f'{k} of {what} must be a {kind}, got {v!r}')
+            raise UserError(f'{k} of {what} must be a {kind}, got {v!r:.80}')
         if k in ('include','exclude','skip') and not all(isinstance(x, dict) and x for x in v):
-            raise UserError(f'{k} of {what} must list mappings such as {{method: none}}, got {v!r}')
+            raise UserError(f'{k} of {what} must list mappings such as {{method: none}}, got {v!r:.80}')
     return d
+
+def _check_plain(x):
+    "Names are text, values are what JSON has"
+    todo = [x]
+    while todo:
+        x = todo.pop()
+        if isinstance(x, dict):
+            odd = [k for k in x if not isinstance(k, str)]
+            if odd: raise UserError(f'names in a sweep must be text, got {odd[0]!r:.80}; put it in quotation marks')
+            todo.extend(x.values())
+        elif isinstance(x, list): todo.extend(x)
+        elif not isinstance(x, (str,int,float,type(None))):
+            raise UserError(f'values in a sweep must be text, numbers, lists or mappings, got {x!r:.80}; put it in quotation marks')
 
 # %% ../../nbs/70_engine/05_grid.ipynb #7876af4f
 @functools.cache
@@ -42,28 +56,52 @@ def _loader():
     import yaml
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node, deep=False):
-            names = [k.value for k,_ in node.value]
-            twice = [n for n in names if names.count(n)>1]
-            if twice:
-                raise UserError(f'line {node.start_mark.line+1} of the sweep: {twice[0]!r} must stand only once; '
+            twice = repeated(node.value)
+            if twice is not None:
+                raise UserError(f'line {node.start_mark.line+1} of the sweep: {twice!r:.80} must stand only once; '
                                 'YAML would silently use the last one')
             return super().construct_mapping(node, deep)
+        def flatten_mapping(self, node):
+            super().flatten_mapping(node)
+            if len(node.value)>10_000: # merge keys (`<<`) multiply
+                raise UserError(f'line {node.start_mark.line+1} of the sweep: a mapping must have at most 10,000 names, '
+                                f'it has {len(node.value):,}; merge fewer')
     exponent = re.compile(r'[-+]?\d+(\.\d*)?[eE][-+]?\d+$')
     Loader.add_implicit_resolver('tag:yaml.org,2002:float', exponent, list('-+0123456789'))
-    return Loader
+    return safe_numbers(Loader)
+
+_MOST = 1_000_000   # bytes of a sweep's file
 
 def _read_yaml(path:Path)->dict:
     "What a YAML file holds, or a `UserError`"
     import yaml
-    try: return yaml.load(path.read_text(encoding='utf8'), _loader())
+    try:
+        if path.stat().st_size>_MOST: raise UserError(f'{path} must be a sweep of at most {_MOST:,} bytes; split it')
+        return yaml.load(path.read_text(encoding='utf8'), _loader())
+    except UserError: raise
     except OSError as e: raise UserError(f'cannot read the sweep {path} ({e.strerror}); give a YAML file') from None
-    except yaml.YAMLError as e: raise UserError(f'{path} must be YAML: {" ".join(str(e).split())}') from None
+    except (yaml.YAMLError, *YAML_FAULTS) as e:
+        raise UserError(f'{path} must be YAML: {" ".join(str(e).split()):.300} ({type(e).__name__}); mend it') from None
 
 # %% ../../nbs/70_engine/05_grid.ipynb #7dffa7b5
+def _check_runs(n:int):
+    "`UserError` for a grid that is too large, before any part of it is made"
+    most = limit('runs')
+    if n>most:
+        raise UserError(f'a sweep must have at most {most:,} {LIMITS["runs"][1].split()[0]}, this one would have {n:,}; '
+                        'make axes or seeds shorter, or set PROMPTBENCH_MAX_RUNS to allow more')
+
+def _check_name(name:str):
+    "A sweep's name becomes a folder"
+    if not re.fullmatch(r'\w[^/\\:*?"<>|\x00-\x1f]{0,99}', name):
+        raise UserError(f'the name of a sweep becomes a folder: it must begin with a letter or digit and hold no separator, '
+                        f'got {name!r:.120}; give it another with `name:`')
+
 def _axes(axes:dict, seeds)->dict:
     "The axes, seeds among them"
     if seeds is None: return dict(axes)
     if 'seed' in axes: raise UserError('seeds must be given once: as seeds, or as the axis seed')
+    if isinstance(seeds, int): _check_runs(seeds)
     return {**axes, 'seed':list(range(seeds)) if isinstance(seeds, int) else seeds}
 
 def _step(name:str, said:dict|None)->dict:
@@ -80,7 +118,10 @@ def read_sweep(
     else:
         path = Path(source)
         spec,base,name = _read_yaml(path),path.resolve().parent,path.stem
+    check_tree('the sweep', spec)
+    _check_plain(spec)
     spec = dict(name=name, include=[], exclude=[], set={})|_typed('a sweep', spec, TOP)
+    _check_name(spec['name'])
     axes = _axes(spec.get('axes', {}), spec.pop('seeds', None))
     if not spec.get('steps'):
         raise UserError('a sweep must have steps: a mapping of names to {page, set, needs, skip, cases}')
@@ -103,21 +144,30 @@ def _check_pattern(what:str, pattern:dict, axes:dict):
     for k,v in pattern.items():
         if k not in axes: raise UserError(f'{what} must name axes ({", ".join(axes)}), got {k!r}')
         odd = [x for x in _many(v) if x not in axes[k]]
-        if odd: raise UserError(f'{what}: {odd[0]!r} must be one of the values of {k}, {axes[k]}')
+        if odd: raise UserError(f'{what}: {odd[0]!r} must be one of the values of {k}, {axes[k]!r:.300}')
 
 def _check_axes(axes:dict):
     for a,v in axes.items():
         if not isinstance(v, list) or not v:
-            raise UserError(f'axis {a} must be a list of one or more values, got {v!r}')
-        if len(_different(v))<len(v): raise UserError(f'axis {a} must have different values, got {v}')
+            raise UserError(f'axis {a} must be a list of one or more values, got {v!r:.80}')
+        if len(_different(v))<len(v): raise UserError(f'axis {a} must have different values, got {v!r:.200}')
 
 def _product(axes:dict)->list[dict]: return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
-def _included(cell:dict, axes:dict)->list[dict]:
-    "The cells that an included one stands for: it takes all values of the axes it does not mention"
+def _included(cell:dict, axes:dict)->dict:
+    "The axes of an included cell: it takes all values of those it does not mention"
     rest = {a:values for a,values in axes.items() if a not in cell}
     own = {k:v if k in axes and isinstance(v, list) else [v] for k,v in cell.items()}
-    return _product(rest|own)
+    return rest|own
+
+def _check_grid(spec:dict, parts:list[dict]):
+    "Cells and what is compared with them stay countable; `parts` are axes whose products make up the grid"
+    cells = sum(prod(map(len, axes.values())) for axes in parts)
+    _check_runs(cells*max(1, len(spec['steps'])))
+    patterns = len(spec['exclude'])+sum(len(step['skip'])+len(step['cases']) for step in spec['steps'].values())
+    if cells*patterns>100*limit('runs'):
+        raise UserError(f'a sweep must compare at most {100*limit("runs"):,} cells with what it excludes, skips and tells '
+                        f'apart, this one has {cells:,} cells and {patterns:,} of these; make it shorter')
 
 # %% ../../nbs/70_engine/05_grid.ipynb #17e43d24
 def grid(
@@ -126,9 +176,11 @@ def grid(
     "All combinations of the axes, without what is excluded, with what is included"
     axes = spec['axes']
     _check_axes(axes)
+    included = [_included(x, axes) for x in spec['include']]
+    _check_grid(spec, [axes, *included])
     for x in spec['exclude']: _check_pattern('exclude', x, axes)
     cells = [c for c in _product(axes) if not any(_fits(c, x) for x in spec['exclude'])]
-    for x in spec['include']: cells += _included(x, axes)
+    for part in included: cells += _product(part)
     if not cells:
         raise UserError(
             'the grid is empty: every combination of the axes is excluded; drop an exclude, or include a cell')
@@ -236,6 +288,7 @@ def expand(
 )->list[Job]: # In an order in which each comes after what it needs; no two with one key
     "Every run of a sweep; `UserError` for any mistake in it, before anything is started"
     spec = source if isinstance(source, dict) and 'base' in source else read_sweep(source)
+    _check_name(spec['name'])
     cells = grid(spec)
     order = _order(spec['steps'])
     pages = _pages(spec, cells)

@@ -134,8 +134,8 @@ def keep(
     "Write `rows.parquet` and `predictions.parquet`, tell the trackers, and append to the store; returned means kept"
     from promptbench.stats.results import write_predictions, write_rows
     if out:
-        if predictions is not None: write_predictions(Path(out)/'predictions.parquet', predictions)
-        write_rows(Path(out)/'rows.parquet', rows)
+        if predictions is not None: write_predictions(predictions, Path(out)/'predictions.parquet')
+        write_rows(rows, Path(out)/'rows.parquet')
     if track := tracker():
         means = rows.groupby('dataset').value.mean()
         track({f'accuracy/{dataset}':float(v) for dataset,v in means.items()}, 0)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Stage', 'stage_of', 'Job', 'linked', 'job', 'definite', 'placed', 'to_task', 'from_task', 'is_done',
-           'check_unchanged']
+           'check_unchanged', 'sealed', 'damage_of', 'free_name', 'set_aside']
 
 # %% ../../nbs/70_engine/02_job.ipynb #e68a976c
-import json
+import hashlib, json, os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ from .. import __version__
 from ..base.catalogue import STAGES, load
 from ..base.core import UserError, key_of, to_json
 from ..base.machine import find_devices, might_have_bf16
-from .folder import run_state
+from .folder import STATES, read_json, run_state
 
 # %% ../../nbs/70_engine/02_job.ipynb #b696b179
 class Stage(Protocol):
@@ -121,3 +121,84 @@ def check_unchanged(
     "`UserError` if a suite, a backbone or a page that its name contains was edited since it was planned"
     if job(planned.stage, planned.given).key==planned.key: return
     raise UserError(f'{planned} was planned on files that were edited since; start the same call again, and it is planned anew')
+
+# %% ../../nbs/70_engine/02_job.ipynb #ad0c9f8c
+_OWN = ('seal', 'spent', 'seconds', 'lost') # What may change in a card without a change of what it stands for
+
+def _is_result(name:str)->bool:
+    "Whether a file below the folder of a job is part of its result; logs, pages and checkpoints on the way are not"
+    parts = name.split('/')
+    if any(p.startswith(('.','step-')) or p in ('tracking','jobs') for p in parts): return False
+    return name.endswith(('.parquet','.safetensors')) or len(parts)>1 and name.endswith('.json')
+
+def _results_in(folder:Path)->list[str]:
+    "The files of a result, with '/' in their names"
+    names = [f.relative_to(folder).as_posix() for f in folder.rglob('*') if f.is_file() and not f.is_symlink()]
+    return sorted(filter(_is_result, names))
+
+def _sum(file:Path)->str:
+    "The hash of a file; '' where it cannot be read"
+    try:
+        with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    except OSError: return ''
+
+def _seal(card:dict)->str: return key_of({k:v for k,v in card.items() if k not in _OWN}, n=64)
+
+def sealed(
+    folder:str|Path, changes:dict # Of a job that is done; what its card shall say beside what it says
+)->dict: # `changes`, with `results` (name -> hash) and `seal`
+    "What makes a later change of a result, or of its card, show"
+    folder = Path(folder)
+    changes = changes|dict(results={name:_sum(folder/name) for name in _results_in(folder)})
+    card = json.loads(to_json((read_json(folder/'card.json') or {})|changes))
+    return changes|dict(seal=_seal(card))
+
+# %% ../../nbs/70_engine/02_job.ipynb #8c09c8bf
+def damage_of(
+    folder:str|Path, # Of a job
+    *, weights:bool=True # False: of weights look only whether they are there, which is quicker
+)->str: # '' where it is whole, or not done
+    "What is wrong with the result of a finished job, in words"
+    folder = Path(folder)
+    if not (folder/'card.json').is_file(): return ''
+    card = read_json(folder/'card.json')
+    if card is None or card.get('state') not in STATES: return 'its card.json cannot be read'
+    if card['state']!='done': return ''
+    if not isinstance(card.get('results'), dict): return _unreadable(folder, card)
+    if card.get('seal')!=_seal(card): return 'its card.json is not as it was written'
+    for name,known in card['results'].items():
+        if not (folder/name).is_file(): return f'its {name} is missing'
+        if (weights or not name.endswith('.safetensors')) and _sum(folder/name)!=known:
+            return f'its {name} is not as it was written'
+    return ''
+
+def _unreadable(folder:Path, card:dict)->str:
+    "The same for what was computed before cards had hashes: whether its tables can be read"
+    from promptbench.stats.results import read_predictions, read_rows
+    measures = card.get('stage') in ('evaluate','tune') and card.get('key')==folder.name
+    for name,read in (('rows', read_rows), ('predictions', read_predictions)):
+        file = folder/f'{name}.parquet'
+        if not file.exists():
+            if measures: return f'its {file.name} is missing'
+            continue
+        try: read([file])
+        except (UserError, OSError, ValueError) as e:
+            return f'its {file.name} cannot be read ({str(e).splitlines()[0]})'
+    return ''
+
+# %% ../../nbs/70_engine/02_job.ipynb #ce9c46c6
+def free_name(
+    path:str|Path # What is there and shall be kept
+)->Path:
+    "The next free name for something damaged: `KEY.damaged-1`"
+    path,n = Path(path),1
+    while path.with_name(f'{path.name}.damaged-{n}').exists(): n += 1
+    return path.with_name(f'{path.name}.damaged-{n}')
+
+def set_aside(
+    folder:str|Path # Of a job; its lock is held
+)->Path: # Where it is now
+    "Keep a damaged result under another name, so that the job can be computed again"
+    place = free_name(folder)
+    os.rename(folder, place)
+    return place

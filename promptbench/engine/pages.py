@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from ..base.catalogue import listed
-from ..base.core import UserError, home, key_of, write_atomic
+from ..base.core import UserError, home, key_of
 from ..base.digest import backbone_digest, folder_digest
+from ..base.ranges import check_numbers
 from ..base.machine import find_devices
+from ..base.mend import memory_ran_out, mending
+from ..base.own import check_out, writing_out
 from ..base.stop import Stopped, stop_asked
 from ..data.suite import suite_digest
 from .folder import ask_to_stop, read_json
 from .inside import check_track
 from .job import Job, definite, job
-from .work import Failed, Outcome, handling, memory_ran_out, work
+from .work import Failed, Outcome, handling, work
 
 # %% ../../nbs/70_engine/04_pages.ipynb #7e7c7ad4
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ def find_page(
 )->Path:
     "Where a run page is; `UserError` with the known names if there is none"
     folder = home()/'nbs'/'runs'
+    if '\0' in str(name): raise UserError('the name of a page must hold no NUL character; check what was typed')
     p = Path(name)
     if p.suffix!='.ipynb': p = folder/f'{name}.ipynb'
     if not p.is_file():
@@ -78,18 +82,26 @@ def _parameter(node:ast.stmt, notes:dict[int,str])->Parameter:
     kinds = _kinds(default, getattr(node, 'annotation', None), note)
     return Parameter(target.id, default, kinds, _choices(note), note)
 
+def _cells(nbformat, path:str)->list:
+    "The cells of a notebook; `UserError` for JSON that is something else"
+    try: return [c for c in nbformat.read(path, 4).cells if c.cell_type]
+    except (AttributeError, TypeError, KeyError, IndexError):
+        raise UserError(f'{path} must be a notebook, but it is other JSON; open it in JupyterLab and save it') from None
+
 @functools.lru_cache(maxsize=64)
 def _read_page(path:str, *stamp)->tuple[dict,str]: # parameters, hash of the other cells
     "What a notebook declares and what it does, read again only when its file has changed"
     import nbformat
-    cells = nbformat.read(path, 4).cells
+    with mending(path): cells = _cells(nbformat, path)
     tagged = [c for c in cells if 'parameters' in c.metadata.get('tags', [])]
     if len(tagged)!=1:
         raise UserError(f'{path} must have one cell tagged `parameters`, it has {len(tagged)}; papermill would run '
                         'it with its defaults. Add the tag in Lab under Property Inspector, Cell Tags')
     source = tagged[0].source
-    notes,out = _comments(source),{}
-    for node in ast.parse(source).body:
+    try: lines,notes,out = ast.parse(source).body,_comments(source),{}
+    except (SyntaxError, ValueError, RecursionError) as e:
+        raise UserError(f'the parameters of {path} must be Python, but {e}; mend the cell') from None
+    for node in lines:
         try: p = _parameter(node, notes)
         except (AttributeError, ValueError, TypeError):
             raise UserError(f'line {node.lineno} of the parameters of {path} must be `name = literal`') from None
@@ -97,7 +109,7 @@ def _read_page(path:str, *stamp)->tuple[dict,str]: # parameters, hash of the oth
     return out, key_of([c.source for c in cells if c.cell_type=='code' and c is not tagged[0]])
 
 def _page_now(path)->tuple[dict,str]:
-    s = os.stat(path)
+    with mending(str(path)): s = os.stat(path)
     return _read_page(str(path), s.st_mtime_ns, s.st_size)
 
 # %% ../../nbs/70_engine/04_pages.ipynb #e701ae14
@@ -149,6 +161,7 @@ def check_parameters(
     import difflib
     known = declared(path)
     stem = Path(path).stem
+    if Path(path).resolve().parent==(home()/'nbs'/'runs').resolve(): check_numbers(given) # names elsewhere mean what their page says
     for odd in sorted(set(given)-set(known)):
         near = difflib.get_close_matches(odd, known, 1, .7)
         hint = f'; did you mean {near[0]!r}?' if near else ''
@@ -232,6 +245,10 @@ def _own_sockets(place:str)->dict:
     if os.name!='posix' or len(place)>=80: return {}
     return dict(config=Config(KernelManager=dict(transport='ipc', ip=os.path.join(place, 'at'))))
 
+def _literal(path)->str:
+    "A path for papermill, which would fill in braces"
+    return str(path).replace('{', '{{').replace('}', '}}')
+
 def _papermill(path, given:dict, out, log, begin_with:str=''):
     "Execute a page; whatever goes wrong is raised"
     import tempfile, papermill as pm
@@ -239,8 +256,9 @@ def _papermill(path, given:dict, out, log, begin_with:str=''):
     if begin_with: extra.append(f'--IPKernelApp.exec_lines={begin_with}')
     with tempfile.TemporaryDirectory(prefix='kernel-', ignore_cleanup_errors=True) as place:
         pm.execute_notebook(
-            str(path), str(out), parameters=given, kernel_name=_kernel(path), progress_bar=False, stdout_file=log,
-            stderr_file=log, store_widget_state=False, start_timeout=600, extra_arguments=extra, **_own_sockets(place))
+            _literal(path), _literal(out), parameters=given, kernel_name=_kernel(path), progress_bar=False,
+            stdout_file=log, stderr_file=log,
+            store_widget_state=False, start_timeout=600, extra_arguments=extra, **_own_sockets(place))
 
 # %% ../../nbs/70_engine/04_pages.ipynb #8c6b853d
 def _failing_section(out)->str:
@@ -284,10 +302,12 @@ def run_page(
     path = find_page(name)
     check_parameters(path, given)
     _kernel(path)
-    out = Path(out)
-    write_atomic(out, '')
-    try: _papermill(path, given, out, log)
-    except (pm.PapermillExecutionError, RuntimeError) as e: raise UserError(_why(e, path, out)[0]) from None
+    if check_out(out).exists() and os.path.samefile(path, out):
+        raise UserError(f'the executed page must not replace the page itself ({path}); name another file')
+    with writing_out(out) as out:
+        out.write_text('')
+        try: _papermill(path, given, out, log)
+        except (pm.PapermillExecutionError, RuntimeError) as e: raise UserError(_why(e, path, out)[0]) from None
     return out
 
 # %% ../../nbs/70_engine/04_pages.ipynb #2f6e1f1a

@@ -48,7 +48,7 @@ class Here:
     def cancel(self, hard:bool=False): self.queue.withdraw()
     def close(self):
         self.queue.lock.release()
-        shutil.rmtree(self.queue.place, ignore_errors=True)
+        self.queue.remove()
 
 # %% ../../nbs/70_engine/07_pools.ipynb #88620b30
 class Workers:
@@ -137,7 +137,7 @@ class Workers:
         self.queue.close()
         self._let_go()
         self.queue.lock.release()
-        if not self.lasting or not self._any_alive(): shutil.rmtree(self.queue.place, ignore_errors=True)
+        if not self.lasting or not self._any_alive(): self.queue.remove()
 
 # %% ../../nbs/70_engine/07_pools.ipynb #02a43abd
 def below(

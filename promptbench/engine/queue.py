@@ -9,6 +9,7 @@ __all__ = ['THREADS', 'queues_in', 'Queue', 'outcome_of', 'serve', 'set_threads'
 import contextlib, json, os, signal, sys, time, uuid
 from pathlib import Path
 from ..base.core import UserError, to_json, write_atomic
+from ..base.own import discard, mark
 from ..base.stop import stop_asked, stopped_by
 from .folder import read_json
 from .job import Job, from_task, to_task
@@ -47,6 +48,7 @@ class Queue:
         place = queues_in(root)/f'{time.strftime("%Y%m%d-%H%M%S")}-{uuid.uuid4().hex[:6]}'
         for name in ('waiting','taken','ended'): (place/name).mkdir(parents=True)
         write_atomic(place/'queue.json', to_json(dict(root=str(root), pid=os.getpid())))
+        mark(place, 'queue')
         queue = cls(place)
         queue.lock = FileLock(place/'call.lock')
         queue.lock.acquire()
@@ -129,6 +131,8 @@ class Queue:
     def stop(self): write_atomic(self.place/'stop', '')
     def is_stopping(self)->bool: return (self.place/'stop').exists()
     def close(self): write_atomic(self.place/'over', '')
+
+    def remove(self): discard(self.place)
     def is_over(self)->bool: return (self.place/'over').exists() or not self.place.is_dir()
     def has_call(self)->bool:
         "Whether the process that made this queue still lives"

@@ -115,7 +115,7 @@ def held_out(
     "ARG on held-out examples with its 95 % interval, every dataset alike"
     def measure(backbone, prompt)->dict:
         rows,ps = evaluate(backbone, tasks, suite=suite, prompt=prompt, method='live', n=n)
-        cell = ('live', rows.prompt.iloc[0], 0)
+        cell = ('live', rows.prompt.iloc[0], int(rows.shots.iloc[0])) # a prompt being tuned says its shots
         e = estimate(replicate(ps, n=samples, rows=rows, by='datasets'), cell)
         return dict(arg=e['estimate'], lo=e['lo'], hi=e['hi'], n=len(ps))
     return measure
@@ -343,6 +343,7 @@ class Monitor(Panel):
         seconds = self.reading.active/self.reading.count if self.reading and self.reading.count else 0.
         text = f'<b class="pb-state">{self.state}</b> <span class="pb-step">{n:,}</span>'
         text += f' of {steps:,} updates' if steps else ' updates'
+        if self.state=='ready' and not n: text += '; press Start, and the charts appear here'
         if seconds: text += f', {1/seconds:.1f} per second'
         if seconds and steps and n<steps: text += f', about {clock(seconds*(steps-n))} left'
         if self.state in ('stopped','done'): text += f'; checkpoint in {html.escape(str(self.folder/"result"))}'
@@ -362,4 +363,5 @@ class Monitor(Panel):
         self.bar.value = min(len(self.rows), self.bar.max)
         self.status.value = self._status()
         self.doctor.value = self._doctor()
-        self.plot.draw(plot_run(self.rows, self.measured, steps=self.run.steps, guess=self.run.guess))
+        chart = plot_run(self.rows, self.measured, steps=self.run.steps, guess=self.run.guess) if self.rows else None
+        self.plot.draw(chart) # empty axes before the start would say nothing

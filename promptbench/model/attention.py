@@ -52,6 +52,8 @@ def attend(
     prompt:tuple|None=None # Keys and values [B,H,P,K] that come first
 )->tuple[Tensor,Tensor|None]: # [B,H,T,K], and the weights where they exist
     "The sum itself, fused or written out"
+    if prompt is not None and _many_share(prompt, query, dropout):
+        return _behind_shared(query, key, value, biases, scaling, prompt),None
     P = 0
     if prompt is not None:
         k,v = (t.to(key.dtype) for t in prompt)
@@ -89,6 +91,32 @@ def _use_sdpa(query, key, dropout, learnt)->bool:
     "Whether the fused kernel is there and faster"
     if query.is_cuda: return True
     return not dropout and not learnt and (query.dtype==torch.float32 or key.shape[2]>=192)
+
+# %% ../../nbs/40_model/05_attention.ipynb #cc296ca8
+MANY = 128 # Positions from which on a prompt that all examples share is worth a sum of its own
+
+def _many_share(prompt:tuple, query, dropout)->bool:
+    "Whether a long prompt stands once in memory for several examples, on a CPU, and nothing learns"
+    k = prompt[0]
+    once = not query.is_cuda and len(query)>1 and k.stride(0)==0 and k.shape[2]>=MANY
+    return once and not dropout and not (torch.is_grad_enabled() and (query.requires_grad or k.requires_grad))
+
+def _with_norm(query, key, value, bias, scaling)->tuple[Tensor,Tensor]: # [B,H,T,K] and [B,H,T]
+    "Attention, and the logarithm of the sum that it divides by"
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias, scale=scaling)
+
+def _behind_shared(query, key, value, biases, scaling, prompt)->Tensor: # [B,H,T,K]
+    "The queries of all examples over the prompt as one long row, then each over its own text, and both put together"
+    k,v = (t[:1].to(key.dtype) for t in prompt)
+    B,H,T,K = query.shape
+    G = k.shape[1]
+    row = query.view(B,G,H//G,T,K).permute(1,2,0,3,4).reshape(1,G,-1,K)
+    shared,shared_norm = _with_norm(row, k, v, None, scaling)
+    shared = shared.view(G,H//G,B,T,K).permute(2,0,1,3,4).reshape(B,H,T,K)
+    shared_norm = shared_norm.view(G,H//G,B,T).permute(2,0,1,3).reshape(B,H,T)
+    own,own_norm = _with_norm(query, *same_heads(query, key, value), _whole(biases, 0, query.dtype), scaling)
+    share = torch.sigmoid(shared_norm-own_norm)[...,None]
+    return torch.lerp(own.float(), shared.float(), share.float()).to(query.dtype)
 
 # %% ../../nbs/40_model/05_attention.ipynb #e7c2fbf6
 def _mask(*args, dtype=torch.float32, allow_is_causal_skip=False, **kw)->Tensor|None:

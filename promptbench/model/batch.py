@@ -77,7 +77,9 @@ def _bank_rows(index, n:int)->Tensor|None:
     "The prompt of each of `n` examples; None if nobody has said"
     if index is None: return None
     if len(index)!=n: raise UserError(f'index must have one entry per example, got {len(index)} for {n}')
-    return torch.as_tensor(index, dtype=torch.long)
+    index_B = torch.as_tensor(index)
+    if index_B.dtype==torch.bool: raise UserError('index must hold numbers of prompts, got true and false; no masks')
+    return index_B.long()
 
 # %% ../../nbs/40_model/01_batch.ipynb #2c8146b7
 @dataclass

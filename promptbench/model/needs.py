@@ -17,7 +17,7 @@ import torch
 from ..base.catalogue import PROMPT_KINDS, backbone_source, load
 from ..base.core import UserError, one_of
 from ..base.digest import find_backbone, hub_reachable
-from .backbone import DTYPES, Backbone, _mend_head, _quiet
+from .backbone import DTYPES, Backbone, _mend_head, quietly
 from .memory import free_memory
 
 # %% ../../nbs/40_model/08_needs.ipynb #19864da4
@@ -61,7 +61,7 @@ def config_of(
     from transformers import PreTrainedConfig
     where,local = find_backbone(name)
     def read(**how):
-        with _quiet(): return PreTrainedConfig.get_config_dict(where, **how)[0]
+        with quietly(): return PreTrainedConfig.get_config_dict(where, **how)[0]
     try: found = read(local_files_only=True)
     except OSError: found = {}
     listed = backbone_source(name)
@@ -81,7 +81,7 @@ def _hollow(config:str)->object:
     raw = json.loads(config)
     known = AutoConfig.for_model(**raw)
     auto = AutoModelForSeq2SeqLM if known.is_encoder_decoder else AutoModelForCausalLM
-    with _quiet(), torch.device('meta'): model = auto.from_config(known)
+    with quietly(), torch.device('meta'): model = auto.from_config(known)
     _mend_head(model, raw)
     return model
 

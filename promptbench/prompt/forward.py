@@ -31,9 +31,9 @@ class Memory:
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #89167798
 def encode(
-    backbone:Backbone,
+    backbone:Backbone, # What computes; any of its weights may learn
     batch:Batch, # Only its source side and `index_B` are used
-    prompt:torch.nn.Module|None=None
+    prompt:torch.nn.Module|None=None # A prompt, or a bank of which `index_B` chooses; None: the text as it is
 )->Memory:
     "Run the encoder over the sources, with each example's own prompt"
     if backbone.causal: return prefill(backbone, batch, prompt)
@@ -76,7 +76,7 @@ def _own_mask(backbone, segment_BU)->Tensor:
     return segment_mask(segment_BU)
 
 def decode(
-    backbone:Backbone,
+    backbone:Backbone, # What computes; any of its weights may learn
     memory:Memory, # From `encode`
     tgt_BU:Tensor, # Target ids, closed and padded
     rows:Tensor|None=None, # Row of `memory` for every target; by default one each
@@ -95,9 +95,9 @@ def decode(
 
 # %% ../../nbs/50_prompt/02_forward.ipynb #081d5fe0
 def forward(
-    backbone:Backbone,
-    batch:Batch,
-    prompt:torch.nn.Module|None=None
+    backbone:Backbone, # What computes; any of its weights may learn
+    batch:Batch, # Sources and targets
+    prompt:torch.nn.Module|None=None # A prompt, or a bank of which `index_B` chooses; None: the text as it is
 )->Tensor: # Logits [B,U,V]
     "`encode` and `decode` one batch: teacher-forced logits of its targets"
     return decode(backbone, encode(backbone, batch, prompt), batch.tgt_BU)

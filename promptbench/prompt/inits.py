@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'word_ids', 'sample_words', 'text_ids', 'shallow_from_ids', 'deep_from_ids', 'zeros', 'noise', 'small_noise',
-           'any_words', 'own_text', 'as_in_paper', 'new_prompt']
+           'any_words', 'own_text', 'as_in_paper', 'new_prompt', 'as_prompt']
 
 # %% ../../nbs/50_prompt/04_inits.ipynb #6a992fec
 import contextlib
@@ -15,7 +15,7 @@ from ..base.core import UserError, one_of, seed_of
 from ..model.backbone import Backbone
 from ..model.batch import make_batch
 from .forward import encode, forward
-from .bank import NoPrompt, prompt_from, prompt_size
+from .bank import NoPrompt, prompt_from, prompt_size, want_prompt
 
 # %% ../../nbs/50_prompt/04_inits.ipynb #b0d687a1
 def word_ids(
@@ -170,3 +170,15 @@ def new_prompt(
     seeds = [seed, *[(seed,i) for i in range(1, n)]]
     starts = [start(kind, backbone, length, seed=s, text=text) for s in seeds]
     return prompt_from(kind, torch.stack(starts)).to(backbone.device)
+
+# %% ../../nbs/50_prompt/04_inits.ipynb #b5e05e2c
+def as_prompt(
+    prompt:torch.nn.Module|str|None, # A prompt, or the name of a kind, or None
+    backbone:Backbone, # What a fresh one is made for
+    *, length:int=20, # Of a fresh one
+    seed:object=0 # Of a fresh one
+)->torch.nn.Module:
+    "The prompt that is meant: itself, a fresh one of the kind that is named, or `NoPrompt`"
+    if prompt is None: return NoPrompt()
+    if isinstance(prompt, str): return new_prompt(prompt, backbone, length=length, seed=seed)
+    return want_prompt(prompt)

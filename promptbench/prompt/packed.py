@@ -135,9 +135,9 @@ def _of_rectangle(backbone, batch:Batch, prompt)->Tensor: # [B,U]
     return torch.zeros(real.shape, device=real.device).masked_scatter(real, nll_N)
 
 def target_nll(
-    backbone:Backbone,
-    batch:Batch|Packed,
-    prompt:torch.nn.Module|None=None,
+    backbone:Backbone, # What computes; any of its weights may learn
+    batch:Batch|Packed, # Rectangle or row
+    prompt:torch.nn.Module|None=None, # A prompt, or a bank of which `index_B` chooses; None: the text as it is
     attention:str='auto' # How packed rows attend, one of `attention.WAYS`
 )->Tensor: # fp32: [B,U] of a `Batch`, 0 at padding; [U] of a `Packed`
     "Negative log-probability of every target token"

@@ -12,9 +12,11 @@ import numpy as np, torch
 from torch import Tensor
 from .. import __version__
 from ..base.catalogue import embedded
-from ..base.core import UserError, atomic_folder, key_of, to_json
-from ..model.backbone import Backbone, weight_hashes
-from .bank import DeepPrompt, ShallowPrompt, prompt_size
+from ..base.core import UserError, key_of, to_json
+from ..base.mend import mending
+from ..base.own import atomic_folder
+from ..model.backbone import Backbone, want_backbone, weight_hashes
+from .bank import DeepPrompt, ShallowPrompt, made_for, prompt_size, want_prompt
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #0e532b53
 def _exportable(backbone, prompt, index:int)->Tensor: # [P,D] or [P,X], fp32 on the CPU
@@ -29,12 +31,7 @@ def _exportable(backbone, prompt, index:int)->Tensor: # [P,D] or [P,X], fp32 on 
     if not 0<=index<n:
         raise UserError(f'index must be one of the {n} prompts of the bank (0 to {n-1}), got {index}')
     if prompt.length<1: raise UserError('a PEFT adapter needs at least one prompt position, got an empty prompt')
-    table = prompt.table[index].detach().float().cpu()
-    size = prompt_size(kind, backbone)
-    if table.shape[1]!=size:
-        raise UserError(f'a {kind} prompt for {backbone.name} must have {size} numbers per position, got '
-                        f'{table.shape[1]}; it was made for another backbone')
-    return table
+    return made_for(prompt, backbone).table[index].detach().float().cpu()
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #45591455
 def _base_name(backbone, base)->str|None:
@@ -97,21 +94,21 @@ def _readme(config:dict)->str:
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #928ed5ae
 def export_peft(
-    folder:str|Path, # Appears when everything is written; an older one is replaced
     backbone:Backbone, # The one that the prompt belongs to
     prompt:torch.nn.Module, # A shallow prompt or bank; a deep one for a decoder-only backbone
-    index:int=0, # Which prompt of the bank
-    *, base:str|Path|None=None, # Folder or hub id from which PEFT's user loads the backbone; by default its own name
+    folder:str|Path, # Appears when everything is written; an older one is replaced
+    *, index:int=0, # Which prompt of the bank
+    base:str|Path|None=None, # Folder or hub id from which PEFT's user loads the backbone; by default its own name
     card:dict|None=None # Free words for prompt_meta.json: method, task, scores
 )->Path:
     "Write one prompt as a PEFT adapter: `PeftModel.from_pretrained(model, folder)` gives our logits"
     from safetensors.torch import save_file
-    table_PD = _exportable(backbone, prompt, index)
+    table_PD = _exportable(want_backbone(backbone), want_prompt(prompt), index)
     config = _adapter_config(backbone, prompt.kind, len(table_PD), _base_name(backbone, base))
     meta = dict(card or {})|dict(kind=prompt.kind, index=index, prompts=len(prompt), promptbench=__version__,
                                  backbone=key_of(weight_hashes(backbone), n=64))
     texts = {'adapter_config.json':to_json(config), 'prompt_meta.json':to_json(meta), 'README.md':_readme(config)}
-    with atomic_folder(folder) as tmp:
+    with atomic_folder(folder, 'adapter') as tmp:
         weights = tmp/'adapter_model.safetensors'
         save_file(dict(prompt_embeddings=table_PD.contiguous()), weights, metadata=dict(format='pt'))
         weights.chmod(0o644)
@@ -139,13 +136,16 @@ def _read_config(folder:Path)->dict:
         config = json.loads(file.read_text(encoding='utf8'))
         kind = config['peft_type']
         length = config['num_virtual_tokens'] if kind in _READABLE else 1
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f'{file} is damaged or of an unknown version ({e})') from None
     if kind not in _READABLE:
         raise UserError(f'an adapter must be one of {_READABLE} to become a prompt, and {folder} is {kind}: it '
                         'changes weights or activations, not the input; use it with PEFT')
     if not isinstance(length, int) or length<1:
         raise UserError(f'num_virtual_tokens in {file} must be a number above 0, got {length!r}')
+    halves = config.get('num_transformer_submodules') or 1
+    if not isinstance(halves, int) or halves<1:
+        raise UserError(f'num_transformer_submodules in {file} must be a number above 0, got {halves!r}')
     return config
 
 def _tensors(file:Path)->dict[str,Tensor]:
@@ -158,7 +158,12 @@ def _tensors(file:Path)->dict[str,Tensor]:
     if not isinstance(found, dict): found = dict(tensor=found)
     odd = [k for k,v in found.items() if not isinstance(v, Tensor)]
     if odd: raise UserError(f'{file} must hold tensors only, and {odd[:3]} are something else')
+    odd = [k for k,v in found.items() if v.ndim==2 and not _is_table(v)]
+    if odd:
+        raise UserError(f'tables in {file} must hold finite numbers, not whole ones, and {odd[:3]} are empty or hold others')
     return {k:v.detach() for k,v in found.items()}
+
+def _is_table(t:Tensor)->bool: return t.is_floating_point() and t.numel()>0 and bool(torch.isfinite(t.float()).all())
 
 def _load(file:Path):
     from safetensors.torch import load_file
@@ -213,7 +218,7 @@ def _same_weights(backbone, place):
     file = Path(place)/'prompt_meta.json'
     if not file.is_file(): return
     try: want = json.loads(file.read_text(encoding='utf8')).get('backbone')
-    except (ValueError, AttributeError): return
+    except (ValueError, AttributeError, OSError, RecursionError): return
     if want and want!=key_of(weight_hashes(backbone), n=64):
         warnings.warn(f'the prompt in {place} was tuned on other weights than those of {backbone.name}; '
                       'scores will differ')
@@ -239,6 +244,7 @@ def _prefix(folder, config:dict, table_PX, backbone)->DeepPrompt:
     return DeepPrompt(table_PX[None]).to(backbone.device)
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #a090f02a
+@mending()
 def import_peft(
     folder:str|Path, # What PEFT's `save_pretrained` or `export_peft` wrote
     backbone:Backbone|None=None # The one it shall serve: width, scale and weights are compared
@@ -252,22 +258,28 @@ def import_peft(
     if config['peft_type']=='PREFIX_TUNING': return _prefix(folder, config, table, backbone)
     table_PD = _first_half(config, table)
     multitask = config['peft_type']=='MULTITASK_PROMPT_TUNING'
-    table_NPD = table_PD*_task_masks(folder, tensors, len(table_PD)) if multitask else table_PD[None]
+    table_NPD = table_PD*_task_masks(folder, tensors, table_PD) if multitask else table_PD[None]
     if tensors:
         warnings.warn(f'left behind, because a prompt cannot hold it: {sorted(tensors)[:4]}; '
                       'scores may differ from those in PEFT')
     prompt = ShallowPrompt(table_NPD)
     return prompt if backbone is None else _compare(prompt, backbone, folder, config)
 
-def _task_masks(folder, tensors:dict, P:int)->Tensor: # [N,P,D]
+def _task_masks(folder, tensors:dict, table_PD:Tensor)->Tensor: # [N,P,D]
     "What every task of multitask prompt tuning multiplies the shared prompt by; its factors are taken out of `tensors`"
     cols,rows = (tensors.pop(f'prefix_task_{n}', None) for n in ('cols','rows'))
     if cols is None or rows is None:
         raise UserError(f'a multitask adapter must hold prefix_task_cols and prefix_task_rows, and {folder} does not; '
                         'it is damaged')
+    P,D = table_PD.shape
+    N,most,rank = cols.shape if cols.ndim==3 else (0,0,0)
+    if most<P or tuple(rows.shape)!=(N,rank,D):
+        raise UserError(f'prefix_task_cols and prefix_task_rows in {folder} must fit {P} positions of width {D}, got '
+                        f'{tuple(cols.shape)} and {tuple(rows.shape)}; it is damaged')
     return cols[:,:P].float()@rows.float()
 
 # %% ../../nbs/50_prompt/06_peft.ipynb #26cadd9b
+@mending()
 def import_table(
     file:str|Path, # .npy, .bin, .pt or .safetensors with one table [P,D]
     backbone:Backbone|None=None # The one it shall serve: width and scale are compared

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import pandas as pd
 from ..base.catalogue import METHODS, columns
-from ..base.core import write_atomic
+from ..base.own import write_out
 from ..base.machine import environment
 from ..base.published import P3_GROUPS
 from .frame import figure_html, figure_json, page
 from .report import write_report
-from ..stats.bootstrap import replicate, table1
+from ..stats.bootstrap import replicate, interval_table
 from ..stats.claims import judge, write_claims
 from ..stats.results import write_predictions, write_rows
 
@@ -27,7 +27,7 @@ class Assembled:
     "What rows and predictions say"
     rows:pd.DataFrame
     predictions:pd.DataFrame
-    table:pd.DataFrame # As `stats.bootstrap.table1` gives it
+    table:pd.DataFrame # As `interval_table` gives it
     claims:pd.DataFrame|None # As `stats.claims.judge` gives them; None: not asked for
     groups:dict # Dataset -> group that the mean is taken over
     told:dict = field(default_factory=dict) # Samples, level, by: how it was made
@@ -46,20 +46,25 @@ def assemble(
     prompts:Sequence[str]|None=None, # Columns; None: those there are
     shots:Sequence[int]|None=None, # None: those there are
     groups:dict|None=None, # As a suite names them
-    n:int=2000, # Bootstrap samples
+    n:int=2000, # Bootstrap samples of the table
+    n_claims:int=10_000, # Of the claims: their p-values are multiplied by how many they are, and need to be smaller
     by:str='macro9', # What the average is taken over: 'macro9' (groups), 'datasets' or 'templates'
     level:float=.95, # Of the intervals
     claims:bool=True # Whether to judge the paper's claims
 )->Assembled:
-    "The table with intervals and the verdicts, under the same resamples"
+    "The table with intervals and the verdicts"
     groups = groups_of(rows.dataset, groups)
     draws = replicate(predictions, rows=rows, n=n, by=by, groups=groups)
     methods = list(methods or sorted(rows.method.unique(), key=lambda m: (METHODS.place(m), m)))
     prompts = list(prompts or [p for p in columns() if p in set(rows.prompt)] or columns()[:1])
     shots = sorted(int(k) for k in (rows.shots.unique() if shots is None else shots))
-    table = table1(rows, predictions, methods=methods, prompts=prompts, shots=shots, replicates=draws, level=level)
-    judged = judge(rows, predictions, replicates=draws, level=level) if claims else None
-    return Assembled(rows, predictions, table, judged, groups, dict(samples=n, level=level, by=by))
+    table = interval_table(
+        rows, predictions, methods=methods, prompts=prompts, shots=shots, replicates=draws, level=level)
+    told = dict(samples=n, level=level, by=by)
+    if not claims: return Assembled(rows, predictions, table, None, groups, told)
+    many = draws if n==n_claims else replicate(predictions, rows=rows, n=n_claims, by=by, groups=groups)
+    judged = judge(rows, predictions, replicates=many, level=level)
+    return Assembled(rows, predictions, table, judged, groups, told|dict(claim_samples=n_claims))
 
 # %% ../../nbs/30_show/06_assemble.ipynb #3b6860d2
 _FIRST = ['method','prompt','shots','arg','lo','hi','seeds']
@@ -74,11 +79,11 @@ def write_study(
 )->Path: # Of the report
     "`rows.parquet`, `predictions.parquet`, the table, `claims.csv` and `report.html`"
     out = Path(out)
-    write_rows(out/'rows.parquet', made.rows)
-    write_predictions(out/'predictions.parquet', made.predictions)
+    write_rows(made.rows, out/'rows.parquet')
+    write_predictions(made.predictions, out/'predictions.parquet')
     rest = [c for c in made.table.columns if c not in _FIRST]
-    write_atomic(out/table, made.table[_FIRST+rest].to_csv(index=False, float_format='%.4f'))
-    if made.claims is not None: write_claims(out/'claims.csv', made.claims)
+    write_out(out/table, made.table[_FIRST+rest].to_csv(index=False, float_format='%.4f'))
+    if made.claims is not None: write_claims(made.claims, out/'claims.csv')
     devices = list(dict.fromkeys(c['device'] for c in cards if c.get('device')))
     told = (settings or {})|made.told|environment(devices or None)
     if any(dataset!=group for dataset,group in made.groups.items()): told['groups'] = made.groups
@@ -92,8 +97,8 @@ def _plain(title:str)->str:
     return re.sub(r'<[^>]+>', '', re.sub(r'<br */?>', ' ', title))
 
 def write_figures(
-    path:str|Path, # Of the page, ends in .html
-    figures:dict, *, # Name -> plotly figure; their titles become captions
+    figures:dict, # Name -> plotly figure; their titles become captions
+    path:str|Path, *, # Of the page, ends in .html
     title:str, # Heading
     note:str='' # What made it
 )->Path:
@@ -101,4 +106,4 @@ def write_figures(
     drawn = {name:figure_json(f) for name,f in figures.items()}
     for f in drawn.values(): f['caption'] = _plain(f['caption'])
     body = ''.join(figure_html(name, f['caption'], '', f'A chart: {name}') for name,f in drawn.items())
-    return write_atomic(path, page(title, body, figures=drawn, label='promptbench', footer=note, description=title))
+    return write_out(path, page(title, body, figures=drawn, label='promptbench', footer=note, description=title))

@@ -13,7 +13,8 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 import jinja2
 from markupsafe import Markup
-from ..base.core import UserError, data_dir, one_of, write_atomic
+from ..base.core import UserError, data_dir, one_of
+from ..base.own import check_out, write_out
 from .look import nights
 
 # %% ../../nbs/30_show/01_frame.ipynb #3d3276b5
@@ -157,17 +158,17 @@ def save_figure(
     width:int=800, scale:float=2 # Pixels; dots per pixel of a PNG
 )->Path: # The file
     "One figure as a page that works offline, or as a picture; `UserError` where a picture needs a browser that is not there"
-    path = Path(path)
+    path = check_out(path)
     kind = one_of('ending of a figure file', path.suffix.lstrip('.'), FORMATS)
     one_of('theme', theme, ('light','dark'))
     html = single_page(fig)
-    if kind=='html': return write_atomic(path, html)
+    if kind=='html': return write_out(path, html)
     titles = dict(figure=figure_json(fig)['caption'])
     with tempfile.TemporaryDirectory() as tmp:
         place = Path(tmp)/'figure.html'
         place.write_text(html, encoding='utf8')
         [(_,body)] = _pictures(place, titles, formats=[kind], theme=theme, width=width, scale=scale)
-    return write_atomic(path, body)
+    return write_out(path, body)
 
 # %% ../../nbs/30_show/01_frame.ipynb #4920a22a
 def file_name(
@@ -205,9 +206,9 @@ def save_figures(
     for f in formats: one_of('format of a figure', f, FORMATS)
     one_of('theme', theme, ('light','dark'))
     pages = {f'{name}.html':single_page(f) for name,f in figs.items()} if 'html' in formats else {}
-    out = [write_atomic(folder/name, html) for name,html in pages.items()]
+    out = [write_out(folder/name, html) for name,html in pages.items()]
     drawn = [f for f in formats if f!='html']
     if not drawn: return out
     titles = {name:f['caption'] for name,f in figs.items()}
     pictures = _pictures(Path(report), titles, formats=drawn, theme=theme, width=width, scale=scale)
-    return out+[write_atomic(folder/name, body) for name,body in pictures]
+    return out+[write_out(folder/name, body) for name,body in pictures]

@@ -11,11 +11,13 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup, escape
 from ..base.catalogue import METHODS, PROMPT_KINDS, backbone_source
-from ..base.core import UserError, write_atomic
+from ..base.core import UserError
+from ..base.own import check_out, write_out
 from ..stats.claims import VERDICTS, paper_table1
 from .look import SIGN, dash_note, layout, mark, narrow_note, plural, prompt_text, settings_of, signed
 from .frame import figure_html, figure_json, html_templates, page, save_figures
-from .findings import accuracy_table, brief, budgets, caveats, corrected, findings, headline, seed_table, table_cells
+from .findings import accuracy_table, brief, budgets, caveats, corrected, cut_note, findings, headline
+from .findings import seed_table, table_cells
 from . import plots
 
 # %% ../../nbs/30_show/04_report.ipynb #5d62a5f1
@@ -202,7 +204,7 @@ def render(
     body = html_templates().get_template('report.html').render(
         **tools, **claim_words, **curve_words, **_table_words(table, paper), **_dataset_words(rows, settings),
         sign=SIGN, settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, size=_size(rows),
-        notes=_notes(order),
+        notes=_notes(order), cut=cut_note(rows),
         narrow=narrow_note(), dashes=dash_note(),
         small=bool(backbone and backbone.read),
         sections=[s for s in SECTIONS if s[0]!='curves' or curve_words['curve_names']],
@@ -216,7 +218,7 @@ def render(
 def write_report(
     out, # A folder, which then holds report.html, or a file that ends in .html
     *, rows:pd.DataFrame, predictions:pd.DataFrame, # Of one suite and backbone
-    table:pd.DataFrame, # From `metrics.table1`
+    table:pd.DataFrame, # From `interval_table`
     claims:pd.DataFrame, # From `claims.judge`
     curves:pd.DataFrame|None=None, # method, prompt, seed, stage, step, loss, and perhaps tokens, task
     cards=(), # Of the runs: a list of dicts, see `budgets`
@@ -225,9 +227,9 @@ def write_report(
 )->Path: # The file
     "Write the report: one HTML file, whole or not at all; `UserError` if the table is empty"
     out = Path(out)
-    path = out if out.suffix=='.html' else out/'report.html'
+    path = check_out(out if out.suffix=='.html' else out/'report.html')
     html = render(rows=rows, predictions=predictions, table=table, claims=claims, curves=curves, cards=list(cards),
                   settings=dict(settings))
-    write_atomic(path, html)
+    write_out(path, html)
     if figures is not None: save_figures(path, figures, formats=formats)
     return path

@@ -33,11 +33,19 @@ def _limit_line(limit:int, **ends)->dict:
     return dict(type='line', x0=limit, x1=limit, line=dict(color=CUT, width=2, dash='dot'), **ends)
 
 # %% ../../nbs/30_show/05_suite_plots.ipynb #fa5a2ccd
+def _by_role(table:pd.DataFrame)->pd.DataFrame:
+    "A row per cluster and role, with the sums over its datasets"
+    added = {c: (c,'sum') for c in ('templates','train','validation')}
+    sums = table.groupby(['cluster','role'], as_index=False).agg(dataset=('dataset','size'), **added)
+    return sums.assign(dataset=[plural(n, 'dataset') for n in sums.dataset])
+
 def plot_sizes(
-    table:pd.DataFrame # Of `describe`: cluster, dataset, role, templates, train, validation
+    table:pd.DataFrame, # Of `describe`: cluster, dataset, role, templates, train, validation
+    *, most:int=150 # With more datasets than this, those of a cluster and a role share a line
 )->go.Figure: # A line per dataset, clusters together
     "Records of every dataset, by cluster"
-    t = _sorted(_some(table, 'a figure of sizes'), ['cluster','train'], up=[True,False])
+    whole = _some(table, 'a figure of sizes')
+    t = _sorted(whole if len(whole)<=most else _by_role(whole), ['cluster','train'], up=[True,False])
     def records(split:str, colour:str, mark:str)->dict:
         d = t[t[split]>0]
         said = [f'<b>{r.dataset}</b> ({r.cluster}, {r.role})<br>{getattr(r, split):,} {split} records, '
@@ -45,7 +53,8 @@ def plot_sizes(
         return dots(split, d[split], d.index, colour, mark, text=said)
     traces = [records('train', TRAIN, 'square'), records('validation', JUDGE, 'diamond')]
     big = t.groupby('cluster').train.sum()
-    title = (f'{plural(t.cluster.nunique(), "cluster")}, {plural(len(t), "dataset")}, {t.templates.sum():,} templates; '
+    many = [plural(t.cluster.nunique(), 'cluster'), plural(len(whole), 'dataset'), f'{t.templates.sum():,} templates']
+    title = (f'{", ".join(many)}; '
              f'{big.idxmax()} has most to train on ({big.max()/max(1, big.sum()):.0%})')
     names = [short_name(f'{c} · {d}', 36) for c,d in zip(t.cluster, t.dataset)]
     return go.Figure(traces, layout(title, 130+18*len(t), left=230, shapes=_bands(list(t.cluster)),
@@ -107,12 +116,13 @@ def plot_truncation(
 
 # %% ../../nbs/30_show/05_suite_plots.ipynb #8daac747
 def plot_baselines(
-    table:pd.DataFrame # Of `describe`: dataset, cluster, chance, majority
-)->go.Figure: # A line per dataset with answer choices
+    table:pd.DataFrame, # Of `describe`: dataset, cluster, chance, majority
+    *, most:int=100 # How many datasets are shown
+)->go.Figure: # A line per dataset with answer choices, the widest gap on top
     "What guessing reaches, and what always giving the commonest answer reaches"
     known = table.dropna(subset=['chance','majority'])
     t = _some(known[known.chance>0], 'a figure of baselines')
-    t = _sorted(t.assign(gap=t.majority.astype(float)-t.chance.astype(float)), 'gap', up=False)
+    t = _sorted(t.assign(gap=t.majority.astype(float)-t.chance.astype(float)), 'gap', up=False).head(most)
     y = list(t.index)
     def said(column:str, who:str)->list[str]:
         return [f'<b>{r.dataset}</b> ({r.cluster}, {r.role})<br>{who} {getattr(r, column):.1%}<br>'

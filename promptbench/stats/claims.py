@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 import pandas as pd, yaml
-from ..base.core import UserError, data_dir, one_of, write_atomic
+from ..base.core import UserError, data_dir, one_of
+from ..base.limits import YAML_FAULTS
+from ..base.own import write_out
 from .paper import paper_table1
 from .metrics import arg_table, find_cell
 from .intervals import holm
@@ -25,7 +27,7 @@ _NEEDED = ('id','text','left','relation','right')
 def _parsed(path:Path)->dict:
     "The text of a claims file as data, with a list of claims in it"
     try: told = yaml.safe_load(path.read_text(encoding='utf8'))
-    except (OSError,yaml.YAMLError,UnicodeDecodeError) as e:
+    except (OSError,yaml.YAMLError,*YAML_FAULTS) as e:
         raise UserError(f'{path} must be a YAML file of claims: {e}') from None
     if not isinstance(told, dict) or not isinstance(told.get('claims'), list) or not told['claims']:
         raise UserError(f'{path} must hold a list `claims`; see data/paper/claims.yaml')
@@ -198,7 +200,7 @@ def _corrected(judged:pd.DataFrame, n:int, level:float)->pd.DataFrame:
     if 2*m/(n+1)>1-level:
         raise UserError(f'a family of {m} claims needs n >= {int(2*m/(1-level))} resamples before any of them can pass, '
                         f'got {n}; raise n')
-    return judged.assign(verdict=judged.verdict.mask(judged.p_holm>1-level, 'undecided'))
+    return judged.assign(verdict=judged.verdict_holm)
 
 def judge(
     rows:pd.DataFrame, # Rows
@@ -209,24 +211,25 @@ def judge(
     family:bool=False, # At the level of the whole family: what Holm's correction does not bear out becomes undecided
     replicates:Replicates|None=None, # Use these instead of resampling again
     **options # n, seed, baseline, by, groups, resample: as in `bootstrap.replicate`
-)->pd.DataFrame: # claim, text, verdict, estimate, lo, hi (points), p, p_holm, relation, margin, left, right, n_instances, seeds, ...
+)->pd.DataFrame: # claim, text, verdict, estimate, lo, hi (points), p, p_holm, verdict_holm, relation, margin, left, right, seeds, ...
     "Every claim with its verdict, once for every suite and backbone it does not name itself"
     r = replicates or replicate(predictions, rows=rows, **options)
     how = dict(level=level, seeds=seeds, interval_kind=interval_kind)
     if not isinstance(claims, list): claims = load_claims(claims, names)
     judged = pd.DataFrame([line for claim in claims for line in _judged(r, claim, how)])
     judged['p_holm'] = holm(judged.pop('p_claim'))
+    judged['verdict_holm'] = judged.verdict.mask(judged.p_holm>1-level, 'undecided')
     return _corrected(judged, r.draws_Vn.shape[1], level) if family else judged
 
 # %% ../../nbs/20_stats/10_claims.ipynb #12884f0d
 def write_claims(
-    path:str|Path, # A CSV file
-    judged:pd.DataFrame # From `judge`
+    judged:pd.DataFrame, # From `judge`
+    path:str|Path # A CSV file: a new one, or one that promptbench wrote
 )->Path: # The file
     "Verdicts as CSV: claim, verdict, estimate, lo, hi, p first; whole or not at all"
     first = ['claim','verdict','estimate','lo','hi','p']
     ordered = judged[first+[c for c in judged.columns if c not in first]]
-    return write_atomic(path, ordered.to_csv(index=False, float_format='%.6g'))
+    return write_out(path, ordered.to_csv(index=False, float_format='%.6g'))
 
 # %% ../../nbs/20_stats/10_claims.ipynb #73d2048c
 _SIZES = ('T5-Large','T5-XL')

@@ -8,7 +8,7 @@ __all__ = ['INTERVALS', 'interval', 'p_value', 'acceleration', 'holm']
 # %% ../../nbs/20_stats/04_intervals.ipynb #463f6eb8
 from statistics import NormalDist
 import numpy as np
-from ..base.core import one_of
+from ..base.core import UserError, one_of
 
 # %% ../../nbs/20_stats/04_intervals.ipynb #bff183e6
 INTERVALS = ('bca','percentile')
@@ -31,6 +31,13 @@ def _quantiles(draws:np.ndarray, place:np.ndarray)->np.ndarray:
     at_low,at_high = np.take_along_axis(s, low, -1),np.take_along_axis(s, high, -1)
     return at_low+(place-low)*(at_high-at_low)
 
+# %% ../../nbs/20_stats/04_intervals.ipynb #ee4d5275
+def _check_draws(draws:np.ndarray, est)->None:
+    "`UserError` where there is nothing to take a quantile of, or numbers among it that are none"
+    if not draws.shape[-1]: raise UserError('an interval needs at least one resample, got none; raise n')
+    if not (np.isfinite(draws).all() and np.isfinite(est).all()):
+        raise UserError('resamples and what was measured must be finite; look for scores that are not')
+
 # %% ../../nbs/20_stats/04_intervals.ipynb #b16d2d18
 def interval(
     draws:np.ndarray, # A number under each resample, [..., n]
@@ -41,6 +48,9 @@ def interval(
 )->tuple[np.ndarray,np.ndarray]: # lo, hi, each [...]
     "Bootstrap interval with quantiles at (n+1) x probability: without 0 where `p_value` is at most 1 - `level`, to within one resample"
     one_of('interval', kind, INTERVALS)
+    _check_draws(draws, est)
+    if isinstance(level, str) or not 0<level<1:
+        raise UserError(f'the level of an interval must lie between 0 and 1, got {level}; 95 % is .95')
     n = draws.shape[-1]
     tails = np.broadcast_to([(1-level)/2, (1+level)/2], (*draws.shape[:-1],2))
     if kind=='bca':
@@ -57,6 +67,7 @@ def p_value(
     *, kind:str='percentile', acceleration:float|np.ndarray=0. # As in `interval`
 )->np.ndarray: # [...], between 2/(n+1) and 1
     "Twice the smaller tail beyond 0, one added to its count so that p is never 0; for 'bca' the level at which the interval touches 0"
+    _check_draws(draws, est)
     n = draws.shape[-1]
     down,up = (draws<=1e-9).sum(-1),(draws>=-1e-9).sum(-1)
     tail = np.minimum(.5, (np.minimum(down, up)+1)/(n+1))
@@ -81,6 +92,7 @@ def holm(
 )->np.ndarray: # Adjusted p-values in the same order
     "Holm's step-down correction: at most one false finding in 20 families at 0.05, whatever the dependence"
     p = np.asarray(p, float)
+    if ((p<0)|(p>1)).any(): raise UserError(f'p-values must lie between 0 and 1, got {p[(p<0)|(p>1)][0]:g}')
     out = np.full(len(p), np.nan)
     made = np.flatnonzero(~np.isnan(p))
     order = made[np.argsort(p[made], kind='stable')]

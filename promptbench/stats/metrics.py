@@ -8,7 +8,7 @@ __all__ = ['LINE', 'BY', 'need', 'one_each', 'codes_of', 'group_codes', 'tally',
 
 # %% ../../nbs/20_stats/03_metrics.ipynb #03131b69
 import numpy as np, pandas as pd
-from ..base.core import UserError
+from ..base.core import UserError, want
 from ..base.published import P3_GROUPS
 from .results import CELL
 
@@ -24,6 +24,10 @@ def need(
     what:str # How the message calls the table
 )->None:
     "`UserError` for a column that is missing or has gaps"
+    want(what, table, pd.DataFrame)
+    if not table.columns.is_unique:
+        raise UserError(f'columns of {what} must have different names, got {list(table.columns)}')
+    if not len(table): raise UserError(f'{what} must hold at least one entry, got none; look at what was left out')
     lost = [c for c in columns if c not in table.columns]
     if lost:
         there = list(table.columns)
@@ -84,7 +88,8 @@ LINE = CELL+['seed','cluster','dataset','template'] # What names a list of answe
 
 def _guessing(predictions:pd.DataFrame)->np.ndarray:
     "What guessing scores on every prediction: 1/choices"
-    choices = np.fromiter(map(len, predictions.scores_sum), float, len(predictions))
+    try: choices = np.fromiter(map(len, predictions.scores_sum), float, len(predictions))
+    except TypeError: raise UserError('scores_sum must be a list of numbers in every prediction; mend them') from None
     return 1/choices
 
 def _commonest(code:np.ndarray, gold:pd.Series, lists:int)->np.ndarray:
@@ -99,6 +104,8 @@ def tally(
     code:np.ndarray, first:np.ndarray # Which list each belongs to and where each list begins, from `group_codes`
 )->pd.DataFrame: # As `accuracy`
     "`accuracy` of predictions whose answered lists are numbered already"
+    if not predictions.correct.between(0, 1).all():
+        raise UserError('correct must be true or false, 1 or 0, in every prediction; it is what accuracy is the mean of')
     rows = predictions[LINE].iloc[first].reset_index(drop=True)
     rows = rows.astype({c:str for c in LINE if isinstance(rows[c].dtype, pd.CategoricalDtype)})
     L = len(rows)
@@ -129,6 +136,7 @@ def _own_baseline(rows:pd.DataFrame, name:str)->pd.Series:
 
 def _other_baseline(rows:pd.DataFrame, baseline:pd.DataFrame)->pd.Series:
     "The value another run has for every row, joined by key"
+    need(baseline, ['dataset','template','value'], 'rows of the baseline')
     both = set(rows.columns)&set(baseline.columns)
     on = [c for c in ('suite','dataset','template','metric') if c in both]
     if baseline.duplicated(on).any() and 'seed' in both: on.append('seed')
@@ -141,6 +149,16 @@ def _other_baseline(rows:pd.DataFrame, baseline:pd.DataFrame)->pd.Series:
                         f'first {lost[on].iloc[0].to_dict()}; add them, or drop them from the baseline')
     joined = rows[on].merge(baseline[on+['value']], on=on, how='left')
     return pd.Series(joined.value.to_numpy(float), index=rows.index)
+
+# %% ../../nbs/20_stats/03_metrics.ipynb #3f146d58
+def _check_shares(rows:pd.DataFrame, base:pd.Series, measured:bool)->None:
+    "`UserError` for scores that are no shares; of another metric, over a measured baseline, they need only be numbers"
+    shares = not measured or 'metric' not in rows.columns or (rows.metric=='accuracy').all()
+    for what,x in dict(score=rows.value.astype(float), baseline=base).items():
+        odd = ~x.between(0, 1) if shares else ~np.isfinite(x)
+        if not odd.any(): continue
+        raise UserError(f'every {what} must {"lie between 0 and 1" if shares else "be finite"}, but {int(odd.sum())} of '
+                        f'{len(x)} do not, first {x[odd].iloc[0]:g} of {_name(rows[odd])}; divide percentages by 100')
 
 # %% ../../nbs/20_stats/03_metrics.ipynb #ed66ba7b
 def relative_gain(
@@ -157,7 +175,11 @@ def relative_gain(
     if (base<=0).any():
         bad = sorted(rows.dataset[base<=0].unique())
         raise UserError(f'a relative gain needs a baseline above 0, got {base.min():g} for {bad}')
-    return rows.assign(base=base, gain=rows.value/base-1)
+    _check_shares(rows, base, isinstance(baseline, pd.DataFrame))
+    gain = rows.value/base-1
+    if not np.isfinite(gain).all():
+        raise UserError(f'a relative gain must be finite, but a baseline of {base.min():g} is too near 0; mend the baseline')
+    return rows.assign(base=base, gain=gain)
 
 # %% ../../nbs/20_stats/03_metrics.ipynb #83aba1a8
 BY = ('macro9','datasets','templates') # Whose gains are averaged last; 'groups' is an older name of the first
@@ -171,6 +193,8 @@ def groups_of(
     datasets = pd.Series(datasets)
     have = sorted(datasets.unique())
     if by not in (*BY,'groups'): raise UserError(f'by must be one of {list(BY)}, got {by!r}')
+    if any(not isinstance(g, str) for g in want('groups', groups or {}, dict).values()):
+        raise UserError(f'groups must give the name of a group to each dataset, got {groups}')
     odd = sorted(set(groups or {})-set(have))
     if odd: raise UserError(f'groups name datasets that are not there: {odd}; there are {have}')
     if by=='templates': return pd.Series('all', index=datasets.index)
@@ -256,8 +280,8 @@ def find_cell(
     have:pd.DataFrame, # Table with method, prompt, shots
     method:str, prompt:str, shots:int # What is asked for
 )->tuple[str,bool]|None: # Prompt as stored, and whether it is starred; None if the cell was not run
-    "Where a cell is stored: methods without a trained prompt have one 0-shot cell, starred for every prompt (Table 1's star)"
+    "Where a cell is stored: methods without a trained prompt have one 0-shot cell, starred for every prompt, and so for shown shots"
     there = have[(have.method==method)&(have.shots==shots)].prompt.unique()
     if prompt in there: return prompt,False
-    if shots==0 and 'none' in there: return 'none',True
-    return None
+    single = 'context' if shots else 'none'
+    return (single,True) if single in there else None

@@ -10,25 +10,30 @@ import io, json, re
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
-from ..base.core import UserError, one_of, write_atomic
+from ..base.core import UserError, one_of, want
+from ..base.limits import limit, too_much
+from ..base.own import write_out
 from .results import KEY, load
 
 # %% ../../nbs/20_stats/02_query.ipynb #1ccd0887
 # Set in this order: after the last one nothing can be set any more
-_LOCKED = ("temp_directory=''", 'python_enable_replacements=false', 'enable_external_access=false',
-           'lock_configuration=true')
+_LOCKED = ('enable_progress_bar=false', "temp_directory=''", 'python_enable_replacements=false',
+           'enable_external_access=false', 'lock_configuration=true')
 
 def _locked_room(tables:dict[str,pa.Table]):
     "A connection that sees these tables and nothing else"
     import duckdb
-    no_extensions = dict(autoinstall_known_extensions='false', autoload_known_extensions='false')
-    con = duckdb.connect(':memory:', config=no_extensions)
+    config = dict(autoinstall_known_extensions='false', autoload_known_extensions='false',
+                  memory_limit=f'{2*limit("answer")>>20}MiB', threads='2')
+    con = duckdb.connect(':memory:', config=config)
     for name,table in tables.items(): con.register(name, table)
     for setting in _LOCKED: con.execute(f'SET {setting}')
     return con
 
 def _check_reads(con, sql:str)->None:
     "`UserError` unless this is one statement that reads"
+    try: want('the SQL', sql, str).encode()
+    except UnicodeError as e: raise UserError(f'the SQL must be text that is UTF-8: {e}; type it again') from None
     kinds = [s.type.name for s in con.extract_statements(sql)]
     if len(kinds)==1 and kinds[0] in ('SELECT','EXPLAIN','MULTI'): return
     got = ' and '.join(kinds) or 'none'
@@ -39,6 +44,17 @@ def _plain(field:pa.Field)->pa.Field:
     if not pa.types.is_decimal(field.type): return field
     return field.with_type(pa.int64() if field.type.scale==0 else pa.float64())
 
+def _fetched(answer)->pa.Table: # answer: a relation of DuckDB
+    "An answer, taken piece by piece, so that one without end is refused early"
+    rows,took,found,pieces = 0,0,[],answer.to_arrow_reader(2048)
+    for piece in pieces:
+        rows += piece.num_rows
+        took += piece.nbytes
+        for name,got in (('answer_rows',rows), ('answer',took)):
+            if got>limit(name): raise UserError('the answer is too large: {}; {}'.format(*too_much(name)))
+        found.append(piece)
+    return pa.Table.from_batches(found, schema=pieces.schema).combine_chunks()
+
 def query(
     sql:str, # One statement that reads
     **tables:pa.Table # What it may read, by name
@@ -48,9 +64,11 @@ def query(
     con = _locked_room(tables)
     try:
         _check_reads(con, sql)
-        out = con.sql(sql).to_arrow_table()
+        out = _fetched(con.sql(sql))
         return out.cast(pa.schema([_plain(f) for f in out.schema]))
-    except duckdb.Error as e:
+    except (duckdb.Error, OSError, pa.ArrowException) as e:
+        if 'Out of Memory' in str(e):
+            raise UserError('the query needs too much: {}; {}'.format(*too_much('answer'))) from None
         there = '; '.join(f'{n}({", ".join(t.column_names)})' for n,t in tables.items())
         raise UserError(f'{str(e).strip().splitlines()[0]}. There is {there}') from None
     finally: con.close()
@@ -58,6 +76,7 @@ def query(
 # %% ../../nbs/20_stats/02_query.ipynb #89f01df7
 def _named_in(sql:str)->tuple[str,...]:
     "The tables a query names; one that names none is over rows"
+    want('the SQL', sql, str)
     kinds = tuple(k for k in ('rows','predictions') if re.search(rf'\b{k}\b', sql, re.I))
     return kinds or ('rows',)
 
@@ -103,8 +122,8 @@ def save(
     path = Path(path)
     if path.suffix=='.csv':
         lists = [c for c in df if len(df) and isinstance(df[c].iloc[0], (list,np.ndarray))]
-        return write_atomic(path, df.assign(**{c:df[c].map(_json) for c in lists}).to_csv(index=False))
+        return write_out(path, df.assign(**{c:df[c].map(_json) for c in lists}).to_csv(index=False))
     if path.suffix!='.parquet': raise UserError(f'the file must end in .csv or .parquet, got {path.name!r}')
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pandas(df, preserve_index=False), sink, compression='zstd')
-    return write_atomic(path, sink.getvalue())
+    return write_out(path, sink.getvalue())

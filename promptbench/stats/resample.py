@@ -9,7 +9,7 @@ __all__ = ['VIEW', 'RESAMPLE', 'Block', 'Replicates', 'replicate']
 from collections.abc import Iterator
 from dataclasses import dataclass
 import numpy as np, pandas as pd
-from ..base.core import UserError, one_of, seed_of
+from ..base.core import UserError, number, one_of, seed_of, want
 from .results import CELL, PREDICTION_KEY
 from .metrics import LINE, codes_of, group_codes, need, one_each, relative_gain
 from .metrics import tally, template_weights
@@ -200,9 +200,10 @@ def _lines(
 # %% ../../nbs/20_stats/06_resample.ipynb #92154105
 RESAMPLE = ('instances','templates','seeds') # What may vary
 
-def _varying(resample:str|tuple[str,...])->tuple[str,...]:
-    "What is resampled, checked"
-    resample = (resample,) if isinstance(resample, str) else tuple(resample)
+def _varying(resample:str|tuple[str,...], n:int=1)->tuple[str,...]:
+    "What is resampled, checked, and that it is at least once"
+    number('n, the resamples,', n, 1, 10**7, whole=True)
+    resample = (resample,) if isinstance(resample, str) else tuple(want('resample', resample, (str,tuple,list)))
     if not resample: raise UserError(f'resample must name some of {list(RESAMPLE)}, got nothing')
     for w in resample: one_of('resample', w, RESAMPLE)
     return resample
@@ -254,7 +255,7 @@ def replicate(
     resample:str|tuple[str,...]=('instances',) # Some of `RESAMPLE`
 )->Replicates: # What `estimate` reads intervals from
     "Resample `n` times and compute every view's ARG each time"
-    resample = _varying(resample)
+    resample = _varying(resample, n)
     need(predictions, LINE+['instance','correct'], 'predictions')
     lines,line = _lines(predictions, rows, baseline, by, groups)
     views = _named_views(lines)

@@ -6,11 +6,11 @@
 __all__ = ['read_scores', 'arg_scores', 'groups_named', 'intervals']
 
 # %% ../../nbs/20_stats/08_scores.ipynb #7a853a74
-import re
+import csv, re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-import pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from ..base.core import UserError
 from .results import CELL, load, pick
 from .metrics import arg_table
@@ -32,12 +32,38 @@ def _mapping(text:str|None)->dict[str,list[str]]:
             raise UserError(f'only value can be several columns, got {ours} = {out[ours]}')
     return out
 
+# %% ../../nbs/20_stats/08_scores.ipynb #0f643d36
+def _check_header(path:Path, header:list[str])->None:
+    "`UserError` for a first line that does not name the columns, each once"
+    twice = sorted({c for c in header if c and header.count(c)>1})
+    if twice: raise UserError(f'{path} must name every column once, but {twice} come twice; rename one of each')
+    if len(header)==1 and re.search('[;\t|]', header[0]):
+        raise UserError(f'{path} must have commas between its columns, got the first line {header[0]!r:.80}; save it with commas')
+
+def _check_lines(path:Path)->None:
+    "`UserError` for a CSV whose lines are not as long as its header: their values would stand in other columns"
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as f:
+            lines = csv.reader(f)
+            header = next(lines, [])
+            _check_header(path, header)
+            for line in lines:
+                if len(line) in (0, len(header)): continue
+                raise UserError(f'every line of {path} must have as many fields as its header, {len(header)}, but line '
+                                f'{lines.line_num} has {len(line)}; look for commas too many at its end, or without quotation')
+    except UnicodeDecodeError as e:
+        raise UserError(f'{path} must be UTF-8, it is not ({e.reason}); save it as UTF-8') from None
+    except csv.Error as e: raise UserError(f'{path} must be a CSV file: {e}; save it again') from None
+
 # %% ../../nbs/20_stats/08_scores.ipynb #d722b68b
 def _table(file)->pd.DataFrame:
     "Whatever table there is at a place: CSV, Parquet of anybody, or results of ours"
     path = Path(file)
     if path.suffix=='.csv' and path.is_file():
-        return pd.read_csv(path, keep_default_na=False, na_values=['','NaN','nan'])
+        _check_lines(path)
+        try: return pd.read_csv(path, index_col=False, keep_default_na=False, na_values=['','NaN','nan'])
+        except (ValueError, OSError, OverflowError) as e: # pandas has its own kinds of ValueError
+            raise UserError(f'{path} must be a CSV table in UTF-8 with a header, but {str(e).strip():.200}; mend it') from None
     if path.suffix=='.parquet' and path.is_file() and b'promptbench' not in (pq.read_schema(path).metadata or {}):
         return pd.read_parquet(path)
     if path.suffix in ('.csv','.parquet') and not path.exists() and '*' not in str(file):
@@ -60,6 +86,17 @@ def _found(df:pd.DataFrame, file, patterns:dict[str,list[str]])->dict[str,list[s
                         f'columns it is, as in --columns {lost[0]}=NAME; it has {list(df.columns)}')
     return found
 
+_NUMBERS = ('shots','seed','n','chance','majority')
+
+def _numbers(column:pd.Series, file)->pd.Series:
+    "A column as numbers, gaps as they are; text in it is refused, and so is what is true or false"
+    got = pd.to_numeric(column, errors='coerce')
+    odd = column.notna() & (got.isna() | column.map(lambda x: isinstance(x, (bool,np.bool_))))
+    if not odd.any(): return got
+    first = int(np.flatnonzero(odd)[0])
+    raise UserError(f'{file} must have numbers in its column {column.name}, but {int(odd.sum())} of {len(odd)} are not, first '
+                    f'{column.iloc[first]!r} in row {first+1}; write 72.5 % as .725, and nothing where there is none')
+
 def read_scores(
     file:str|Path, # CSV or Parquet file; or a folder, store or pattern of results
     columns:str|None=None, # Theirs for ours, as 'template=name,value=acc_*'; several `value` columns are several runs
@@ -72,9 +109,10 @@ def read_scores(
         df = query(f'select * from rows where {where}', rows=rows).to_pandas()
     found = _found(df, file, patterns)
     known = pd.DataFrame({c:df[found[c][0]] for c in _USED if c in found and c!='value'})
+    for c in known.columns.intersection(_NUMBERS): known[c] = _numbers(known[c], file)
     parts = []
     for c in found['value']:
-        part = known.assign(value=pd.to_numeric(df[c], errors='coerce'))
+        part = known.assign(value=_numbers(df[c], file).astype(float))
         parts.append(part.assign(run=c) if 'value' in patterns else part)
     out = pd.concat(parts, ignore_index=True)
     if not len(out): raise UserError(f'{file} holds no scores'+(f' where {where}' if where else ''))

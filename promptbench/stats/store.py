@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa
 from ..base.core import UserError, key_of, to_json, write_atomic
-from .results import CELL, KEY, PREDICTION_COLUMNS, PREDICTION_KEY, STORE
-from .results import check_predictions, check_rows, is_store, load, parts, to_arrow, write_table
+from .results import CELL, KEY, NOTES, PREDICTION_COLUMNS, PREDICTION_KEY, STORE
+from .results import check_predictions, check_rows, is_part, is_store, load, names_in, parts, to_arrow, to_parquet
 
 # %% ../../nbs/20_stats/01_store.ipynb #cf841520
 def _lock(store:Path, name:str):
@@ -32,7 +32,7 @@ def _publish(store:Path, name:str, tables:dict[str,pa.Table], **notes)->None:
     tmp = store/f'.new-{name}'
     tmp.mkdir()
     for kind,table in tables.items():
-        if len(table): write_table(tmp/f'{kind}.parquet', table, kind)
+        if len(table): write_atomic(tmp/f'{kind}.parquet', to_parquet(table, kind))
     for n,x in notes.items(): write_atomic(tmp/f'{n}.json', to_json(x))
     _sync(tmp)
     os.rename(tmp, store/name)
@@ -64,8 +64,7 @@ def _has(part:Path, views:list[str])->bool:
     "Whether a part may hold something about one of the views"
     view = part.name.split('-')[0]
     if view not in ('many','compact'): return view in views
-    held = json.loads((part/'views.json').read_text())
-    return not set(views).isdisjoint(held)
+    return not set(views).isdisjoint(names_in(part/'views.json'))
 
 # %% ../../nbs/20_stats/01_store.ipynb #475aa97a
 def _as_bytes(scores)->bytes:
@@ -73,9 +72,9 @@ def _as_bytes(scores)->bytes:
     return np.asarray(scores, float).tobytes()
 
 def _content(df:pd.DataFrame)->pd.DataFrame:
-    "Everything but `run`, comparable: lists of scores as bytes"
+    "Everything but `run` and what is only noted, comparable: lists of scores as bytes"
     lists = {c:df[c].map(_as_bytes) for c in df if c.startswith('scores')}
-    return df.drop(columns='run').assign(**lists)
+    return df.drop(columns=['run',*NOTES], errors='ignore').assign(**lists)
 
 def _differs(both:pd.DataFrame)->np.ndarray:
     "Which lines of two tables side by side say different things; two gaps are the same"
@@ -139,7 +138,7 @@ def _remove(store:Path, names:list[str])->None:
     "Parts that others stand for: first say that something goes, then hide each by a rename, then delete"
     if not names: return
     state = json.loads((store/'store.json').read_text())
-    write_atomic(store/'store.json', to_json(state|dict(removals=state['removals']+1)))
+    write_atomic(store/'store.json', to_json(state|dict(removals=state.get('removals', 0)+1)))
     for n in names: os.rename(store/n, store/f'.gone-{n}')
     for n in names: shutil.rmtree(store/f'.gone-{n}')
 
@@ -147,8 +146,8 @@ def _sweep(store:Path)->None:
     "Clear away what killed writers and compactors left"
     with _lock(store, '.lock'): # writers make their folders under this lock, so what is there now has lost its writer
         for n in os.listdir(store):
-            if n.startswith(('.new-','.gone-')): shutil.rmtree(store/n)
-    there = [n for n in sorted(os.listdir(store)) if not n.startswith('.') and (store/n).is_dir()]
+            if n.startswith(('.new-','.gone-')) and is_part(n.split('-', 1)[1]): shutil.rmtree(store/n)
+    there = [n for n in sorted(os.listdir(store)) if is_part(n) and (store/n).is_dir()]
     live = {p.name for p in parts(store)}  # in this order: what is appended meanwhile is only in `live`
     _remove(store, [n for n in there if n not in live])
 
@@ -156,7 +155,7 @@ def _sweep(store:Path)->None:
 def _batches(store:Path, small:int)->Iterator[list[Path]]:
     "Groups of two or more small parts, each group about `small` bytes"
     batch,total = [],0
-    for p in parts(store):
+    for p in (p for p in parts(store) if is_part(p.name)):
         size = sum(f.stat().st_size for f in p.glob('*.parquet'))
         if size>small: continue
         batch.append(p)

@@ -7,16 +7,17 @@ __all__ = ['QUESTIONS', 'COLUMNS', 'multitask', 'Question', 'skill', 'tables_of'
            'answer_title', 'plot_answer']
 
 # %% ../../nbs/80_studies/03_dials.ipynb #20bf0191
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import pandas as pd, plotly.graph_objects as go
 from ..base.catalogue import METHODS, REFERENCE, columns, embedded, trains
-from ..base.core import UserError, one_of, write_atomic
+from ..base.core import UserError, config, one_of
+from ..base.own import write_out
 from ..stats.metrics import relative_gain
 from ..show.assemble import assemble, write_figures
 from ..show.look import bars, dots, layout, look, shots_text
+from ..engine.folder import read_json
 from ..engine.job import Job
 from .table1 import Settings, announce_tables, gather, jobs, resolved, run_all
 
@@ -25,7 +26,8 @@ def multitask(
     *, transformer:bool=False # Only those that train the transformer
 )->tuple:
     "The methods that are no meta-learners"
-    return tuple(m for m,method in METHODS.items() if not method.meta and (trains(m)[0] or not transformer))
+    tuned = [m for m,method in METHODS.items() if not (method.meta or method.shown)]
+    return tuple(m for m in tuned if trains(m)[0] or not transformer)
 
 # %% ../../nbs/80_studies/03_dials.ipynb #3047822a
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ def skill(
 )->float: # Share right, the mean over skills of their hardest level
     "What a backbone made by `make_backbone` can do, in one number"
     card = (embedded(backbone) or Path(backbone))/'card.json'
-    right = json.loads(card.read_text()).get('skills') if card.exists() else None
+    right = (read_json(card) or {}).get('skills')
     if not right:
         raise UserError(f'{backbone} must have a card.json with `skills`; backbones made by make_backbone have one')
     hardest = {name.split('.')[0]: share for name,share in sorted(right.items())} # the last level of each skill stays
@@ -172,7 +174,8 @@ class Dials:
         **settings:object # Other fields of `Settings`
     ):
         self.device = device
-        base = Settings(suite=suite, seeds=tuple(seeds), scale='quick' if quick else scale, role=role, **settings)
+        given = dict(suite=suite, seeds=tuple(seeds), scale='quick' if quick else scale, role=role)
+        base = config(Settings, given|settings)
         self.asked = tables([questions] if isinstance(questions, str) else questions, base, (backbone, *backbones))
     def _tables(self, out)->list[Settings]: return [resolved(s, out, self.device) for *_,s in self.asked]
     def jobs(self, out:Path)->list[Job]: return [j for s in self._tables(out) for j in jobs(s)]
@@ -180,9 +183,9 @@ class Dials:
     def finish(self, out:Path, command:str)->list[Path]:
         "The answers as a table, and a page with a figure for each question"
         answers = answers_of(self.asked, out)
-        csv = write_atomic(Path(out)/'answers.csv', answers.to_csv(index=False, float_format='%.4g'))
+        csv = write_out(Path(out)/'answers.csv', answers.to_csv(index=False, float_format='%.4g'))
         figures = {name:plot_answer(answers, name) for name in dict.fromkeys(answers.question)}
-        return [write_figures(Path(out)/'report.html', figures, title='One dial at a time', note=command), csv]
+        return [write_figures(figures, Path(out)/'report.html', title='One dial at a time', note=command), csv]
 
 # %% ../../nbs/80_studies/03_dials.ipynb #eba02d38
 def _said(v:float)->str: return f'{v:,.0f}' if v>=1000 else f'{v:.4g}'

@@ -6,11 +6,11 @@
 __all__ = ['TableCell', 'announce', 'Standing']
 
 # %% ../../nbs/80_studies/01_standing.ipynb #e6064457
-import json
+import contextlib, json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import pandas as pd
-from ..base.core import to_json, write_atomic
+from ..base.core import UserError, to_json, write_atomic
 from ..stats.metrics import arg_table
 from ..stats.results import read_rows
 
@@ -40,17 +40,24 @@ class Standing:
 
     def look(self)->list[TableCell]: # in the order of the table
         "The cells that were finished since the last look"
-        place = self.out/'cells.json'
-        if not self.cells and place.exists():
-            self.cells = {cell.pop('key'): TableCell(**cell) for cell in json.loads(place.read_text())}
-        new = [key for key in self.cells if key not in self.rows and self._is_done(key)]
-        for key in new: self.rows[key] = read_rows(self.out/'jobs'/key/'rows.parquet')
-        return [self.cells[key] for key in new]
+        if not self.cells: self.cells = self._announced()
+        new = []
+        for key in self.cells:
+            if key in self.rows or not self._is_done(key): continue
+            with contextlib.suppress(UserError, OSError): # damaged, and about to be computed again
+                self.rows[key] = read_rows(self.out/'jobs'/key/'rows.parquet')
+                new.append(self.cells[key])
+        return new
+
+    def _announced(self)->dict[str,TableCell]:
+        "The cells that a table will have; none where nobody has said so yet, or what was said is damaged"
+        try: return {cell.pop('key'): TableCell(**cell) for cell in json.loads((self.out/'cells.json').read_text())}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError): return {}
 
     def _is_done(self, key:str)->bool:
         "Whether the card says so: it is the last that is written"
         try: return json.loads((self.out/'jobs'/key/'card.json').read_text()).get('state')=='done'
-        except (OSError, ValueError): return False
+        except (OSError, ValueError, AttributeError): return False
 
     def table(self)->pd.DataFrame: # method, prompt, shots, arg (points over chance), seeds
         "ARG of every cell that at least one seed has finished, the mean over these seeds"

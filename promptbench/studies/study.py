@@ -6,12 +6,13 @@
 __all__ = ['Plan', 'jobs_in', 'settled_precision', 'Bar', 'tell_progress', 'run_jobs', 'run_study']
 
 # %% ../../nbs/80_studies/00_study.ipynb #651f5abc
-import json, os
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 from ..base.core import UserError, to_json, write_atomic
 from ..base.stop import Stopped
+from ..engine.folder import read_json
 from ..engine.job import Job, definite
 from ..engine.pools import Pool, make_pool
 from ..engine.run import Board, Stop, run
@@ -29,6 +30,12 @@ def jobs_in(
     "Where the jobs of a study have their folders"
     return Path(out)/'jobs'
 
+def _noted(out:Path)->str|None:
+    "What `auto` meant when a folder was begun; its settings say it too, should one of the two files be damaged"
+    settings = read_json(out/'settings.json') or {}
+    for told in (read_json(out/'machine.json'), settings if (out/'machine.json').exists() else None):
+        if told and told.get('precision') in ('fp32','bf16'): return told['precision']
+
 def settled_precision(
     precision:str, # 'auto', 'fp32' or 'bf16'
     out:str|Path, # Folder of a study
@@ -39,7 +46,7 @@ def settled_precision(
     "A definite precision: what `auto` meant when this folder was begun is kept for good"
     if precision!='auto': return precision
     note = Path(out)/'machine.json'
-    if note.exists(): return json.loads(note.read_text())['precision']
+    if before := _noted(Path(out)): return before
     found = definite('auto', device, elsewhere=elsewhere)
     if keep: write_atomic(note, to_json(dict(precision=found)))
     return found

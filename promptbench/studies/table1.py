@@ -10,10 +10,11 @@ __all__ = ['SCALES', 'Settings', 'at_scale', 'cells', 'pretrain_settings', 'tune
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from ..base.catalogue import INITS, METHODS, columns, trains
-from ..base.core import UserError, one_of, to_json, write_atomic
+from ..base.catalogue import INITS, METHODS, columns, method_name, trains
+from ..base.core import UserError, config, number, one_of, to_json, want, write_atomic
+from ..base.ranges import SEED, check_numbers
 from ..data.suite import load_draw
-from ..engine.job import Job, is_done, job
+from ..engine.job import Job, damage_of, is_done, job
 from ..engine.run import collect
 from .standing import TableCell, announce
 from .study import jobs_in, run_jobs, settled_precision
@@ -54,9 +55,15 @@ class Settings:
     slots:int=1 # Processes that compute a pretraining run together
     def __post_init__(self):
         from promptbench.train.methods import MATCH
-        for name,known in (('methods',METHODS),('prompts',columns())):
-            object.__setattr__(self, name, tuple(one_of(name[:-1], x, known) for x in getattr(self, name)))
-        for name in ('shots','seeds'): object.__setattr__(self, name, tuple(int(x) for x in getattr(self, name)))
+        for name in ('methods','prompts','shots','seeds'): want(name, getattr(self, name), (list,tuple), 'write a list')
+        object.__setattr__(self, 'methods', tuple(map(method_name, self.methods)))
+        object.__setattr__(self, 'prompts', tuple(one_of('prompt', x, columns()) for x in self.prompts))
+        for name,limits in (('shots',dict(low=0, high=10**9, whole=True)), ('seeds',SEED)):
+            object.__setattr__(self, name, tuple(number(name, x, **limits) for x in getattr(self, name)))
+        for name in ('pretrain','tune'):
+            if not isinstance(getattr(self, name), (dict,type(None))):
+                raise UserError(f'{name} must be settings by their names, such as {{"lr": 1e-3}}, got {getattr(self, name)!r}')
+        check_numbers(self)
         one_of('scale', self.scale, SCALES)
         one_of('role', self.role, ('eval','dev'))
         one_of('match', self.match, MATCH)
@@ -66,8 +73,9 @@ class Settings:
                 raise UserError(f'{name} must be one or more different values, got {list(got)}')
         for x in self.init.values() if isinstance(self.init, dict) else [self.init or 'paper']:
             one_of('init', x, [name for name,init in INITS.items() if not init.needs_text])
-        if min(self.shots)<0: raise UserError(f'shots must be 0 or more, got {list(self.shots)}')
-        if self.slots<1: raise UserError(f'processes must be 1 or more, got {self.slots}')
+        if not cells(self):
+            raise UserError(f'a table must have a cell, but {list(self.methods)} show their shots, and shots are 0; '
+                            'add a number of shots, or a method')
 
 def at_scale(
     s:Settings, what:str # 'pretrain', 'tune', 'n_eval' or 'templates'
@@ -79,7 +87,8 @@ def at_scale(
 
 # %% ../../nbs/80_studies/02_table1.ipynb #53b0f612
 def _kinds(s:Settings, method:str, shots:int)->tuple:
-    "A method that trains no prompt has none before tuning"
+    "A method that trains no prompt has none before tuning; one that shows its shots has them in place of a prompt"
+    if METHODS[method].shown: return ('context',) if shots else ()
     return s.prompts if trains(method)[1] or shots else ('none',)
 
 def cells(s:Settings)->list[TableCell]:
@@ -148,6 +157,7 @@ def _cell(s:Settings, c:TableCell, parent:Job|None, n_tasks:int)->Job:
     ranked = n_tasks*(at_scale(s, 'n_eval') or 300)*1.5
     cell = dict(method=c.method, prompt=c.prompt, shots=c.shots, seed=c.seed)
     given = _common(s, c.seed)|judged|dict(shots=c.shots)
+    if METHODS[c.method].shown: return job('evaluate', given|dict(context=c.shots), cell=cell, weight=3*ranked)
     if not c.shots: return job('evaluate', given, cell=cell, weight=ranked)
     how = tune_settings(s, c.prompt)
     given |= dict(prompt=c.prompt, tune=how, length=length_of(s), init=init_of(s, c.prompt), kept=False)
@@ -177,8 +187,11 @@ def described(
     judged = changes|dict(questions=at_scale(s, 'n_eval'))
     out = [dict(stage='pretrain', given=learnt, **run) for run in _runs(s)]
     for c in cells(s):
-        given = judged|(dict(shots=c.shots)|tune_settings(s, c.prompt) if c.shots else {})
-        stage = 'tune' if c.shots else 'evaluate'
+        shown = METHODS[c.method].shown
+        tuned = c.shots and not shown
+        own = dict(shots=c.shots)|tune_settings(s, c.prompt) if tuned else dict(context=c.shots) if shown else {}
+        given = judged|own
+        stage = 'tune' if tuned else 'evaluate'
         out.append(dict(stage=stage, method=c.method, prompt=c.prompt, seed=c.seed, given=given))
     return out
 
@@ -195,11 +208,24 @@ def suite_of(s:Settings):
 # %% ../../nbs/80_studies/02_table1.ipynb #6ca7606c
 def _tables(s)->list[Settings]: return [s] if isinstance(s, Settings) else list(s)
 
+def _check_runs(s:Settings):
+    "Every run of pretraining has enough to train on: a `UserError` now, not after the work of the other methods"
+    from promptbench.train.methods import check_enough, method_config
+    runs = dict.fromkeys((r['method'], r['prompt']) for r in _runs(s) if METHODS[r['method']].meta)
+    if s.match!='examples' or not runs: return
+    how,tasks = pretrain_settings(s),suite_of(s).tasks(role='train')
+    for method,kind in runs:
+        config = method_config(method, kind, scale=how['scale'], meta=how['meta'], **how['changes'])
+        try: check_enough(config, tasks)
+        except UserError as e:
+            raise UserError(f'{method} cannot be pretrained on {s.suite}: {e}; or leave it out') from None
+
 def announce_tables(
     tables:list[Settings], # Of definite precision
     out:Path # The folder they share
 ):
     "Say what is computed, for whoever looks at the folder"
+    for t in tables: _check_runs(t)
     told = [asdict(t) for t in tables]
     write_atomic(out/'settings.json', to_json(told[0] if len(told)==1 else told))
     planned = [j for t in tables for j in jobs(t)]
@@ -242,6 +268,9 @@ def gather(
     if lost:
         raise UserError(
             f'{len(lost)} cells are not computed yet, first {str(lost[0])!r}; run the table again, it goes on where it stopped')
+    for j in planned:
+        if 'shots' in j.cell and (why := damage_of(root/j.key)):
+            raise UserError(f'cell {str(j)!r} cannot be used: {why}; run the table again, it is computed again')
     got = collect(planned, root)
     there = [(j, got['cards'][j.key]) for j in planned if j.key in got['cards']]
     curves = pd.DataFrame([point for j,card in there for point in _curve(j, card)])
@@ -252,9 +281,10 @@ def finished(
     s:Settings, out:str|Path, # As for `run_all`
     **where:object # As for `resolved`
 )->bool:
-    "Whether every cell of a table is there"
+    "Whether every cell of a table is there, as it was written"
     planned = jobs(resolved(s, out, **where))
-    return all(is_done(j, jobs_in(out)) for j in planned if 'shots' in j.cell)
+    there = [j for j in planned if 'shots' in j.cell]
+    return all(is_done(j, jobs_in(out)) and not damage_of(jobs_in(out)/j.key) for j in there)
 
 # %% ../../nbs/80_studies/02_table1.ipynb #92e632dc
 def _told(s:Settings, command:str)->dict:
@@ -287,7 +317,8 @@ class Table1:
     ):
         self.device = device
         scale = 'quick' if quick else scale
-        self.settings = Settings(suite=suite, backbone=backbone, seeds=tuple(seeds), scale=scale, **settings)
+        given = dict(suite=suite, backbone=backbone, seeds=tuple(seeds), scale=scale)
+        self.settings = config(Settings, given|settings)
     def jobs(self, out:Path)->list[Job]: return jobs(resolved(self.settings, out, self.device))
     def announce(self, out:Path): announce_tables([resolved(self.settings, out, self.device)], Path(out))
     def finish(self, out:Path, command:str)->list[Path]:

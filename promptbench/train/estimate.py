@@ -166,7 +166,12 @@ def _counts(job:dict, facts:Facts)->tuple[float,float,float]:
         return float(g.get('tasks') or facts.tasks)*rounds,facts.asked,facts.answer
     n = g.get('questions')
     whole = facts.questions if n is None else min(facts.questions, n*(g.get('tasks') or facts.tasks))
-    return float(whole),facts.asked,facts.choices*facts.answer
+    shown = g.get('context', 0)*(facts.asked+facts.answer) # a decoder-only model reads them once, others with every question
+    return float(whole),facts.asked+shown,facts.choices*facts.answer
+
+def _kind(job:dict)->str:
+    "The kind of prompt of a job; examples that are shown are no prompt but a longer source"
+    return 'none' if METHODS[job['method']].shown else job['prompt']
 
 def _prompts(job:dict)->int:
     "Prompts that are there side by side: those tuned together, or a meta-learner's tasks"
@@ -184,7 +189,7 @@ def _asks(job:dict, facts:Facts, kind:str)->dict:
     _,source,target = _counts(job, facts)
     again = bool(g.get('checkpointing')) and job['stage']=='pretrain'
     return dict(
-        trains=_trained(job), prompt=job['prompt'], length=g.get('length', 20), prompts=_prompts(job),
+        trains=_trained(job), prompt=_kind(job), length=g.get('length', 20), prompts=_prompts(job),
         precision=precision, weights=weights, checkpointing=again, dropout=g.get('dropout', 0.), source=source,
         target=target, device=kind)
 
@@ -237,7 +242,7 @@ def _sizes(job:dict, shape, facts:Facts)->dict:
     "What a job is, wherever it runs"
     trains = _trained(job)
     n,source,target = _counts(job, facts)
-    prompt = prompt_numbers(shape, job['prompt'], job.get('given', {}).get('length', 20))
+    prompt = prompt_numbers(shape, _kind(job), job.get('given', {}).get('length', 20))
     trained = (shape.parameters if 'transformer' in trains else 0)+(prompt if 'prompt' in trains else 0)
     return dict(parameters=shape.parameters+prompt, trained=trained, tokens=n*(source+target),
                 flops=work_by_rule(shape, n*(source+target), trains))

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 from ..base.catalogue import PROMPT_KINDS, called, run_by
-from ..base.core import UserError, key_of, one_of, rng, to_json
+from ..base.core import UserError, key_of, one_of, rng, to_json, want
+from ..base.ranges import check_numbers
 from ..base.stop import Stopped, stop_note
 from ..data.suite import Task, render
 from ..model.backbone import Backbone, freeze, weight_hashes
@@ -25,8 +26,8 @@ from ..model.ranks import barrier, check_same, deal, ranks, sum_over
 from ..prompt.bank import a_prompt, for_prompt
 from ..prompt.checkpoint import resume, save_step, stopping
 from .adafactor import Adafactor, grad_norm
-from .draws import meta_batches
-from .fit import backward, micro_batches, seeded, token_nll, training
+from .draws import affordable, meta_batches
+from .fit import Rows, backward, micro_batches, run_of, seeded, token_nll, training
 from .pretrain import PretrainConfig, flops, setting_names
 from .scales import check_above_zero, tiny_settings
 
@@ -42,7 +43,7 @@ CHOICES = dict(support=('different','same'), inner=('adafactor','sgd','adam'),
 @dataclass(frozen=True, kw_only=True)
 class MetaConfig:
     "What adapts, what is learnt from it, and on how much; the defaults are the paper's"
-    method:str='fomaml' # One of `meta_methods`, as settings call them
+    method:str='fomaml' # One of `meta_methods`, in any case: 'FOMAML' will do
     prompt:str='shallow' # A kind that learns
     length:int=20 # Prompt positions
     tasks:int=128 # M, tasks in a meta-batch
@@ -69,13 +70,14 @@ class MetaConfig:
     max_target:int=192
 
     def __post_init__(self):
-        one_of('method', self.method, meta_methods())
+        object.__setattr__(self, 'method', one_of('method', called(self.method), meta_methods()))
         one_of('prompt', self.prompt, PROMPT_KINDS)
         for name,allowed in CHOICES.items(): one_of(name, getattr(self, name), allowed)
         if self.prompt=='none':
             raise UserError(f"a meta-learner adapts a prompt, got prompt='none'; choose {a_prompt()}")
         check_above_zero(self, 'length', 'tasks', 'steps', 'batch_size', 'inner_lr', 'inner_clip', 'lanes', 'lr',
                          'prompt_lr', 'clip', 'examples', 'updates', 'flops', 'cap')
+        check_numbers(self)
         given = [n for n in ('examples','updates','flops') if getattr(self, n) is not None]
         if len(given)>1:
             raise UserError(f'the budget must be one of examples, updates and flops, got {given}; leave the others out')
@@ -94,6 +96,10 @@ class MetaConfig:
         if self.updates or not self.examples: return self.updates
         return -(-(self.examples//self.draw)//self.tasks)
 
+    def check_tasks(self, tasks):
+        "`UserError` if one pass over these training tasks is too short for the budget"
+        if self.updates is None and self.flops is None: affordable(tasks, self)
+
     def matched(self, match:str, budget:dict, tasks)->'MetaConfig':
         "With the budget of another run"
         return replace(self, examples=None, **{match:budget[match]})
@@ -111,7 +117,7 @@ def meta_preset(
 )->MetaConfig:
     "The settings of a scale, with changes"
     scale = META_PRESETS[one_of('preset', name, META_PRESETS)]
-    prompt,method = changes.get('prompt', 'shallow'),changes.get('method', 'fomaml')
+    prompt,method = changes.get('prompt', 'shallow'),called(changes.get('method', 'fomaml'))
     if name=='code': scale = scale|dict(support='same' if method=='fomaml' else 'different')
     def own(settings): return for_prompt(settings, prompt, method, setting_names())
     return MetaConfig(**own(scale)|own(changes))
@@ -466,16 +472,21 @@ def _drift(now, first)->float:
 # %% ../../nbs/60_train/07_meta.ipynb #aa9a594d
 def meta_train(
     backbone:Backbone, # Changed in place, and frozen afterwards
-    prompt:nn.Module, # One prompt, changed in place
+    prompt:nn.Module|str, # One prompt, changed in place, or 'shallow' or 'deep' for a fresh one
     tasks:Sequence[Task], # Training tasks of a suite
-    config:MetaConfig,
+    config:MetaConfig, # How: `meta_preset('tiny', method='FOMAML')` gives the settings of a scale
     *, folder:str|Path|None=None, # Where to keep checkpoints; a run found there goes on
     every:int=100, # Updates between two checkpoints
     micro_tokens:int|None=None, # Most padded tokens at a time, no matter for the result; None: 4096 on a CPU, 131072 on a GPU
     before:bool=False # Also report the query loss without adaptation: an extra forward pass, not counted in the budget
-)->Iterator[dict]: # step, loss, moved, inner, drift, grad_norm, examples, tokens, budget, seconds, and before
-    "Train as `config` says, yielding a row per outer update with the budget spent so far"
-    tasks = list(tasks)
+)->Rows: # step, loss, moved, inner, drift, grad_norm, examples, tokens, budget, seconds, and before; `.prompt` at their end
+    "Train as `config` says, a row per outer update with the budget spent so far"
+    want('config', config, MetaConfig, 'run_method takes the settings of every method')
+    return run_of(_rows, backbone, prompt, tasks, config, folder=folder, every=every, micro_tokens=micro_tokens,
+                  before=before)
+
+def _rows(backbone, prompt, tasks, config, *, folder, every, micro_tokens, before)->Iterator[dict]:
+    "The loop of `meta_train`"
     opt = _outer(backbone, prompt, tasks, config)
     shared,own,nll_of = list(backbone.model.parameters()),list(prompt.parameters()),partial(token_nll, backbone)
     first = [p.detach().clone() for p in own]

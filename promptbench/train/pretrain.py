@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 import torch
 from torch import nn
-from ..base.catalogue import METHODS, PROMPT_KINDS, called, method_called, run_by, trains
-from ..base.core import UserError, key_of, one_of, rng, to_json
+from ..base.catalogue import METHODS, PROMPT_KINDS, called, method_name, run_by, trains
+from ..base.core import UserError, key_of, one_of, rng, to_json, want
+from ..base.ranges import check_numbers
 from ..base.stop import Stopped, stop_note
 from ..data.suite import Task, render
 from ..model.backbone import Backbone, freeze, unfreeze, weight_hashes
@@ -25,10 +26,10 @@ from ..model.needs import tokens_that_fit
 from ..model.ranks import barrier, ranks, sum_over
 from ..model.recompute import checkpointed
 from ..model.tokens import fill
-from ..prompt.bank import NoPrompt, a_prompt, for_prompt, source_positions
+from ..prompt.bank import a_prompt, for_prompt, source_positions
 from ..prompt.checkpoint import resume, save_step, stopping
 from .adafactor import Adafactor
-from .fit import fit, token_nll, training
+from .fit import Rows, fit, run_of, token_nll, training
 from .mixing import LISTED, Mixing, mix, shuffled
 from .rendered import MixedPairs, Pairs, Store, rendered
 from .scales import check_above_zero, tiny_settings
@@ -113,7 +114,7 @@ def _rule(text:str)->tuple[str,float]:
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     "What is trained, on how much, and how; the defaults are the paper's where it has any"
-    method:str='T+P' # One of `mtl_methods`
+    method:str='T+P' # One of `mtl_methods`, in any case
     prompt:str='shallow' # One of `PROMPT_KINDS`
     length:int=20 # Prompt positions
     examples:int|None=None # None: one pass over everything
@@ -132,7 +133,7 @@ class PretrainConfig:
     row_tokens:int=8192 # Most source and target tokens of a packed row; pretrain's micro_tokens may lower it
     checkpointing:bool=False # Compute layers again instead of keeping them: less memory, a third more work, no other number
     def __post_init__(self):
-        one_of('method', self.method, mtl_methods())
+        object.__setattr__(self, 'method', one_of('method', called(self.method), mtl_methods()))
         one_of('prompt', self.prompt, PROMPT_KINDS)
         _rule(self.mixture)
         _,train_P = trains(self.method)
@@ -142,6 +143,7 @@ class PretrainConfig:
             raise UserError(f"method {self.method} has no prompt, got prompt={self.prompt!r}; choose 'none'")
         check_above_zero(self, 'batch_size', 'lr', 'length', 'prompt_lr', 'examples', 'clip', 'cap', 'row_tokens')
         if not 0<=self.decay<=1: raise UserError(f'decay must be a share of the updates, from 0 to 1, got {self.decay}')
+        check_numbers(self)
 
     @property
     def n_updates(self)->int|None:
@@ -174,7 +176,7 @@ def preset(
     **changes:object # Fields of `PretrainConfig`; method and prompt among them
 )->PretrainConfig:
     "The settings of a scale, with changes"
-    prompt,method = changes.get('prompt', PretrainConfig.prompt),changes.get('method', PretrainConfig.method)
+    prompt,method = changes.get('prompt', PretrainConfig.prompt),called(changes.get('method', PretrainConfig.method))
     def own(settings): return for_prompt(settings, prompt, method, setting_names())
     scale = PRESETS[one_of('preset', name, PRESETS)]
     return PretrainConfig(**own(scale)|own(changes)) # whoever a change does not name keeps the scale's value
@@ -319,7 +321,7 @@ def first_budget(
 )->int:
     "The tokens at a time that a run begins with, by what its device has free"
     if free is None: free = free_memory(backbone.device)[0]//(ranks().size if backbone.device.type=='cpu' else 1)
-    trained = [*METHODS[method_called(config.method)].trains]
+    trained = [*METHODS[method_name(config.method)].trains]
     weights = sum(p.numel() for p in backbone.model.parameters()) if 'transformer' in trained else 0
     source,target = mean_lengths(pairs)
     return _same_everywhere(tokens_that_fit(
@@ -349,18 +351,23 @@ def _save(folder, rows, **parts):
 # %% ../../nbs/60_train/06_pretrain.ipynb #bf4c04ef
 def pretrain(
     backbone:Backbone, # Changed in place if the method trains it, and frozen afterwards
-    prompt:nn.Module|None, # Changed in place if the method trains it; None for methods without
+    prompt:nn.Module|str|None, # Changed in place if the method trains it; 'shallow' or 'deep' for a fresh one; None for methods without
     tasks:Sequence[Task], # Training tasks of a suite
-    config:PretrainConfig,
+    config:PretrainConfig, # How: `preset('tiny', method='T+P')` gives the settings of a scale
     *, folder:str|Path|None=None, # Where to keep checkpoints; a run found there goes on
     every:int=500, # Updates between two checkpoints
     # Most tokens in memory at a time, padding included; only dropout's draws depend on it. None: everything, 'auto': by free memory
     micro_tokens:int|str|None=None,
     cache:str|Path|bool|None=None, # As for `mixed_pairs`
     workers:int=0 # Processes that make batches ahead
-)->Iterator[dict]: # Rows of `fit`, with `budget`: updates, examples, tokens, flops so far
-    "Train as `config` says, yielding a row per update with the budget spent so far; method 'none' yields nothing"
-    prompt = NoPrompt() if prompt is None else prompt
+)->Rows: # Rows of `fit`, with `budget`: updates, examples, tokens, flops so far; `.prompt` at their end
+    "Train as `config` says, a row per update with the budget spent so far; method 'none' has no rows"
+    want('config', config, PretrainConfig, 'run_method takes the settings of every method')
+    return run_of(_rows, backbone, prompt, tasks, config, folder=folder, every=every, micro_tokens=micro_tokens,
+                  cache=cache, workers=workers)
+
+def _rows(backbone, prompt, tasks, config, *, folder, every, micro_tokens, cache, workers)->Iterator[dict]:
+    "The loop of `pretrain`"
     train_T = trains(config.method)[0]
     if not any(trains(config.method)):
         freeze(backbone)

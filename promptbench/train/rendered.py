@@ -7,7 +7,7 @@ __all__ = ['records_key', 'task_key', 'in_processes', 'rendered', 'Store', 'Pair
 
 # %% ../../nbs/60_train/04_rendered.ipynb #3e31664e
 import contextlib, functools, gc, hashlib, importlib.metadata, importlib.util, json, multiprocessing, os, shutil
-import signal, sys, tempfile, time, weakref
+import signal, sys, time, weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from multiprocessing.connection import wait
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from ..base.core import UserError, cache_dir, key_of, progress, to_json
+from ..base.own import discard, leftovers, making, mark, marked
 from ..data.suite import Dataset, Task, render
 from .mixing import Mixing, Order
 
@@ -225,7 +226,8 @@ def _lock(folder:Path):
             print(f'waiting for another process that writes to {folder}', file=sys.stderr)
         lock.acquire()
     try:
-        for old in folder.glob('.new-*'): shutil.rmtree(old, ignore_errors=True)
+        if not marked(folder): mark(folder, 'rendered')
+        for old in leftovers(folder, older=0.): discard(old)
         yield
     finally: lock.release()
 
@@ -244,7 +246,7 @@ def _card_of(task, split, files:Path, counts:list, limits, backbone)->dict:
 def _publish(made:Path, where:Path, card:dict):
     "Give a folder that is whole its name"
     (made/'card.json').write_text(to_json(card), encoding='utf8')
-    shutil.rmtree(where, ignore_errors=True)
+    discard(where)
     os.replace(made, where)
 
 def _build(todo, split, backbone, limits, folder, workers):
@@ -252,7 +254,7 @@ def _build(todo, split, backbone, limits, folder, workers):
     parts = {key: _parts(task.size(split)) for key,task in todo.items()}
     rows = sum(task.size(split) for task in todo.values())
     counts = {key: [] for key in todo}
-    tmp = Path(tempfile.mkdtemp(prefix='.new-', dir=folder))
+    tmp = making(folder/'tasks')
     for key in todo: (tmp/key).mkdir()
     def name(job): return f'task {todo[job[0]].name}'
     def work(job):
@@ -450,5 +452,5 @@ def clear_cache(
     if not old: return 0
     where = Path(folder or cache_dir())/'rendered'
     with _lock(where):
-        for row in old: shutil.rmtree(where/row['key'], ignore_errors=True)
+        for row in old: discard(where/row['key'])
     return sum(row['bytes'] for row in old)

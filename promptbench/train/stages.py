@@ -7,13 +7,13 @@ __all__ = ['LARGE', 'TUNING', 'settled', 'Given', 'PretrainGiven', 'EvaluateGive
            'Pretrain', 'Evaluate', 'Tune']
 
 # %% ../../nbs/60_train/11_stages.ipynb #1276abd3
-import ctypes, gc, json, shutil, time
+import ctypes, gc, json, time
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 import torch
 from .. import __version__
-from ..base.catalogue import INITS, METHODS, PROMPT_KINDS, REFERENCE, suite_source, trains
+from ..base.catalogue import INITS, METHODS, PROMPT_KINDS, REFERENCE, method_name, suite_source, trains
 from ..base.core import UserError, config, one_of, to_json
 from ..base.digest import backbone_digest, checkpoint_in, folder_digest
 from ..base.machine import device_name, pick_device
@@ -22,7 +22,8 @@ from ..data.suite import ROLES, load_draw, shots_key, suite_digest
 from ..measure.evaluate import evaluate
 from ..model.backbone import Backbone, freeze, load_backbone, pick_precision
 from ..model.ranks import barrier, ranks
-from ..prompt.checkpoint import load_checkpoint, read_card, save_checkpoint
+from ..prompt.context import in_context
+from ..prompt.checkpoint import drop_steps, load_checkpoint, read_card, save_checkpoint
 from ..prompt.inits import new_prompt
 from ..stats.results import write_predictions, write_rows
 from .methods import MATCH, matched, method_config, run_method, share_done
@@ -93,6 +94,7 @@ class PretrainGiven(Given):
     every:int=100 # Updates between two checkpoints
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, 'method', method_name(self.method))
         if not any(trains(self.method)):
             raise UserError(f'method {self.method} trains nothing; tune or evaluate the backbone as it is')
         one_of('prompt', self.prompt, PROMPT_KINDS)
@@ -127,20 +129,24 @@ class EvaluateGiven(Given):
     n_eval:int|None=None # Validation examples per task; None: all
     rule:str='mean' # 'mean' or 'sum'
     shots:int|None=None # Of an earlier tuning, for the tables; None: what the checkpoint says
+    most_cut:float=.2 # Largest share of a task's sources that may be cut; changes no number
+    context:int=0 # Examples that stand before every question, drawn as shots are
     def __post_init__(self):
         super().__post_init__()
         one_of('role', self.role, ROLES)
         one_of('rule', self.rule, ('mean','sum'))
-        if self.method: one_of('method', self.method, METHODS)
+        if self.method: object.__setattr__(self, 'method', method_name(self.method))
         if self.prompt: one_of('prompt', self.prompt, PROMPT_KINDS)
         if (self.shots or 0)<0: raise UserError(f'shots must be 0 or more, got {self.shots}')
+        if self.context<0: raise UserError(f'context, the examples shown, must be 0 or more, got {self.context}')
 
     def judged(self)->dict:
         "What of these can change a number"
         same = ('method','prompt','role','templates','n_eval','rule','shots')
         source = dict(checkpoint=_named(self.checkpoint), backbone=None)
         if not self.checkpoint: source |= dict(backbone=[self.backbone, backbone_digest(self.backbone)])
-        return self.common()|source|{name: getattr(self, name) for name in same}
+        shown = dict(context=self.context) if self.context else {}
+        return self.common()|source|{name: getattr(self, name) for name in same}|shown
 
 @dataclass(frozen=True, kw_only=True)
 class TuneGiven(EvaluateGiven):
@@ -235,10 +241,6 @@ def _numbers(config)->dict|None:
     "Settings without those that change how a run is computed, and no number of it"
     return None if config is None else {k:v for k,v in _plain(config).items() if k not in HOW}
 
-def _drop_steps(folder:Path):
-    "Remove the checkpoints of a run that has ended"
-    for step in (folder/'checkpoints').glob('step-*'): shutil.rmtree(step, ignore_errors=True)
-
 # %% ../../nbs/60_train/11_stages.ipynb #be2742b7
 class Pretrain:
     "Continued pretraining into `checkpoints/final`"
@@ -296,7 +298,7 @@ def _keep_trained(s:PretrainGiven, b:Backbone, prompt, folder:Path, facts:dict):
     card = {name: facts[name] for name in ('method','config','parent','suite','budget','seconds')}
     reference = None if trains(s.method)[0] else s.backbone
     save_checkpoint(folder/'checkpoints'/'final', backbone=b, reference=reference, prompt=prompt, card=card)
-    _drop_steps(folder)
+    drop_steps(folder/'checkpoints')
 
 def _pretrained(s:PretrainGiven, how, rows:list[dict])->dict:
     "What there is to say of a run of pretraining"
@@ -347,10 +349,10 @@ def _rank(s:EvaluateGiven, cell:_Judged, folder:Path, *, shots:int, tell:Callabl
     count = _counting(total, begun, tell, kept=begun>0)
     rows,predictions = evaluate(
         cell.backbone, cell.tasks, suite=cell.suite, prompt=cell.prompt, method=cell.method, prompt_kind=cell.kind,
-        shots=shots, seed=s.seed, run=folder.name, n=s.n_eval, rule=s.rule, tick=count)
+        shots=shots, seed=s.seed, run=folder.name, n=s.n_eval, rule=s.rule, most_cut=s.most_cut, tick=count)
     if ranks().main:
-        write_predictions(folder/'predictions.parquet', predictions)
-        write_rows(folder/'rows.parquet', rows)
+        write_predictions(predictions, folder/'predictions.parquet')
+        write_rows(rows, folder/'rows.parquet')
     barrier()
     return dict(method=cell.method, prompt=cell.kind, shots=shots, tasks=len(cell.tasks), instances=total, rule=s.rule,
                 precision=cell.backbone.precision, device=device_name(cell.backbone.device))
@@ -377,10 +379,15 @@ class Evaluate:
         cell = _judged(s, folder, pick_device(device))
         _check_prompts(s, cell)
         shots = cell.card.get('shots', 0) if s.shots is None else s.shots
+        if s.context: cell,shots = _showing(s, cell),s.context
         began = time.perf_counter()
         facts = _rank(s, cell, folder, shots=shots, tell=tell, begun=0.)
         seconds = round(time.perf_counter()-began, 2)
         return facts|dict(seconds=seconds, budget=dict(examples=facts['instances'], seconds=seconds))
+
+def _showing(s:EvaluateGiven, cell:_Judged)->_Judged:
+    "The same with examples of each task before its questions, behind what was learned"
+    return replace(cell, prompt=in_context(cell.backbone, cell.tasks, s.context, s.seed, prompt=cell.prompt))
 
 def _check_prompts(s:EvaluateGiven, cell:_Judged):
     "The prompt is of the kind that was asked for, and prompts of single tasks meet these tasks"
@@ -409,7 +416,8 @@ def _tuned(s:TuneGiven, cell:_Judged, folder:Path, tell:Callable)->tuple: # Prom
     start = cell.prompt
     if not s.shots: return start,[]
     if cell.kind=='none': start = new_prompt(s.prompt, cell.backbone, length=s.length, init=s.init, seed=s.seed)
-    run,rows = tune(cell.backbone, start, cell.tasks, s.config(), folder=folder/'checkpoints', every=s.every),[]
+    run = tune(cell.backbone, start, cell.tasks, s.config(), folder=folder/'checkpoints', every=s.every, kept=False)
+    rows = []
     for row in run:
         rows.append(row)
         tell(TUNING*len(rows)/len(run), row)
@@ -450,7 +458,7 @@ class Tune:
         facts |= _spent(s, cell, rows)|dict(seconds=round(time.perf_counter()-began, 1))
         if ranks().main:
             if s.kept and bank is not None: _keep_prompts(s, cell, folder, facts['budget'])
-            _drop_steps(folder)
+            drop_steps(folder/'checkpoints')
         return facts
 
 def _spent(s:TuneGiven, cell:_Judged, rows:list[dict])->dict:

@@ -14,19 +14,21 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
-from ..base.core import UserError, key_of, to_json
+from ..base.core import UserError, key_of, to_json, want
+from ..base.ranges import check_numbers
 from ..base.stop import Stopped, stop_note
-from ..model.backbone import Backbone, freeze, weight_hashes
+from ..data.suite import want_tasks
+from ..model.backbone import Backbone, freeze, want_backbone, weight_hashes
 from ..model.batch import Batch, make_batch
 from ..model.memory import TokenBudget, out_of_memory
 from ..model.ranks import barrier, check_same, deal, ranks, sum_over, together
-from ..prompt.bank import a_prompt, is_its_table, placed, source_positions
-from ..prompt.checkpoint import resume, save_step, stopping
+from ..prompt.bank import a_prompt, is_its_table, note_tuning, placed, source_positions
+from ..prompt.checkpoint import resume, save_prompt, save_step, stopping
 from ..prompt.decoder_only import head_input
 from ..prompt.forward import decode, encode, forward, sequence_nll
-from ..prompt.inits import new_prompt
+from ..prompt.inits import as_prompt
 from .adafactor import Adafactor
-from .fit import check_finite, seeded, training
+from .fit import Rows, check_finite, seeded, training
 from .scales import check_above_zero
 
 # %% ../../nbs/60_train/09_tune.ipynb #9d3bba53
@@ -50,6 +52,7 @@ class TuneConfig:
         check_above_zero(self, 'lr', 'prompt_lr', 'clip', 'length', 'chunk_tokens', 'patience')
         for name in ('shots','steps','min_delta'):
             if getattr(self, name)<0: raise UserError(f'{name} must be 0 or more, got {getattr(self, name)}')
+        check_numbers(self)
 
 # %% ../../nbs/60_train/09_tune.ipynb #978b8f8d
 class _Row(NamedTuple):
@@ -285,31 +288,22 @@ class BankRun:
         return losses,self.opt.step(check=not self.cuda)
 
 # %% ../../nbs/60_train/09_tune.ipynb #469eeb9f
-class Tuning:
+class Tuning(Rows):
     "Rows of a bank being tuned; when they are all read, `bank` holds one prompt per task"
     def __init__(self,
         rows:Iterator[dict], # As they are made
         bank:nn.Module, # That making them changes
         steps:int # Rows planned
     ):
-        self.live = bank # As it is now, between two rows
-        self._rows,self._left,self._steps = rows,True,steps
+        super().__init__(rows, bank)
+        self._steps = steps
 
-    def __iter__(self): return self
     def __len__(self): return self._steps
-    def __next__(self):
-        try: return next(self._rows)
-        except StopIteration:
-            self._left = False
-            raise
 
     @property
     def bank(self)->nn.Module:
-        "The tuned bank; `UserError` before all rows are read"
-        if self._left:
-            raise UserError('the bank is not tuned yet; read all rows first, '
-                            'for instance with `for row in tuning: ...`')
-        return self.live
+        "The tuned bank, with `.shots` and `.tasks`; `UserError` before all rows are read"
+        return self._ended('bank is not tuned')
 
 # %% ../../nbs/60_train/09_tune.ipynb #d021c480
 def _card(backbone, bank, config, pairs)->dict:
@@ -375,8 +369,8 @@ def _rows(backbone, bank, pairs, config, steps, folder, every, compiled)->Iterat
 # %% ../../nbs/60_train/09_tune.ipynb #87124f79
 def _bank(backbone, prompt, n:int, config)->nn.Module:
     "A prompt for each of `n` tasks, copied from what tuning starts from"
-    if isinstance(prompt, str): prompt = new_prompt(prompt, backbone, length=config.length, seed=config.seed)
-    if prompt is None or prompt.kind=='none':
+    prompt = as_prompt(prompt, backbone, length=config.length, seed=config.seed)
+    if prompt.kind=='none':
         raise UserError(f'tuning needs a prompt to tune, got none; give one, or {a_prompt()} for a fresh one')
     if not n: raise UserError('tuning needs at least one task, got none')
     if len(prompt) not in (1,n):
@@ -384,19 +378,35 @@ def _bank(backbone, prompt, n:int, config)->nn.Module:
     bank = prompt.repeat(n) if len(prompt)==1 else prompt.select(range(n))
     return bank.to(backbone.device)
 
+def _tuned_on(tasks, examples:list, steps:int)->tuple: # Shots, names of the tasks
+    "What the prompts of a tuning are tuned on; examples without a task have no name"
+    names = [t.name for t in tasks if hasattr(t, 'name')]
+    return max(map(len, examples), default=0) if steps else 0, names if len(names)==len(examples) else ()
+
+def _kept(rows:Iterator[dict], bank, backbone, folder)->Iterator[dict]:
+    "The rows, and after the last one the prompts, for `load_prompt`"
+    yield from rows
+    if ranks().main: save_prompt(bank, Path(folder)/'prompt', backbone=backbone)
+    barrier()
+
 def tune(
     backbone:Backbone, # Frozen
     prompt:nn.Module|str, # Where every task starts: a prompt, a bank with one for each task, or 'shallow' / 'deep' for a fresh one
     tasks:Sequence, # Tasks of a suite, or lists of examples
-    config:TuneConfig=TuneConfig(),
-    *, folder:str|Path|None=None, # Where to keep checkpoints; a tuning found there goes on
+    config:TuneConfig=TuneConfig(), # Shots, steps, rate, seed
+    *, folder:str|Path|None=None, # Where to keep checkpoints and the finished prompts; a tuning found there goes on
     every:int=25, # Steps between two checkpoints
+    kept:bool=True, # Whether `folder` gets the finished prompts, too, for `load_prompt`
     compiled:bool|None=None # Whether the step is recorded as a CUDA graph; None: where there is a GPU
 )->Tuning: # Iterator of rows, with the tuned bank at its end
     "Tune one prompt per task on its own few examples"
-    tasks = list(tasks)
+    want_backbone(backbone)
+    want('config', config, TuneConfig, 'TuneConfig(shots=16) is one')
+    tasks = want_tasks(tasks, examples=True)
     bank = _bank(backbone, prompt, len(tasks), config)
     examples = [t.shots(config.shots, config.seed) if hasattr(t, 'shots') else list(t) for t in tasks]
     pairs = [backbone.pairs(e, max_source=config.max_source, max_target=config.max_target) for e in examples]
     steps = config.steps if any(pairs) else 0
-    return Tuning(_rows(backbone, bank, pairs, config, steps, folder, every, compiled), bank, steps)
+    note_tuning(bank, *_tuned_on(tasks, examples, steps))
+    rows = _rows(backbone, bank, pairs, config, steps, folder, every, compiled)
+    return Tuning(_kept(rows, bank, backbone, folder) if folder and kept else rows, bank, steps)

@@ -8,7 +8,7 @@ __all__ = ['SENTINELS', 'SPECIAL', 'MASTERED', 'WINDOW', 'PATIENCE', 'WEIGHT', '
            'skill_pairs', 'rate', 'Reader', 'lm_loss', 'lm_optimizer', 'lm_pretrain', 'make_backbone']
 
 # %% ../../nbs/75_world/04_backbone.ipynb #38a541a5
-import json, math, shutil
+import json, math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,13 +17,15 @@ from pathlib import Path
 from random import Random
 import torch
 from ..base.machine import pick_device
-from ..base.core import UserError, progress, rng, seed_of, to_json, write_atomic
+from ..base.core import UserError, progress, rng, seed_of, to_json
+from ..base.ranges import check_numbers
+from ..base.own import write_out
 from ..base.stop import Stopped, stop_asked, stop_note
 from ..model.batch import Batch, make_batch
 from ..model.backbone import Backbone, save_backbone
 from ..prompt.forward import forward, sequence_nll
 from .corpus import SKILLS, prose, vocabulary
-from ..prompt.checkpoint import last_step, load_state, read_card, save_step
+from ..prompt.checkpoint import drop_steps, last_step, load_state, read_card, save_step
 
 # %% ../../nbs/75_world/04_backbone.ipynb #53f87380
 SENTINELS = 10
@@ -77,6 +79,7 @@ class LMConfig:
     clip:float=1.
     weight_decay:float=.01
     precision:str='bf16'
+    def __post_init__(self): check_numbers(self)
 
 # %% ../../nbs/75_world/04_backbone.ipynb #a3094008
 @torch.no_grad()
@@ -399,6 +402,6 @@ def make_backbone(
         if (stop or done%every==0) and done<total: _save_state(work, bb, opt, reader, done, log, seen)
         if stop and done<total: raise Stopped(stop_note(True))
     _keep(bb, out, cfg, log)
-    write_atomic(out/'training_log.json', json.dumps(log))
-    shutil.rmtree(work, ignore_errors=True)
+    write_out(out/'training_log.json', json.dumps(log))
+    drop_steps(work)
     return out

@@ -45,17 +45,25 @@ def _sync():
 
 def seconds(f):
     "Wall time of one call, with the work queued on a GPU included"
-    _sync(); t = time.perf_counter(); f(); _sync()
-    return time.perf_counter()-t
+    return both_times(f)[0]
+
+def both_times(f):
+    "Wall time and processor time (of all threads) of one call; the second does not depend on what else the machine does"
+    _sync(); t,c = time.perf_counter(),time.process_time(); f(); _sync()
+    return time.perf_counter()-t, time.process_time()-c
 
 def interleave(ours, theirs, repeats=None, warmup=1):
     "Seconds of `ours()` and of `theirs()`, run in turns, so that a slow minute of the machine hits both; the order swaps each time"
+    return interleave_cpu(ours, theirs, repeats, warmup)[0]
+
+def interleave_cpu(ours, theirs, repeats=None, warmup=1):
+    "The same as (seconds of ours, of theirs) by the clock, and again in processor time"
     n = repeats or globals()['repeats']()
     for _ in range(warmup): ours(); theirs()
     a,b = [],[]
     for i in range(n):
-        for f,out in [(ours,a),(theirs,b)][::1 if i%2==0 else -1]: out.append(seconds(f))
-    return a,b
+        for f,out in [(ours,a),(theirs,b)][::1 if i%2==0 else -1]: out.append(both_times(f))
+    return tuple(([x[k] for x in a], [x[k] for x in b]) for k in (0,1))
 
 def middle(xs):
     "Median and spread (half the distance between the quartiles; half the range below four values)"
@@ -68,15 +76,37 @@ def ratio_of(ours, theirs):
     "How many times quicker ours is: the median over the pairs, which ran side by side, and its spread"
     return middle([t/o for o,t in zip(ours,theirs, strict=True)])
 
+def processor(text, field):
+    "What a line of /proc/cpuinfo says, or None"
+    found = re.search(rf'^{field}\s*:\s*(.+)$', text, re.M)
+    return found and found[1].strip()
+
 @cache
 def hardware():
-    "Processor, cores, memory and GPU; never the name of the machine"
-    try: cpu = re.search(r'^model name\s*:\s*(.+)$', Path('/proc/cpuinfo').read_text(), re.M)[1].strip()
-    except (OSError, TypeError): cpu = platform.processor() or platform.machine()
+    "Processor with its family and model (many are sold under one name), cores and GPU; never the name of the machine"
+    try: text = Path('/proc/cpuinfo').read_text()
+    except OSError: text = ''
+    cpu = processor(text, 'model name') or platform.processor() or platform.machine()
+    family,model = processor(text, 'cpu family'),processor(text, 'model')
+    if family and model: cpu += f' (family {family}, model {model})'
     cores = len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count()
     torch = sys.modules.get('torch'); gpu = ''
     if torch is not None and torch.cuda.is_available(): gpu = f' + {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}'
     return f'{cpu}, {cores} cores{gpu}'
+
+def without_family(hardware): return re.sub(r' \(family \d+, model \d+\)', '', hardware)
+
+def products():
+    "Libraries that multiply matrices in fp32 on this CPU: torch's, oneDNN, and the one that our linear layers have picked"
+    torch = sys.modules.get('torch')
+    if torch is None: return {}
+    said = torch.__config__.show()
+    name = re.search(r'BLAS_INFO=(\w+)', said); mkl = re.search(r'Math Kernel Library Version ([\d.]+)', said); onednn = re.search(r'MKL-DNN v([\d.]+)', said)
+    out = dict(blas=(name[1] if name else 'unknown')+(f' {mkl[1]}' if mkl and torch.backends.mkl.is_available() else ''))
+    if onednn and torch.backends.mkldnn.is_available(): out['onednn'] = onednn[1]
+    linear = sys.modules.get('promptbench.model.linear')
+    if linear is not None: out['linear'] = 'onednn' if linear.onednn_pays() else out['blas'].split()[0]
+    return out
 
 def threads():
     torch = sys.modules.get('torch')
@@ -119,23 +149,33 @@ def report(bench, ratio, goal, **figures):
         if len(str(v))<=160: print(f'{k:>28}  {v}')   # the rest stands in the last line
     word = {True:'goal met', False:'GOAL MISSED', None:'self-test' if small() else 'no verdict'}[met]
     print(f'{bench}: {"not measured" if ratio is None else f"{ratio:.3g}"} {figures.get("unit", "times")} (goal {goal}) on {hardware()}, {threads()} threads: {word}')
-    line = dict(bench=bench, ratio=_round(ratio), goal=goal, met=met, hardware=hardware(), threads=threads(), versions=versions(),
+    line = dict(bench=bench, ratio=_round(ratio), goal=goal, met=met, hardware=hardware(), threads=threads(), versions=versions()|products(),
                 date=datetime.datetime.now(datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ'), small=small())
     if options().record and not small() and ratio is not None: record(line | dict(figures=figures))
     print(json.dumps(line | figures, sort_keys=False), flush=True)
     return line | figures
 
 # --- the table in README.md ------------------------------------------------------------------------------------------
+def _kind(r):
+    "Rows of one kind can be compared: the newest stands for all"
+    return r['bench'],r['hardware'],r['threads'],json.loads(r['versions']).get('linear','')
+
+def _met(ratio, goal, spread):
+    if ratio<goal: return '**no**'
+    return 'yes' if ratio-spread>=goal else 'within the spread'
+
 def table(path=RESULTS):
-    "The newest row of every bench on every kind of hardware, as Markdown"
+    "The newest row of every bench on every kind of hardware and with every library of products, as Markdown"
     if not path.exists(): return 'Nothing has been recorded yet.'
-    with path.open(newline='') as f: rows = {(r['bench'],r['hardware'],r['threads']): r for r in csv.DictReader(f)}
+    with path.open(newline='') as f: rows = {_kind(r): r for r in csv.DictReader(f)}
+    known = {(r['bench'],without_family(r['hardware'])): r['date'] for r in rows.values() if without_family(r['hardware'])!=r['hardware']}
+    rows = {k: r for k,r in rows.items() if r['date']>=known.get(k[:2], '')}   # a processor of which only the name is known gives way to one that is known
     def cells(r):
-        f = json.loads(r['figures']); end = [f"{r['hardware']}, {r['threads']} threads", r['date'][:10]]
+        f = json.loads(r['figures']); linear = _kind(r)[3]; end = [f"{r['hardware']}, {r['threads']} threads"+(f', products by {linear}' if linear else ''), r['date'][:10]]
         claims = [(r['bench'], r['ratio'], r['goal'], f.get('spread'))]
         claims += [(f"{r['bench']}: {k[5:].replace('_',' ')}", f.get('ratio_'+k[5:]), f[k], f.get('spread_'+k[5:])) for k in f if k.startswith('goal_')]
         for name,ratio,goal,spread in claims:
-            met = '' if ratio in (None,'') or goal in (None,'') else 'yes' if float(ratio)>=float(goal) else '**no**'
+            met = '' if ratio in (None,'') or goal in (None,'') else _met(float(ratio), float(goal), spread or 0.)
             yield [name, ('not measured' if ratio in (None,'') else str(ratio))+(f' ± {spread}' if spread is not None else ''), str(goal or ''), met, *end]
     lines = [['bench','ratio','goal','met','hardware','date'], ['---']*6]+[c for k in sorted(rows) for c in cells(rows[k])]
     return '\n'.join('| '+' | '.join(c)+' |' for c in lines)

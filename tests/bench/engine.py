@@ -84,8 +84,12 @@ def pretend(out, given):
     from promptbench.base.core import to_json, write_atomic
     from promptbench.studies.study import jobs_in
     from promptbench.studies.table1 import jobs
+    try: from promptbench.engine.job import sealed
+    except ImportError: sealed = None # the engine before cards had seals
     planned = jobs(settings(given))
-    for j in planned: write_atomic(jobs_in(out)/j.key/'card.json', to_json(dict(state='done', key=j.key, stage=j.stage, spent=1.)), durable=False)
+    for j in planned:
+        folder,card = jobs_in(out)/j.key,dict(state='done', key=j.key, stage=j.stage, spent=1.)
+        write_atomic(folder/'card.json', to_json(card|(sealed(folder, card) if sealed else {})), durable=False)
     return dict(jobs=len(planned))
 
 def plan(given):

@@ -149,4 +149,5 @@ if __name__=='__main__':
     if device()=='cpu':
         mb = {s: memory(o.kind, s) for s in ('multitask','ours','same_forward','learn2learn')}; extra = {s: mb[s]-mb['multitask'] for s in mb}
         figures |= dict(megabytes=mb, extra_over_multitask=extra, ratio_memory=extra['same_forward']/max(extra['ours'], 1.), goal_memory=10)
+    figures |= dict(goal_same_forward=1.) if 'ratio_same_forward' in figures else {}   # the bank against clones, without what our forward pass saves
     report('meta', ratio, 4 if device()=='cuda' else 1.3, spread=spread, kind=o.kind, **figures)

@@ -1,5 +1,7 @@
 """Pretraining on two processes of one thread each, against one process of one thread, side by side. Goal: 1.7 times as quick on two free cores.
 
+`ratio_threads` is against one process that has as many threads as the others have processes, which is what one has without any of this. Goal: 1.2.
+
 The tiny backbone and a shallow prompt are trained on the microworld (T+P), as `promptbench table1` does it, started with torchrun as the page on processes says. An update's time is the clock's, from one row to the next, the sum of gradients and the optimiser included; starting and rendering are not. Both sides run in turns, each alone. `seconds`: the median update; `balance`: the lesser process's share of the tokens, where .5 is even; `busy`: processor time of a process, divided by the clock's, which says whether its core was free; `cpu`: seconds of processor time per update, of the slower process. Beside other work the clock flatters whoever has more processes, and `ratio_cpu`, the same ratio in processor time, is the better figure: it counts what is computed twice, and not the waiting."""
 import json, os, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -45,12 +47,12 @@ def child(folder, updates):
     out = dict(seconds=seconds, tokens=sum(mine[WARM:]), busy=own/clock, cpu=own/len(seconds), loss=row['loss'])
     (folder/f'{ranks().rank}.json').write_text(json.dumps(out))
 
-def start(processes, updates):
+def start(processes, updates, threads=1):
     "What the processes of one start measured"
     with tempfile.TemporaryDirectory() as folder:
         line = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes), __file__, '--child', folder,
-                '--updates', str(updates), '--threads', '1', *(['--small'] if small() else [])]
-        done = subprocess.run(line, env=os.environ|dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''), capture_output=True, text=True)
+                '--updates', str(updates), '--threads', str(threads), *(['--small'] if small() else [])]
+        done = subprocess.run(line, env=os.environ|dict(OMP_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES=''), capture_output=True, text=True)
         if done.returncode: raise SystemExit(done.stderr[-3000:])
         return [json.loads((Path(folder)/f'{r}.json').read_text()) for r in range(processes)]
 
@@ -58,16 +60,18 @@ def main():
     o = options()
     updates = o.updates or (3 if small() else 60)
     if o.child: return child(Path(o.child), updates)
-    sides = {o.processes: [], 1: []}
+    sides = {o.processes: [], 1: [], 'threads': []}
     for i in range(1 if small() else repeats()):
-        for n in [o.processes,1][::1 if i%2==0 else -1]: sides[n].append(start(n, updates))
+        for n in [o.processes,1,'threads'][::1 if i%2==0 else -1]:
+            sides[n].append(start(1, updates, o.processes) if n=='threads' else start(n, updates))
     update = {n: [middle(r[0]['seconds'])[0] for r in runs] for n,runs in sides.items()}
     ratio,spread = ratio_of(update[o.processes], update[1])
+    ratio_threads,spread_threads = ratio_of(update[o.processes], update['threads'])
     cpu = {n: [max(p['cpu'] for p in run) for run in runs] for n,runs in sides.items()}
     ratio_cpu,spread_cpu = ratio_of(cpu[o.processes], cpu[1])
     last = sides[o.processes][-1]
     tokens = [r['tokens'] for r in last]
-    report('processes', ratio, 1.7, spread=spread, ratio_cpu=ratio_cpu, goal_cpu=1.7, spread_cpu=spread_cpu, processes=o.processes, seconds=middle(update[o.processes])[0], seconds_alone=middle(update[1])[0],
+    report('processes', ratio, 1.7, spread=spread, ratio_cpu=ratio_cpu, goal_cpu=1.7, spread_cpu=spread_cpu, ratio_threads=ratio_threads, goal_threads=1.2, spread_threads=spread_threads, seconds_threads=middle(update['threads'])[0], processes=o.processes, seconds=middle(update[o.processes])[0], seconds_alone=middle(update[1])[0],
            cpu=middle(cpu[o.processes])[0], cpu_alone=middle(cpu[1])[0],
            balance=min(tokens)/sum(tokens), busy=[r['busy'] for r in last], busy_alone=sides[1][-1][0]['busy'],
            loss=last[0]['loss'], loss_alone=sides[1][-1][0]['loss'])

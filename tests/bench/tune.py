@@ -2,9 +2,12 @@
 
 A round is one update of every task. Both sides start from the same prompts on the same weights and see the same ids; what is
 compared is the time of a round (a hundred of them are a tuning; nothing in a round depends on its number). The ratio that counts
-is fp32 against fp32. PEFT's batches are a task's 16 shots, padded to the longest of them; ours are cut from all tasks."""
-import copy, json
-from common import HERE, device, interleave, middle, parser, ratio_of, repeats, report, small
+is fp32 against fp32. PEFT's batches are a task's 16 shots, padded to the longest of them; ours are cut from all tasks.
+
+PEFT's side multiplies with the library torch takes (MKL, in the usual builds); ours with the one that is measured to be faster, which on some processors
+is worth more than all the rest. `PROMPTBENCH_LINEAR=mkl` or `onednn` decides; the record says which it was. `ratio_cpu` is the ratio of processor times."""
+import copy, json, os
+from common import HERE, device, interleave_cpu, middle, parser, ratio_of, repeats, report, small
 import torch
 
 SHAPES = { # vocabulary, width, feed-forward, (encoder, decoder) layers, heads, head width
@@ -100,7 +103,7 @@ def same_prompts(backbone, start, tasks, pairs, steps):
     moved = (t.bank.table.detach()-start.table.detach()).abs().max().item()
     return (t.bank.table.detach()-p.table().to(t.bank.table.device)).abs().max().item(), moved
 
-def measure(name, n_tasks, shots, check_steps=3):
+def measure(name, n_tasks, shots, check_steps=3, only=None):
     "Everything about one model: the ratio in fp32, ours in bf16, and whether both sides learn the same prompts"
     from promptbench.model.backbone import pick_precision
     from promptbench.prompt.inits import new_prompt
@@ -111,22 +114,23 @@ def measure(name, n_tasks, shots, check_steps=3):
     peft = Peft(backbone, pairs, start.table[0].detach()); theirs = peft.round
     out = dict(model=name, parameters=sum(p.numel() for p in backbone.model.parameters()), tasks=n_tasks, shots=shots, updates_timed_per_run=n, source_tokens=sum(len(s) for p in pairs for s,_ in p), target_tokens=sum(len(t) for p in pairs for _,t in p), largest_difference_of_prompts=error, they_moved_by=moved)
     precisions = ['fp32']+['bf16']*(pick_precision('auto', device())=='bf16')
-    for precision in precisions:
+    for precision in [only] if only else precisions:
         backbone.precision = precision; tuning = ours(backbone, start, tasks, precision, 10**6)
-        a,b = interleave(lambda: rounds(tuning, n), theirs); a = [t/n for t in a]; r,spread = ratio_of(a, b)
-        out[precision] = dict(ratio=r, spread=spread, ours_s_per_round=middle(a)[0], peft_fp32_s_per_round=middle(b)[0])
+        (a,b),cpu = interleave_cpu(lambda: rounds(tuning, n), theirs); a = [t/n for t in a]; r,spread = ratio_of(a, b); r_cpu,spread_cpu = ratio_of([t/n for t in cpu[0]], cpu[1])
+        out[precision] = dict(ratio=r, spread=spread, cpu=r_cpu, spread_cpu=spread_cpu, ours_s_per_round=middle(a)[0], peft_fp32_s_per_round=middle(b)[0])
     if not cuda: out['fp32_product'] = 'onednn' if onednn_pays() else 'mkl'
     return out
 
 def main():
-    p = parser(__doc__); p.add_argument('--models', default=None, help='comma-separated, of '+', '.join([*SHAPES,'tiny'])); p.add_argument('--tasks', type=int, default=None); p.add_argument('--shots', type=int, default=None)
+    p = parser(__doc__); p.add_argument('--models', default=None, help='comma-separated, of '+', '.join([*SHAPES,'tiny'])); p.add_argument('--tasks', type=int, default=None); p.add_argument('--shots', type=int, default=None); p.add_argument('--only', choices=['fp32'], default=None, help='leave out bf16')
     o = p.parse_args(); cuda = device()=='cuda'
     names = o.models.split(',') if o.models else ['small-test'] if small() else ['t5-base'] if cuda else ['t5-tiny','tiny']
-    found = [measure(n, o.tasks or (3 if small() else 32), o.shots or (4 if small() else 16)) for n in names]
+    found = [measure(n, o.tasks or (3 if small() else 32), o.shots or (4 if small() else 16), only=o.only) for n in names]
     for f in found:
         if f['largest_difference_of_prompts']>1e-3: print(f"NOTE {f['model']}: the two sides' prompts differ by {f['largest_difference_of_prompts']:.2g}")
     steps = 100; head = found[0]
-    report('tune', head['fp32']['ratio'], 8 if cuda else 1.5, model=head['model'], spread=head['fp32']['spread'], extrapolated=f'a tuning is {steps} equal rounds; timed were {repeats()} of them after a first one',
+    goal = 8 if cuda else 1.5; by_cpu = {} if cuda else dict(ratio_cpu=head['fp32']['cpu'], goal_cpu=goal, spread_cpu=head['fp32']['spread_cpu'], load=os.getloadavg()[0])
+    report('tune', head['fp32']['ratio'], goal, model=head['model'], spread=head['fp32']['spread'], **by_cpu, extrapolated=f'a tuning is {steps} equal rounds; timed were {repeats()} of them after a first one',
            ours_s_per_tuning=head['fp32']['ours_s_per_round']*steps, peft_s_per_tuning=head['fp32']['peft_fp32_s_per_round']*steps, models=found)
 
 if __name__=='__main__': main()

@@ -125,7 +125,8 @@ def test_playground(page, world):
     assert page.trouble==[]
 
 def test_monitor(page):
-    box = panel(page, 'Training monitor'); step = lambda: int(box.locator('.pb-step').inner_text().replace(',','')); state = lambda: box.locator('.pb-state').inner_text()
+    box = panel(page, 'Training monitor'); assert 'press Start' in box.inner_text() and not drawn(box)['data'] and not box.locator('.main-svg').count()   # no empty axes
+    step = lambda: int(box.locator('.pb-step').inner_text().replace(',','')); state = lambda: box.locator('.pb-state').inner_text()
     assert (state(),step())==('ready',0); box.get_by_role('button', name='Start').click(); until(page, lambda: state()=='running' and step()>5, 'the first updates')
     until(page, lambda: drawn(box)['data'] and len(drawn(box)['data'][0]['x'])>5, 'the loss curve'); a = drawn(box)['n']; until(page, lambda: drawn(box)['n']>a, 'the next drawing')
     box.get_by_role('button', name='Pause').click(); until(page, lambda: state()=='paused', 'the pause'); page.wait_for_timeout(1500); held = step(); page.wait_for_timeout(1500); assert step()==held
@@ -187,11 +188,13 @@ def test_comparison(page):
     from promptbench.lab.comparison import cell_name, disagreements, paired, plot_paired
     from promptbench.stats.query import results
     from promptbench.stats.results import CELL
-    ps = results(kept(page, 'results'), table='predictions'); cells_ = ps[CELL].drop_duplicates().to_dict('records'); box = panel(page, 'Method comparison'); title = lambda a, b: plot_paired(paired(ps, a, b), a, b).layout.title.text
-    count = lambda: int(box.locator('.pb-count').inner_text().replace(',','') if box.locator('.pb-count').count() else -1); a,b,c = cells_[1],cells_[0],cells_[2]
+    ps = results(kept(page, 'compared'), table='predictions'); cells_ = ps[CELL].drop_duplicates().to_dict('records'); box = panel(page, 'Method comparison'); title = lambda a, b: plot_paired(paired(ps, a, b), a, b).layout.title.text
+    count = lambda: int(box.locator('.pb-count').inner_text().replace(',','') if box.locator('.pb-count').count() else -1); b,c,a = sorted(cells_, key=lambda c: ['none','shallow','deep'].index(c['prompt']))
+    told = paired(ps, a, b); assert told.lo[0]<told.hi[0]<0 or 0<told.lo[0]              # there is a difference to see, and one dataset where there is none
+    assert sum((told.lo>0)|(told.hi<0))>=3
     until(page, lambda: caption(box)==title(a, b) and count()==len(disagreements(ps, a, b)), 'the first comparison'); pick(box, 'second', cell_name(c)); until(page, lambda: caption(box)==title(a, c), 'another run'); assert title(a, c)!=title(a, b)
     until(page, lambda: sorted(round(x, 3) for t in drawn(box)['data'] for x in t['x'])==sorted(paired(ps, a, c).estimate.round(3)), 'the differences')
     pick(box, 'who is right', 'second'); until(page, lambda: count()==len(disagreements(ps, a, c, better='second')), 'one side')
-    pick(box, 'dataset', 'cause'); until(page, lambda: count()==len(disagreements(ps, a, c, better='second', dataset='cause')), 'one dataset'); pick(box, 'dataset', 'all'); pick(box, 'who is right', 'both'); picture(page, box, 'comparison')
+    pick(box, 'dataset', 'guess'); until(page, lambda: count()==len(disagreements(ps, a, c, better='second', dataset='guess')), 'one dataset'); pick(box, 'dataset', 'all'); pick(box, 'who is right', 'both'); picture(page, box, 'comparison')
     pick(box, 'second', cell_name(a)); until(page, lambda: 'two different runs' in problem(box), 'the error of equal sides'); pick(box, 'second', cell_name(b)); until(page, lambda: problem(box)=='' and caption(box)==title(a, b), 'the panel after an error')
     assert page.trouble==[]
