@@ -99,6 +99,8 @@ run pretrain --processes 0 ⇒ --processes must be
 run suite --out text.txt ⇒ promptbench did not write it
 run suite --out thesis ⇒ must be a plain file
 run pretrain --device abacus ⇒ device
+runs ls --root text.txt ⇒ must be a folder of runs
+study dials -p questions=[] --out d ⇒ there must be a question to answer
 runs gc --older -3 ⇒ --older must be a number at least 0
 runs gc --older nan ⇒ --older must be
 runs rm x ⇒ must be the beginning of one key

@@ -8,7 +8,7 @@ from promptbench.stats.claims import judge
 from promptbench.stats.intervals import holm, interval, p_value
 from promptbench.stats.metrics import accuracy, arg, arg_table, contributions, relative_gain
 from promptbench.stats.resample import replicate
-from promptbench.stats.results import check_rows, write_rows
+from promptbench.stats.results import check_rows, write_predictions, write_rows
 from promptbench.stats.scores import arg_scores, read_scores
 from promptbench.stats.store import append
 from synth import predictions, rows as rows_of
@@ -95,6 +95,13 @@ def test_answers_are_right_or_wrong():
     with pytest.raises(UserError, match='true or false'): accuracy(ps.assign(correct=72.5))
 
 # --- intervals of nothing -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('bad', [[1., float('nan')], [float('inf'), 0.], [1., None]])
+@pytest.mark.parametrize('column', ['scores_sum','scores_mean'])
+def test_scores_that_are_no_numbers_are_not_kept(tmp_path, bad, column):
+    p = predictions(seeds=(0,), n=3); p[column] = [[0., 1.], bad, *[[0., 1.]]*(len(p)-2)]
+    with pytest.raises(UserError, match=f'{column} must be finite numbers, but those of instance'): write_predictions(p, tmp_path/'p.parquet')
+    assert not list(tmp_path.iterdir())
+
 @pytest.mark.parametrize('level', [95, 1, 0, -.5, float('nan')])
 def test_levels_that_are_none(level):
     with pytest.raises(UserError, match='95 % is .95'): interval(np.arange(10.), 4., level=level)

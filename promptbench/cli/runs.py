@@ -125,6 +125,7 @@ def ls(root:ROOT=Path('runs')):
     Examples: `promptbench runs ls` · `promptbench runs ls --root /data/runs`
     """
     from promptbench.engine.folder import list_runs
+    if root.exists() and not root.is_dir(): raise UserError(f'--root must be a folder of runs, got the file {root}')
     rows = list_runs(root)
     wide = max([len(r['key']) for r in rows], default=3)
     for r in rows:

@@ -12,7 +12,7 @@ __all__ = ['SCHEMA', 'CELL', 'KEY', 'PREDICTION_KEY', 'ROW_COLUMNS', 'PREDICTION
 import functools, glob, io, json, os, re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 from ..base.core import UserError, want
 from ..base.mend import mending
 from ..base.own import write_out
@@ -146,9 +146,21 @@ def to_arrow(
 )->pa.Table:
     "A checked table as it is stored"
     schema = columns_of(kind, NOTES[0] in df.columns)
-    try: return pa.Table.from_pandas(df, schema=schema, preserve_index=False)
+    try: table = pa.Table.from_pandas(df, schema=schema, preserve_index=False)
     except (pa.ArrowException, UnicodeError, TypeError, ValueError) as e:
         raise UserError(f'{kind} must hold text that is UTF-8, and lists of numbers as scores: {e}; mend them') from None
+    for c in table.column_names:
+        if _TYPES[c]=='list': _check_scores(table, c)
+    return table
+
+def _check_scores(table:pa.Table, col:str):
+    "Every score is a finite number, or a `UserError` names the first instance of which it is not"
+    flat = pc.list_flatten(table[col])
+    fine = pc.all(pc.is_finite(flat)).as_py() is not False
+    if fine and not flat.null_count: return
+    odd = (i for i,scores in zip(table['instance'], table[col]) if not np.isfinite(np.array(scores.as_py(), float)).all())
+    raise UserError(f'{col} must be finite numbers, but those of instance {next(odd).as_py()!r} are not; measure it '
+                    'again, or leave it out')
 
 # %% ../../nbs/20_stats/00_results.ipynb #421e80df
 def to_parquet(

@@ -133,6 +133,7 @@ def tables(
 )->list[tuple]: # (name of the question, backbone, value of the dial, Settings), backbone by backbone
     "All that must be computed to answer several questions"
     if not isinstance(questions, dict): questions = {k: QUESTIONS[one_of('question', k, QUESTIONS)] for k in questions}
+    if not questions: raise UserError(f'there must be a question to answer, got none; name some of {list(QUESTIONS)}')
     out = []
     for name,q in questions.items():
         asked = backbones if everywhere or not q.key else backbones[:1]
