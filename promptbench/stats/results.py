@@ -158,9 +158,10 @@ def _check_scores(table:pa.Table, col:str):
     flat = pc.list_flatten(table[col])
     fine = pc.all(pc.is_finite(flat)).as_py() is not False
     if fine and not flat.null_count: return
-    odd = (i for i,scores in zip(table['instance'], table[col]) if not np.isfinite(np.array(scores.as_py(), float)).all())
-    raise UserError(f'{col} must be finite numbers, but those of instance {next(odd).as_py()!r} are not; measure it '
-                    'again, or leave it out')
+    def sound(scores): return np.isfinite(np.array(scores.as_py(), float)).all()
+    odd = next(i for i,scores in zip(table['instance'], table[col]) if not sound(scores))
+    raise UserError(f'{col} must be finite numbers, but those of instance {odd.as_py()!r} are not; measure it again, or '
+                    'leave it out')
 
 # %% ../../nbs/20_stats/00_results.ipynb #421e80df
 def to_parquet(
