@@ -65,7 +65,8 @@ def begun(command, places, home, cwd):
     pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
     env = {k:v for k,v in os.environ.items() if k!='JUPYTER_TOKEN'}|places
     env |= dict(HOME=str(home), TMPDIR=str(home), SSH_CONNECTION='192.0.2'+'.1 5 192.0.2'+'.7 22', PYTHONUNBUFFERED='1')
-    p = subprocess.Popen(command, env=env, cwd=cwd, stdout=subprocess.PIPE, text=True, start_new_session=True); STARTED.append(p)
+    def ends_with_its_terminal(): signal.signal(signal.SIGHUP, signal.SIG_DFL)   # also where these tests themselves run under nohup
+    p = subprocess.Popen(command, env=env, cwd=cwd, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=ends_with_its_terminal); STARTED.append(p)
     said = ''
     while 'Ctrl-C' not in said:
         line = p.stdout.readline(); assert line, said

@@ -191,7 +191,8 @@ def test_the_formula_meets_what_the_card_measured():
     said = memory_needed('google/t5-xl-lm-adapt', weights='bf16', tokens=best['budget'], source=139, target=10)['total']*GIB/1e9
     assert .85<said/best['peak_gb']<1.15
 
-def test_work_is_the_rule_of_budgets_and_what_torch_counts():
+def test_work_is_the_rule_of_budgets_and_what_torch_counts(monkeypatch):
+    monkeypatch.setattr('promptbench.model.linear.onednn_pays', lambda: False)   # torch counts no products of oneDNN, which some processors do faster
     from torch.utils.flop_counter import FlopCounterMode
     for kind in ('t5','llama','gpt2'):
         b = unfreeze(random_backbone(WORDS, kind=kind, dim=128, layers=(2,3)))
