@@ -101,7 +101,7 @@ def ends_of(
     "Ids that end a text: the tokenizer's, and those that the model was trained to end with"
     told = getattr(getattr(backbone.model, 'generation_config', None), 'eos_token_id', None)
     told = told if isinstance(told, (list,tuple)) else [told]
-    return {i for i in (backbone.tokenizer.eos_token_id, *told) if i is not None}
+    return {i for i in (backbone.tokenizer.eos_token_id, backbone.closing, *told) if i is not None}
 
 class _Row:
     "A text that grows"
