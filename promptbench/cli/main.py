@@ -94,8 +94,8 @@ def evaluate(
     more = dict(chat=b.around, limit=limit, answers=answers, shots=shots, max_new=max_new)
     run = _run_name(suite_digest(suite, seed), checkpoint or backbone, *told, *_changed(more))
     began = time.monotonic()
-    rows,predictions = measure(b, tasks, suite=s, prompt=prompt, method=name, seed=seed, n=n, rule=rule, max_new=max_new,
-                               max_source=max_source, most_cut=most_cut, show='judging', run=run)
+    how = dict(rule=rule, max_source=max_source, max_new=max_new, most_cut=most_cut, show='judging')
+    rows,predictions = measure(b, tasks, suite=s, prompt=prompt, method=name, seed=seed, n=n, run=run, **how)
     _tell(rows, predictions, time.monotonic()-began)
     _store(rows, predictions, out, store)
 
@@ -124,7 +124,8 @@ def _shown(backbone, tasks:list, k:int, seed:int, prompt): # A `ContextPrompt`
     from promptbench.prompt.context import in_context
     prompt = in_context(backbone, tasks, k, seed, prompt=prompt)
     text = prompt.fronts[0].text
-    typer.echo(f"{k} solved {'example' if k==1 else 'examples'} before every question; before those of {tasks[0].name}:")
+    examples = '1 solved example' if k==1 else f'{k} solved examples'
+    typer.echo(f'{examples} before every question; before those of {tasks[0].name}:')
     typer.echo(indent(text[:MOST_SHOWN]+('…' if len(text)>MOST_SHOWN else ''), '  | ', lambda line: True))
     return prompt
 

@@ -258,7 +258,8 @@ def spread(
 # %% ../../nbs/10_data/04_suite.ipynb #160aab4e
 def _in_turns(lists:Iterable[Sequence])->list:
     "The first of each list, then the second of each"
-    return [x for turn in itertools.zip_longest(*lists) for x in turn if x is not None]
+    turns = itertools.zip_longest(*lists)
+    return [x for x in itertools.chain.from_iterable(turns) if x is not None]
 
 def spread_over(
     tasks:Iterable[Task],

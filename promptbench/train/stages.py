@@ -80,8 +80,8 @@ class Given:
         place = Path(self.suite).expanduser()
         name = place.resolve().name if place.is_dir() else self.suite
         suite = [name, suite_digest(self.suite, self.seed, self.draw)]
-        chat = dict(chat=True) if self.chat else {}
-        return dict(suite=suite, seed=self.seed, precision=self.precision, weights=self.weights, version=__version__)|chat
+        same = dict(suite=suite, seed=self.seed, precision=self.precision, weights=self.weights, version=__version__)
+        return same|(dict(chat=True) if self.chat else {})
 
 # %% ../../nbs/60_train/11_stages.ipynb #55495a9d
 @dataclass(frozen=True, kw_only=True)
