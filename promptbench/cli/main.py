@@ -134,6 +134,7 @@ def _tell(rows, predictions, seconds:float):
     from promptbench.measure.evaluate import by_dataset
     table = by_dataset(rows)
     if 'metric' in table: table = table.rename(columns=dict(accuracy='value'))
+    if table.templates.max()==1: table = table.drop(columns=['lowest','highest']) # of one template they say nothing
     typer.echo(table.round(3).to_string(index=False, na_rep='-'))
     value = table['value' if 'metric' in table else 'accuracy']
     gain = (value-table.chance).dropna()
