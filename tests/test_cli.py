@@ -96,7 +96,7 @@ def test_evaluate_tells_of_both_kinds_of_answers(tmp_path):
     r = call('evaluate','--role','all','--quick','--n-eval','3','--limit','8','--shots','2','--max-new','6','--out',tmp_path/'e'); assert r.returncode==0, r.stderr
     from promptbench.stats.results import read_predictions, read_rows
     rows,p = read_rows(tmp_path/'e'),read_predictions(tmp_path/'e'); tasks = rows[['dataset','template']].drop_duplicates()
-    assert len(tasks)==8 and rows.cluster.nunique()==8 and len(p)==24 and {'accuracy','exact_match','f1'}<=set(rows.metric) and set(rows.shots)=={2} and set(rows.prompt)=={'context'}
+    assert len(tasks)==8 and rows.cluster.nunique()==8 and len(p)==24 and {'accuracy','exact_match','f1'}<=set(rows.metric) and set(rows.shots)=={2} and set(rows.prompt)=={'context'} and set(rows.method)=={'in context'}
     for m in set(rows.metric): assert f' {m} ' in r.stdout
     head,*table,last = r.stdout[r.stdout.index('cluster'):].splitlines(); assert head.split()[2:4]==['metric','templates'] and 'value' in head and 'accuracy' not in head
     table,last = table[:-1],table[-1] if last.startswith('written') else last

@@ -87,7 +87,7 @@ def evaluate(
     one_of('rule', rule, ['mean','sum'])
     s = load_draw(suite, seed)
     tasks = _tasks(s, role, answers, limit, 1 if quick else None, seed)
-    b,prompt,name = _loaded(backbone, checkpoint, device, chat)
+    b,prompt,name = _loaded(backbone, checkpoint, device, chat, shots>0)
     if shots: prompt = _shown(b, tasks, shots, seed, prompt)
     n = n_eval or (16 if quick else None)
     told = (b.precision, role, n, quick, seed, rule, max_source)
@@ -149,13 +149,13 @@ def _run_name(suite:str, model:str|Path, *settings)->str:
     of = folder_digest(checkpoint_in(model)) if isinstance(model, Path) else backbone_digest(model)
     return 'evaluate-'+key_of(suite, of, *settings, __version__)
 
-def _loaded(backbone:str, checkpoint:Path|None, device:str, chat:bool)->tuple: # backbone, prompt, what rows call the method
+def _loaded(backbone:str, checkpoint:Path|None, device:str, chat:bool, shown:bool)->tuple: # backbone, prompt, method
     "What is evaluated: a backbone as it is, or what a checkpoint made of it"
     from promptbench.model.backbone import load_backbone
     from promptbench.model.chat import with_chat
     from promptbench.prompt.checkpoint import load_checkpoint
     how = dict(device=device, precision='auto')
-    if checkpoint is None: b,prompt,name = load_backbone(backbone, **how),None,'none'
+    if checkpoint is None: b,prompt,name = load_backbone(backbone, **how),None,'in context' if shown else 'none'
     else: b,prompt,name = *load_checkpoint(checkpoint, **how)[:2],checkpoint.name
     return with_chat(b) if chat else b,prompt,name
 
