@@ -6,14 +6,14 @@
 __all__ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'describe', 'load_suite', 'show', 'Template',
            'read_templates', 'write_templates', 'check_suite', 'Batch', 'Packed', 'pack', 'target_nll',
            'encode_examples', 'make_batch', 'mtl_batches', 'Backbone', 'freeze', 'load_backbone', 'random_backbone',
-           'save_backbone', 'unfreeze', 'DeepPrompt', 'NoPrompt', 'ShallowPrompt', 'check_prompt', 'decode', 'encode',
-           'forward', 'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint', 'save_checkpoint',
-           'load_prompt', 'save_prompt', 'MetaConfig', 'meta_preset', 'meta_train', 'method_config', 'run_method',
-           'Table1', 'run_study', 'export_peft', 'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain',
-           'preset', 'TuneConfig', 'tune', 'read_predictions', 'read_rows', 'write_predictions', 'write_rows', 'arg',
-           'arg_table', 'relative_gain', 'bootstrap_arg', 'contrast', 'estimate', 'replicate', 'interval_table', 'rank',
-           'in_context', 'generate', 'by_dataset', 'evaluate', 'results', 'load_paper', 'compare_to_paper', 'judge',
-           'load_claims']
+           'save_backbone', 'with_chat', 'unfreeze', 'DeepPrompt', 'NoPrompt', 'ShallowPrompt', 'check_prompt',
+           'decode', 'encode', 'forward', 'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint',
+           'save_checkpoint', 'load_prompt', 'save_prompt', 'MetaConfig', 'meta_preset', 'meta_train', 'method_config',
+           'run_method', 'Table1', 'run_study', 'export_peft', 'import_peft', 'import_table', 'METHODS',
+           'PretrainConfig', 'pretrain', 'preset', 'TuneConfig', 'tune', 'read_predictions', 'read_rows',
+           'write_predictions', 'write_rows', 'arg', 'arg_table', 'relative_gain', 'bootstrap_arg', 'contrast',
+           'estimate', 'replicate', 'interval_table', 'rank', 'in_context', 'generate', 'by_dataset', 'evaluate',
+           'results', 'load_paper', 'compare_to_paper', 'judge', 'load_claims']
 
 # %% ../nbs/99_all.ipynb #4285084f
 from .base.catalogue import METHODS
@@ -25,6 +25,7 @@ from .data.checks import check_suite
 from .model.tokens import encode_examples
 from .model.batch import Batch, Packed, make_batch, mtl_batches, pack
 from .model.backbone import Backbone, freeze, load_backbone, random_backbone, save_backbone, unfreeze
+from .model.chat import with_chat
 from .prompt.bank import DeepPrompt, NoPrompt, ShallowPrompt
 from .prompt.forward import check_prompt, decode, encode, forward, sequence_nll
 from .prompt.inits import new_prompt
@@ -52,7 +53,7 @@ from .studies.study import run_study
 _all_ = ['UserError', 'progress', 'Dataset', 'Example', 'Suite', 'Task', 'describe', 'load_suite', 'show', 'Template',
          'read_templates', 'write_templates', 'check_suite', 'Batch', 'Packed', 'pack', 'target_nll',
          'encode_examples', 'make_batch', 'mtl_batches', 'Backbone', 'freeze', 'load_backbone', 'random_backbone',
-         'save_backbone', 'unfreeze', 'DeepPrompt', 'NoPrompt', 'ShallowPrompt', 'check_prompt', 'decode', 'encode',
+         'save_backbone', 'with_chat', 'unfreeze', 'DeepPrompt', 'NoPrompt', 'ShallowPrompt', 'check_prompt', 'decode', 'encode',
          'forward', 'sequence_nll', 'new_prompt', 'Adafactor', 'fit', 'load_checkpoint', 'save_checkpoint',
          'load_prompt', 'save_prompt', 'MetaConfig', 'meta_preset', 'meta_train', 'method_config', 'run_method',
          'Table1', 'run_study', 'export_peft', 'import_peft', 'import_table', 'METHODS', 'PretrainConfig', 'pretrain', 'preset',

@@ -5,7 +5,7 @@ from promptbench.data.templates import Template
 
 class Stub:
     "What the cache asks of a backbone: one id per word"
-    name,vocab,causal,eos_source,eos_target,eos_token_id,bos_token_id = 'stub',1000,True,True,True,1,None
+    name,vocab,causal,eos_source,eos_target,eos_token_id,bos_token_id,around = 'stub',1000,True,True,True,1,None,()
     def __init__(self): self.tokenizer = self; self.vocab_ = {}
     def get_vocab(self): return dict(a=1)
     def sources(self, texts, limit): return [[len(w)+10*ord(w[0])%900 for w in t.split()[:limit]]+[1] for t in texts]

@@ -50,6 +50,14 @@ evaluate --checkpoint text.txt ⇒ text.txt
 evaluate --checkpoint thesis ⇒ thesis
 evaluate --role judge ⇒ role
 evaluate --rule median ⇒ rule
+evaluate --chat ⇒ chat needs a decoder-only model
+evaluate --limit 0 ⇒ --limit must be a whole number at least 1
+evaluate --answers some ⇒ answers must be one of ['choices', 'words', 'all']
+evaluate --answers words ⇒ has none of --role eval and --answers words; it has 80 train with choices
+evaluate --role held --limit 3 ⇒ has none of --role held
+evaluate --shots -1 ⇒ --shots must be a whole number at least 0
+evaluate --shots 1000 --quick ⇒ 1000 training examples
+evaluate --max-new 0 ⇒ --max-new must be a whole number at least 1
 table1 --out thesis ⇒ holds chapter.tex; name another folder
 table1 --out . ⇒ must be a folder of its own
 table1 --out text.txt ⇒ must be a folder

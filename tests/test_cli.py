@@ -92,6 +92,41 @@ def test_evaluate_writes_tables(tmp_path):
     from promptbench.stats.results import read_predictions, read_rows
     assert len(read_rows(tmp_path/'e'))==9 and len(read_predictions(tmp_path/'e'))==36
 
+def test_evaluate_tells_of_both_kinds_of_answers(tmp_path):
+    r = call('evaluate','--role','all','--quick','--n-eval','3','--limit','8','--shots','2','--max-new','6','--out',tmp_path/'e'); assert r.returncode==0, r.stderr
+    from promptbench.stats.results import read_predictions, read_rows
+    rows,p = read_rows(tmp_path/'e'),read_predictions(tmp_path/'e'); tasks = rows[['dataset','template']].drop_duplicates()
+    assert len(tasks)==8 and rows.cluster.nunique()==8 and len(p)==24 and {'accuracy','exact_match','f1'}<=set(rows.metric) and set(rows.shots)=={2} and set(rows.prompt)=={'context'} and set(rows.method)=={'in context'}
+    for m in set(rows.metric): assert f' {m} ' in r.stdout
+    head,*table,last = r.stdout[r.stdout.index('cluster'):].splitlines(); assert head.split()[2:4]==['metric','templates'] and 'value' in head and 'accuracy' not in head
+    table,last = table[:-1],table[-1] if last.startswith('written') else last
+    assert len(table)==rows.groupby(['dataset','metric']).ngroups and re.fullmatch(r'8 tasks of 8 datasets, 24 instances, \d+ s; [+-][\d.]+ over chance in the mean of \d datasets with choices', last), last
+    assert '2 solved examples before every question' in r.stdout and '  | ' in r.stdout and 'judging: 100%' in r.stderr
+
+def test_names_of_runs_change_with_what_is_asked(tmp_path):
+    "Each way has rows of its own name; asked again they are those of before"
+    from promptbench.stats.results import read_rows
+    ways = [[], ['--limit','2'], ['--shots','1'], ['--answers','choices'], ['--max-new','8'], ['--limit','2','--seed','1']]; names = []
+    from typer.testing import CliRunner
+    from promptbench.cli.main import app
+    for i,way in enumerate([*ways, []]):
+        r = CliRunner().invoke(app, ['evaluate','--quick','--n-eval','2','--role','dev',*way,'--out',str(tmp_path/str(i))]); assert r.exit_code==0, r.exception
+        names += set(read_rows(tmp_path/str(i)).run)
+    assert len(set(names))==len(ways) and names[0]==names[-1]
+
+def test_chat_is_said_in_rows(tmp_path):
+    from test_chat import toy
+    from typer.testing import CliRunner
+    from promptbench.cli.main import app
+    from promptbench.model.backbone import save_backbone
+    from promptbench.stats.results import read_rows
+    save_backbone(toy('system'), tmp_path/'b'); names = []
+    for chat in ([], ['--chat']):
+        r = CliRunner().invoke(app, ['evaluate','--backbone',str(tmp_path/'b'),'--quick','--n-eval','2','--limit','3',*chat,'--out',str(tmp_path/f'e{len(chat)}')]); assert r.exit_code==0, r.exception
+        rows = read_rows(tmp_path/f'e{len(chat)}'); names.append((set(rows.run), set(rows.backbone)))
+    assert names[0][0]!=names[1][0] and [n[1] for n in names]==[{str(tmp_path/'b')}, {f"{tmp_path/'b'} (chat)"}]
+    refused(call('evaluate','--chat','--quick'), 'encoder-decoder', 'leave chat out')
+
 def test_a_store_is_filled_and_asked(tmp_path):
     args = ['evaluate','--quick','--n-eval','4','--store',tmp_path/'s']
     r = call(*args); assert r.returncode==0 and 'appended to' in r.stdout, r.stderr

@@ -6,12 +6,13 @@ from itertools import islice
 from pathlib import Path
 from promptbench.base.core import UserError
 from promptbench.base.stop import Stopped, stoppable
-from promptbench.data.suite import Example, load_suite
+from promptbench.data.suite import Dataset, Example, Suite, load_suite
+from promptbench.data.templates import Template
 from promptbench.model.backbone import freeze, random_backbone, unfreeze
 from promptbench.model.batch import make_batch, pack
 from promptbench.model.memory import TokenBudget
-from promptbench.model.ranks import check_same, deal, ranks, sum_over, together
-from promptbench.measure.evaluate import evaluate
+from promptbench.model.ranks import check_same, deal, gathered, ranks, sum_over, together
+from promptbench.measure.evaluate import evaluate, write_together
 from promptbench.prompt.checkpoint import last_step
 from promptbench.prompt.inits import new_prompt
 from promptbench.train.adafactor import Adafactor
@@ -133,6 +134,23 @@ def judged():
     cut = evaluate(b, tasks, suite=s, max_source=12, most_cut=1)[0].cut
     return [rows.value.tolist(), rows.n.tolist(), cut.tolist(), p.pred.tolist(), *p.scores_sum, *p.scores_mean, *few.scores_sum],[]
 
+def written():
+    "Answers in words under two prompts, some asked twice, greedy and drawn, each task with its own end; then of a single source"
+    made = [dict(q=q, a=a) for q,a in zip('red big blue small a a'.split(), 'say it the what color is'.split())]
+    plain = Template('plain', 'what color is {{q}} ||| {{a}}')
+    told = [Dataset(n, 'words', 'train', dict(train=made, validation=made[:k]), [plain], facts=f)
+            for n,k,f in (('first',6,{}), ('second',3,dict(stop_string=' say')))]
+    s = Suite('own', told)
+    b = random_backbone('red blue green big small what color is it the a say'.split(), dim=32, heads=4, kind='llama', seed=4)
+    bank = new_prompt('deep', b, length=3, n=2, seed=2)
+    rows,p = evaluate(b, s.tasks(), suite=s, prompt=bank, max_new=6)
+    sources = [e.source for t in s.tasks() for e in t.examples('validation')]
+    texts = write_together(b, sources, bank, index=[0]*6+[1]*3, max_new=6, temperature=1., seed=3)
+    few = evaluate(b, s.tasks()[1:], suite=s, n=1, max_new=6)[1]
+    ids = [b.tokenizer(w.text, add_special_tokens=False)['input_ids'] for w in texts]
+    assert len(ids)==9 and len({tuple(i) for i in ids})>4
+    return [rows.value.tolist(), p.pred.tolist(), *p.scores_sum, *p.scores_mean, *ids, [w.logp for w in texts], *few.scores_sum],[]
+
 def numbers():
     "Sums of tensors of two kinds, in buckets; what differs is found out; no more threads than asked for"
     w = ranks()
@@ -143,11 +161,12 @@ def numbers():
     with pytest.raises(UserError, match=r'first update must be the same in every process, got \[0, 1') if n>1 else contextlib.nullcontext():
         check_same(w.rank, 'first update')
     assert n==1 or torch.get_num_threads()==1
+    assert gathered(['a', w.rank])==[['a', r] for r in range(n)]
     hopeless()
     return [],[]
 
 JOBS = dict(plain=lambda f: train(), cut=lambda f: train(micro_tokens=40), bank=lambda f: bank(), shrunk=lambda f: shrunk(),
-            run=cut_off, tune=tuned, meta=lambda f: meta(), judge=lambda f: judged(), numbers=lambda f: numbers())
+            run=cut_off, tune=tuned, meta=lambda f: meta(), judge=lambda f: judged(), write=lambda f: written(), numbers=lambda f: numbers())
 OTHERS = dict(dropout=lambda f: train(.2), stopped=stopped, on=lambda f: run_of(f/'stopped', packed=None, row_tokens=8192))
 
 def everything(names, folder):

@@ -248,3 +248,38 @@ def test_pages_and_stages_agree(made, tmp_path):
     same(e, tmp_path/'e')
     card = json.loads((t/'card.json').read_text())
     assert card['method']=='T+P' and card['device'] and card['shots_key'] and json.loads((t/'progress.json').read_text())['step']==100
+
+# --- asked by chat turns -----------------------------------------------------------------------------------------------
+TURNS = "{% for m in messages %}<extra_id_0> {{ m.content }} <extra_id_1> {% endfor %}"
+
+@pytest.fixture(scope='module')
+def talking(made):
+    "A decoder-only model with a chat template"
+    b = random_backbone(['is','odd','?','no','yes',*map(str, range(80))], kind='llama', heads=2, seed=1)
+    b.tokenizer.chat_template = TURNS
+    save_backbone(b, made/'talks')
+    return made
+
+def test_chat_has_another_name_and_other_rows(talking, tmp_path):
+    plain = base(talking)|dict(backbone=str(talking/'talks')); chat = plain|dict(chat=True)
+    for stage,more in ((Evaluate, {}), (Tune, dict(shots=2)), (Pretrain, dict(method='P-only', prompt='shallow'))):
+        a,b = (stage().identity(x|more) for x in (plain, chat)); assert a!=b and {k:v for k,v in b.items() if k!='chat'}==a
+    rows = {n: (done(Evaluate(), x, tmp_path/n), read_rows(tmp_path/n))[1] for n,x in (('plain',plain),('chat',chat),('shown',chat|dict(context=2)))}
+    name = str(talking/'talks'); assert [set(r.backbone) for r in rows.values()]==[{name},{name+' (chat)'},{name+' (chat)'}]
+    scores = [read_predictions(tmp_path/n).scores_sum.map(tuple).tolist() for n in rows]; assert scores[0]!=scores[1]!=scores[2]
+
+def test_prompts_tuned_in_chat_are_judged_in_chat(talking, tmp_path):
+    given = tuning(talking, backbone=str(talking/'talks'), prompt='shallow', chat=True)
+    done(Tune(), given, tmp_path/'t')
+    for more in ({}, dict(chat=True)):
+        out = tmp_path/f'e{len(more)}'; done(Evaluate(), base(talking)|dict(checkpoint=str(tmp_path/'t'), **more), out)
+        assert set(read_rows(out).backbone)=={str(talking/'talks')+' (chat)'}
+        pd.testing.assert_series_equal(read_predictions(out).scores_sum.map(tuple), read_predictions(tmp_path/'t').scores_sum.map(tuple))
+
+def test_a_prompt_pretrained_in_chat_is_judged_in_chat(talking, tmp_path):
+    done(Pretrain(), pretraining(talking, 'P-only', backbone=str(talking/'talks'), chat=True), tmp_path/'p')
+    done(Evaluate(), base(talking)|dict(checkpoint=str(tmp_path/'p')), tmp_path/'e')
+    assert set(read_rows(tmp_path/'e').backbone)=={str(talking/'talks')+' (chat)'}
+    with pytest.raises(UserError, match='this one has none'):
+        save_backbone(random_backbone(['a','b'], kind='llama'), tmp_path/'mute')
+        done(Evaluate(), base(talking)|dict(backbone=str(tmp_path/'mute'), chat=True), tmp_path/'x')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'FOLDER', 'WHOLE', 'Example', 'repeated', 'indistinct', 'Dataset', 'Task', 'render', 'labels', 'guesses',
-           'count_rows', 'commonest', 'draw_shots', 'shots_key', 'spread', 'Suite', 'want_tasks', 'suite_fingerprint',
-           'describe', 'show', 'load_suite', 'load_draw', 'suite_digest', 'read_jsonl']
+           'count_rows', 'commonest', 'draw_shots', 'shots_key', 'spread', 'spread_over', 'Suite', 'want_tasks',
+           'suite_fingerprint', 'describe', 'show', 'load_suite', 'load_draw', 'suite_digest', 'read_jsonl']
 
 # %% ../../nbs/10_data/04_suite.ipynb #be5e99f9
 import functools, hashlib, importlib.util, inspect, itertools, json, math, os, time
@@ -254,6 +254,31 @@ def spread(
     "At most `n` of `items`, the first among them, evenly spread"
     if n is None or n>=len(items): return items
     return [items[i*len(items)//n] for i in range(n)]
+
+# %% ../../nbs/10_data/04_suite.ipynb #160aab4e
+def _in_turns(lists:Iterable[Sequence])->list:
+    "The first of each list, then the second of each"
+    turns = itertools.zip_longest(*lists)
+    return [x for x in itertools.chain.from_iterable(turns) if x is not None]
+
+def spread_over(
+    tasks:Iterable[Task],
+    n:int|None, # None: all
+    groups:Mapping|None=None, # Dataset -> family, such as `suite.groups`; a dataset that has none is of its cluster's
+    *, seed:int=0 # Of the order of families, of the datasets in a family, and of the templates of a dataset
+)->list[Task]: # In the order they came
+    "At most `n` tasks, drawn so that families have equal shares as far as they reach; more of them only add to fewer"
+    tasks,draw,families = list(tasks),rng('spread', seed),{}
+    for t in tasks:
+        family = (groups or {}).get(t.dataset, t.cluster)
+        families.setdefault(family, {}).setdefault(t.dataset, []).append(t)
+    orders = []
+    for datasets in families.values():
+        for own in datasets.values(): draw.shuffle(own)
+        orders.append(_in_turns(draw.sample(list(datasets.values()), len(datasets))))
+    draw.shuffle(orders)
+    kept = set(_in_turns(orders)[:n])
+    return [t for t in tasks if t in kept]
 
 # %% ../../nbs/10_data/04_suite.ipynb #c3599781
 def _wanted(what:str, names:str|Iterable[str]|None, has:Iterable[str])->list[str]:

@@ -101,6 +101,13 @@ class Backbone:
         sizes = [getattr(self.slots[0], n, None) for n in ('key_value_proj_dim','head_dim','head_size')]
         return next(size for size in sizes if size)
 
+    @property
+    def begin(self)->list[int]: return first_id(self) # What stands before the first text, and before no other behind it
+    @property
+    def closing(self)->int: return self.tokenizer.eos_token_id # What the model ends an answer with
+    @property
+    def around(self)->tuple: return () # What is written around texts, where anything is
+
     def clone(self)->'Backbone': return replace(self, model=copy.deepcopy(self.model))
     def to(self, device)->'Backbone':
         self.model.to(device)

@@ -19,6 +19,7 @@ from ..base.mend import mending
 from ..base.own import MARK, atomic_folder, discard, leftovers
 from ..base.machine import pick_device
 from ..model.backbone import Backbone, load_backbone, save_backbone, want_backbone, weight_hashes
+from ..model.chat import CHAT, ChatBackbone, with_chat
 from .bank import made_for, note_tuning, prompt_from, want_prompt
 from ..model.ranks import ranks, sum_over
 from ..base.stop import stop_asked
@@ -117,14 +118,16 @@ def _digest(backbone)->str: return key_of(weight_hashes(backbone), n=64)
 
 def _save_backbone(tmp:Path, folder:Path, backbone, reference)->dict:
     "The backbone itself, or where it is: a folder is remembered relative to the checkpoint, so both can move together"
+    chat = dict(chat=True) if isinstance(backbone, ChatBackbone) else {}
     if reference is None:
         save_backbone(backbone, tmp/'backbone')
-        return dict(kind='full', name=backbone.name, hash=_digest(backbone))
+        return dict(kind='full', name=backbone.name, hash=_digest(backbone), **chat)
+    if chat: reference = str(reference).removesuffix(CHAT)
     path = Path(reference).expanduser()
     if (path/'backbone'/'config.json').exists(): path = path/'backbone'
     beside = not embedded(reference) and path.is_dir()
     where = os.path.relpath(path.resolve(), folder.resolve()) if beside else None
-    return dict(kind='reference', name=str(reference), path=where, hash=_digest(backbone))
+    return dict(kind='reference', name=str(reference), path=where, hash=_digest(backbone), **chat)
 
 # %% ../../nbs/50_prompt/05_checkpoint.ipynb #e0df0e92
 def _tensors(path)->dict[str,Tensor]:
@@ -163,6 +166,7 @@ def load_checkpoint(
     stored = card['stored']
     how = dict(device=device, precision=precision, weights=weights)
     backbone = _load_backbone(folder, stored['backbone'], **how) if 'backbone' in stored else None
+    if stored.get('backbone', {}).get('chat'): backbone = with_chat(backbone)
     prompt = _load_prompt(folder, stored['prompt'], device) if 'prompt' in stored else None
     return backbone,prompt,card
 

@@ -16,6 +16,7 @@ from ..base.core import UserError, number, rng
 from ..data.suite import Example, Task, want_tasks
 from ..model.backbone import Backbone, first_id, want_backbone
 from ..model.batch import Batch
+from ..model.chat import ChatBackbone
 from .bank import note_tuning, placed
 from .decoder_only import prefill, window
 
@@ -202,6 +203,16 @@ def blank_question(
     except UserError: return fill
 
 # %% ../../nbs/50_prompt/08_context.ipynb #3113b89a
+def _joined(backbone, shots:list[Example], between:str)->tuple[str,list[int]]: # Text and ids
+    "Solved examples as the model reads them: one after another, or as turns of a conversation"
+    if not isinstance(backbone, ChatBackbone):
+        text = front_text(shots, between)
+        return text,front_ids(backbone, text)
+    if between!=BETWEEN:
+        raise UserError(f'the turns of {backbone.name} stand between its examples, and between={between!r} came as well; '
+                        'leave it out, or chat')
+    return backbone.shown([(e.source,e.target) for e in shots])
+
 def _ordered(shots:list[Example], seed:int, order:int|None)->list[Example]:
     if order is not None: rng('order', seed, order).shuffle(shots)
     return shots
@@ -223,6 +234,6 @@ def in_context(
     tasks = want_tasks(tasks)
     fronts = []
     for t in tasks:
-        text = front_text(_ordered(t.shots(k, seed, balanced, per), seed, order), between)
-        fronts.append(Front(text, tuple(front_ids(backbone, text)), blank_question(t) if calibrated else None))
+        text,ids = _joined(backbone, _ordered(t.shots(k, seed, balanced, per), seed, order), between)
+        fronts.append(Front(text, tuple(ids), blank_question(t) if calibrated else None))
     return note_tuning(ContextPrompt(fronts, backbone, prompt), k, [t.name for t in tasks])

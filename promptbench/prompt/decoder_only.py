@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from ..base.core import UserError
 from ..model.attention import deep_prompt
-from ..model.backbone import Backbone, autocast, first_id
+from ..model.backbone import Backbone, autocast
 from ..model.batch import Batch
 from .bank import placed
 
@@ -133,7 +133,8 @@ def prefill(
     "Run the model over the sources, with each example's own prompt, and keep its keys and values"
     batch = batch.to(backbone.device)
     src_BT,mask_BT = batch.src_BT,batch.src_mask_BT
-    if getattr(prompt, 'begun', False) and first_id(backbone): src_BT,mask_BT = src_BT[:,1:],mask_BT[:,1:]
+    begun = len(backbone.begin) if getattr(prompt, 'begun', False) else 0
+    src_BT,mask_BT = src_BT[:,begun:],mask_BT[:,begun:]
     with autocast(backbone):
         x_BTD = backbone.model.get_input_embeddings()(src_BT)
         soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)

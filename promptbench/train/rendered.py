@@ -60,7 +60,7 @@ def _tokenizer_key(backbone)->str:
     "Hash of the tokenizer and of how the backbone uses it"
     t = backbone.tokenizer
     return key_of(_vocabulary(t), t.eos_token_id, t.bos_token_id, backbone.causal, backbone.eos_source,
-                  backbone.eos_target, n=24)
+                  backbone.eos_target, *backbone.around, n=24)
 
 def _is_plain(value)->bool: return isinstance(value, (str,int,float,bool,tuple,list,type(None)))
 

@@ -21,6 +21,7 @@ from ..base.stop import Stopped, stop_asked, stop_note
 from ..data.suite import ROLES, load_draw, shots_key, suite_digest
 from ..measure.evaluate import evaluate
 from ..model.backbone import Backbone, freeze, load_backbone, pick_precision
+from ..model.chat import CHAT, with_chat
 from ..model.ranks import barrier, ranks
 from ..prompt.context import in_context
 from ..prompt.checkpoint import drop_steps, load_checkpoint, read_card, save_checkpoint
@@ -66,6 +67,7 @@ class Given:
     draw:int|None=None # `n_eval` of a drawn suite; None: the suite's own
     precision:str='auto' # 'fp32', 'bf16'; 'auto': what `settled` says
     weights:str='fp32' # What weights are kept in; 'bf16': half the memory, with fp32 masters of those that are trained
+    chat:bool=False # Whether the model is asked by the turn markers of its own chat template
     def __post_init__(self):
         _check_types(self)
         one_of('precision', self.precision, ('fp32','bf16','auto'))
@@ -78,7 +80,8 @@ class Given:
         place = Path(self.suite).expanduser()
         name = place.resolve().name if place.is_dir() else self.suite
         suite = [name, suite_digest(self.suite, self.seed, self.draw)]
-        return dict(suite=suite, seed=self.seed, precision=self.precision, weights=self.weights, version=__version__)
+        same = dict(suite=suite, seed=self.seed, precision=self.precision, weights=self.weights, version=__version__)
+        return same|(dict(chat=True) if self.chat else {})
 
 # %% ../../nbs/60_train/11_stages.ipynb #55495a9d
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +206,8 @@ def _source(s:Given, device:str)->Backbone:
     "The frozen backbone that a stage starts from"
     key = s.backbone, backbone_digest(s.backbone), s.precision, s.weights, device
     how = dict(device=device, precision=s.precision, weights=s.weights)
-    return _kept('backbone', key, lambda: freeze(load_backbone(s.backbone, **how)))
+    found = _kept('backbone', key, lambda: freeze(load_backbone(s.backbone, **how)))
+    return with_chat(found) if s.chat else found
 
 def _own(source:Backbone)->Backbone:
     "A backbone that may be changed: a copy, but of a large one the only piece there is"
@@ -329,7 +333,8 @@ def _judged(s:EvaluateGiven, folder:Path, device:str)->_Judged:
     b,prompt,card = load_checkpoint(place, device=device, precision=s.precision, weights=s.weights)
     if b is None:
         raise UserError(f'checkpoint {place} must hold a backbone or name one, and it does not; choose another')
-    b.name = card.get('parent', b.name)
+    b.name = card.get('parent', b.name).removesuffix(CHAT)+(CHAT if b.around else '')
+    if s.chat: b = with_chat(b)
     return _Judged(suite, tasks, freeze(b), prompt, s.method or card.get('method', 'none'), card)
 
 # %% ../../nbs/60_train/11_stages.ipynb #265bec6c
