@@ -91,8 +91,9 @@ class Written:
     cut:bool=False # Whether its source lost its end
 
 def _before_stop(text:str, stop:Sequence[str])->str|None:
-    "The text up to the first stop string; None if there is none"
-    places = [at for at in map(text.find, stop) if at>=0]
+    "The text up to the first stop string; None if there is none. One of white space counts only behind words"
+    words = len(text)-len(text.lstrip())
+    places = [at for s in stop if (at := text.find(s, 0 if s.strip() else words))>=0]
     return text[:min(places)] if places else None
 
 def ends_of(
@@ -193,7 +194,7 @@ def generate(
     prompt:nn.Module|None=None, # A prompt, or a bank
     *, index:Sequence[int]|None=None, # Of a bank: which prompt each source has
     max_new:int=32, # Tokens at most, the ending one included
-    stop:str|Sequence=(), # What ends a text, and is not part of it: strings, or a list of them for each source
+    stop:str|Sequence=(), # What ends a text, white space behind words only: strings, or a list for each source
     temperature:float=0., # 0: always the likeliest token
     top_p:float=1., # Draw among the likeliest tokens that come to this share
     seed:int=0, # Of the draws
