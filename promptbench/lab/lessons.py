@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['small_task', 'reworded', 'wilson', 'figure', 'scores_title', 'plot_scores', 'student', 'over_seeds', 'told_apart',
-           'seeds_title', 'plot_seeds', 'plot_lines', 'losses_of', 'plane', 'landscape', 'plot_landscape',
-           'plot_attention', 'data_flow']
+           'seeds_title', 'plot_seeds', 'plot_lines', 'shares_right', 'judged', 'losses_of', 'plane', 'landscape',
+           'plot_landscape', 'plot_attention', 'data_flow']
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #cd7891c8
 import itertools
+from collections.abc import Callable
 from statistics import NormalDist
 import numpy as np, pandas as pd, plotly.graph_objects as go, torch
 from ..base.core import UserError
@@ -16,6 +17,7 @@ from ..data.suite import Dataset, Task, load_suite
 from ..data.templates import Template
 from ..world.suite import draw
 from ..model.batch import make_batch
+from ..measure.rank import rank
 from ..prompt.bank import prompt_from
 from ..prompt.forward import forward, sequence_nll
 from ..base.catalogue import METHODS, REFERENCE, trains
@@ -181,6 +183,27 @@ def plot_lines(
             line=dict(color=colour, dash=_DASHES[i%7], width=2.2)))
     return figure(traces, layout(title, 380, left=64, xaxis=dict(title=x), yaxis=dict(title=y)))
 
+# %% ../../nbs/90_lab/07_lessons.ipynb #107fffa5
+def shares_right(
+    backbone, task, prompt=None, # A `Backbone`, a task of the suite, a prompt or a bank of them
+    n:int|None=None # Validation questions; None: all
+)->list[float]: # One for each prompt of the bank
+    "Share of right answers of every prompt of a bank on the same questions"
+    questions = task.examples('validation', n)
+    found = rank(backbone, [questions]*(1 if prompt is None else len(prompt)), prompt)
+    return [float(scores.correct().mean()) for scores in found]
+
+def judged(
+    task, n:int|None=None # As for `shares_right`; all prompts learn this task
+)->Callable: # Function of (backbone, prompt), as `MonitoredRun.measure`
+    "ARG of a bank on one task, with the interval of as many questions as there are"
+    def measure(backbone, prompt)->dict:
+        questions,chance = len(task.examples('validation', n)),task.chance
+        share = sum(shares := shares_right(backbone, task, prompt, n))/len(shares)
+        arg,lo,hi = (100*(float(x)-chance)/chance for x in (share,*wilson(share, questions)))
+        return dict(arg=arg, lo=lo, hi=hi, n=questions)
+    return measure
+
 # %% ../../nbs/90_lab/07_lessons.ipynb #8fad7b49
 @torch.no_grad()
 def losses_of(
@@ -263,12 +286,14 @@ def plot_attention(
     mass = mass.assign(name=[f'{place} {layer+1}' for place,layer in zip(mass.place, mass.layer)])
     names,heads = list(dict.fromkeys(mass.name)),sorted(mass['head'].unique())
     shares = mass.pivot(index='name', columns='head', values='mass').loc[names].to_numpy()
+    row,size = (34,12) if len(names)<=12 else (19,10) # pixels
     squares = go.Heatmap(
         z=shares.round(3).tolist(), x=[f'head {h+1}' for h in heads], y=names, zmin=0, zmax=1, colorscale='Viridis',
-        text=[[f'{v:.0%}' for v in row] for row in shares], texttemplate='%{text}',
-        hovertemplate='%{y}, %{x}: %{text} of its attention<extra></extra>',
+        text=[[f'{v:.0%}' for v in line] for line in shares], texttemplate='%{text}',
+        textfont=dict(size=size), hovertemplate='%{y}, %{x}: %{text} of its attention<extra></extra>',
         colorbar=dict(title=dict(text='share'), tickformat='.0%'))
-    return figure([squares], layout(title, 150+34*len(names), left=96, legend=False, yaxis=dict(autorange='reversed')))
+    rows = dict(autorange='reversed', dtick=1, tickfont=dict(size=size))
+    return figure([squares], layout(title, 150+row*len(names), left=96, legend=False, yaxis=rows))
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #3f3ccb39
 # The parts: column, row, name, what it is
