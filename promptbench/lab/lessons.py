@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['small_task', 'reworded', 'wilson', 'figure', 'scores_title', 'plot_scores', 'student', 'over_seeds', 'told_apart',
-           'seeds_title', 'plot_seeds', 'plot_lines', 'shares_right', 'judged', 'losses_of', 'plane', 'landscape',
-           'plot_landscape', 'plot_attention', 'data_flow']
+           'over_both', 'seeds_title', 'plot_seeds', 'plot_lines', 'shares_right', 'judged', 'losses_of', 'plane',
+           'landscape', 'plot_landscape', 'plot_attention', 'data_flow']
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #cd7891c8
 import itertools
@@ -129,27 +129,39 @@ def told_apart(
         if lo>0 or hi<0: found.append((a,b) if lo>0 else (b,a))
     return found
 
+def over_both(
+    values, n:int|None=None # One number per seed; questions that all seeds answered, None: very many
+)->tuple[float,float,float]: # mean, lo, hi
+    "The mean over seeds with its interval, in which the luck of the questions counts too where they are few"
+    mean,lo,hi = over_seeds(values)
+    if n is None: return mean, max(0, lo), min(1, hi)
+    low,high = wilson(mean, n)
+    return mean, max(0, mean-np.hypot(mean-lo, mean-low)), min(1, mean+np.hypot(hi-mean, high-mean))
+
 def seeds_title(
-    table:pd.DataFrame, what:str # As in `plot_seeds`
+    table:pd.DataFrame, what:str, # As in `plot_seeds`
+    n:int|None=None
 )->str: # One sentence
-    "Best against worst mean, and how many pairs the seeds tell apart"
+    "Best against worst mean, and how many pairs the seeds tell apart; of few questions, how many these are"
     means = table.mean(axis=1)
-    lines = [f'{name} {m:.0%} [{max(0, lo):.0%}, {min(1, hi):.0%}]' for name in (means.idxmax(), means.idxmin())
-             for m,lo,hi in [over_seeds(table.loc[name])]]
+    lines = [f'{name} {m:.0%} [{lo:.0%}, {hi:.0%}]' for name in (means.idxmax(), means.idxmin())
+             for m,lo,hi in [over_both(table.loc[name], n)]]
     pairs,found = len(table)*(len(table)-1)//2,len(told_apart(table))
-    return f'{what}: from {lines[1]} to {lines[0]};<br>{found} of {pairs} pairs told apart by {table.shape[1]} seeds'
+    luck = f'{found} of {pairs} pairs told apart by' if n is None else f'the same {n} questions, asked of'
+    return f'{what}: from {lines[1]} to {lines[0]};<br>{luck} {table.shape[1]} seeds'
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #1b3ea51c
 def plot_seeds(
     table:pd.DataFrame, # Shares of right answers: a row per name, a column per seed
-    *, chance:float, what:str # As in `plot_scores`
+    *, chance:float, what:str, # As in `plot_scores`
+    n:int|None=None # Questions, where they are so few that their luck counts too
 )->go.Figure:
-    "A small dot per seed, the mean with its 95 % interval over seeds, and a line at chance"
+    "A small dot per seed, the mean with its 95 % interval over seeds (and questions), and a line at chance"
     names = list(table.index)
-    mean,lo,hi = np.array([over_seeds(table.loc[n]) for n in names]).T
-    lo,hi,(colour,_),row = lo.clip(0), hi.clip(max=1), look('T-only')[:2], np.arange(len(names))
+    mean,lo,hi = np.array([over_both(table.loc[name], n) for name in names]).T
+    (colour,_),row = look('T-only')[:2],np.arange(len(names))
     said = [f'{a}: {v:.1%} [{l:.0%}, {h:.0%}], {table.shape[1]} seeds' for a,v,l,h in zip(names, mean, lo, hi)]
-    seeds = [f'{n}, {c}' for n in names for c in table.columns]
+    seeds = [f'{name}, {c}' for name in names for c in table.columns]
     below = np.repeat(row+.22, table.shape[1])
     each = dots('one seed', table.to_numpy().ravel(), below, OTHER[0], 'circle-open', size=7, text=seeds)
     means = dots('mean over seeds', mean, row, colour, 'circle', text=said, error_x=bars(mean, lo, hi, colour))
@@ -157,7 +169,7 @@ def plot_seeds(
     words = 'share of right answers (open: a seed; filled: mean, 95 % interval)'
     axis = dict(title=words, range=[0,1.02], tickformat='.0%')
     return figure([each,means], layout(
-        seeds_title(table, what), 150+44*len(names), left=max(90, 8*max(map(len, names))+16), legend=False,
+        seeds_title(table, what, n), 150+44*len(names), left=max(90, 8*max(map(len, names))+16), legend=False,
         xaxis=axis, yaxis=rows_axis(names), shapes=[dashed]))
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #8a7094c5
