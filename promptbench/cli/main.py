@@ -70,8 +70,8 @@ def evaluate(
     if out is not None: take(out, 'results')
     if store is not None: store_at(store)
     s = load_draw(suite, seed)
+    tasks = _judged(s, role, quick)
     b,prompt,name = _loaded(backbone, checkpoint, device)
-    tasks = [t for t in s.tasks(role=role, limit=1 if quick else None) if t.ranked]
     n = n_eval or (16 if quick else None)
     told = (b.precision, role, n, quick, seed, rule, max_source)
     run = _run_name(suite_digest(suite, seed), checkpoint or backbone, *told)
@@ -79,6 +79,14 @@ def evaluate(
                                max_source=max_source, most_cut=most_cut, show='ranking', run=run)
     typer.echo(by_dataset(rows).round(3).to_string(index=False))
     _store(rows, predictions, out, store)
+
+def _judged(suite, role:str, quick:bool)->list:
+    "The tasks that are ranked; `UserError` before a model is loaded where there is none"
+    tasks = [t for t in suite.tasks(role=role, limit=1 if quick else None) if t.ranked]
+    if tasks: return tasks
+    has = ', '.join(f'{d.name}: {d.role}' for d in suite.datasets[:5])
+    raise UserError(f'{suite.name} must have a dataset of the role {role} with answer choices, and has none ({has}); '
+                    'a dataset with a validation file is for evaluation, or say --role')
 
 def _run_name(suite:str, model:str|Path, *settings)->str:
     "What rows call a run: another suite, other weights or other settings, another name"
