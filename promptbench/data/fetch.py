@@ -6,7 +6,7 @@
 __all__ = ['place_of_resource', 'is_there', 'resources', 'NotFetched', 'fetched', 'get']
 
 # %% ../../nbs/10_data/10_fetch.ipynb #a9c38d5c
-import contextlib, hashlib, json, os, re, shutil, subprocess, sys, zipfile
+import contextlib, hashlib, json, logging, os, re, shutil, subprocess, sys, zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from ..base.catalogue import RESOURCES, Resource
@@ -79,14 +79,27 @@ def _links(settings:dict[str,str])->list[str]:
 def _locate(name:str, r:Resource)->tuple[str,object]: # Its address, and a client that reads it
     "Where the index has the one file that a resource names"
     finder,client = _finder(_pip_settings())
-    try: found = [p.link for p in finder.find_all_packages(r.package, allow_yanked=True)]
+    try:
+        with _unsaid(): found = [p.link for p in finder.find_all_packages(r.package, allow_yanked=True)]
     except Exception as e: raise UserError(_unreachable(name, e)) from None
     fits = [link for link in found if link.filename==r.file]
     if fits: return fits[0].url_without_fragment, client
     urls = ', '.join(s['url'] for s in finder.sources)
+    if not urls:
+        raise UserError(f'{name} must come from a package index, and pip is told to use none (no-index); allow one '
+                        '(pip config list), or fetch it on another machine and copy the folder of PROMPTBENCH_CACHE')
     raise UserError(f'{name} must be file {r.file} of package {r.package}, but the index ({urls}) has '
                     f'{"other files of it only" if found else "no such package, or cannot be reached"}; check the network '
                     'and the index that pip is configured for (pip config list)')
+
+@contextlib.contextmanager
+def _unsaid():
+    "Within the block the finder warns of nothing: what went wrong is said once, in our words"
+    logger = logging.getLogger('unearth')
+    was = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try: yield
+    finally: logger.setLevel(was)
 
 def _unreachable(name:str, e:Exception)->str:
     why = next(iter(str(e).splitlines()), '') or type(e).__name__
