@@ -61,7 +61,7 @@ def new(
     file:Annotated[Path, typer.Argument(help='a table with a text and a label in each row: .csv, .jsonl or .parquet')],
     out:Annotated[Optional[Path], option('folder of the suite; must not be there [named after the file]')]=None,
     text:Annotated[Optional[str], option('column of the text [found by its name, or the longest]')]=None,
-    label:Annotated[Optional[str], option('column of the label [found by its name, or the one with fewest values]')]=None,
+    label:Annotated[Optional[str], option('column of the label [found by its name, or by its few values]')]=None,
     share:Annotated[float, option('share of the rows for validation', low=.05, high=.95)]=.5,
     seed:Annotated[int, option('who is drawn for validation', **SEED)]=0,
 ):

@@ -27,7 +27,8 @@ def _label_of(columns:dict[str,list])->str:
     fits = [name for name,n in kinds.items() if 2<=n<=min(MOST_CHOICES, len(columns[name])/2)]
     named = [name for name in fits if name.lower() in _LABELS]
     if named or len(fits)==1: return (named or fits)[0]
-    raise UserError(f'it is not clear which column holds the label ({", ".join(f"{k}: {n} values" for k,n in kinds.items())}); '
+    told = ', '.join(f'{name}: {n} values' for name,n in kinds.items())
+    raise UserError(f'it is not clear which column holds the label ({told}); '
                     'say --label COLUMN: 2 to 50 different values, each of them more than once')
 
 def _text_of(columns:dict[str,list], label:str)->str:
@@ -67,7 +68,8 @@ def begin_suite(
     "Make a suite of one table; `UserError` where it is not clear what is what"
     file,folder = Path(file).expanduser(),Path(folder).expanduser()
     number('the share for validation', share, .05, .95)
-    if folder.exists(): raise UserError(f'{folder} is there already; choose another place with --out, or edit what is there')
+    if folder.exists():
+        raise UserError(f'{folder} is there already; choose another place with --out, or edit what is there')
     rows = list(read_records(file))
     columns = _columns(rows)
     label = one_of('the column of the label', label, columns) if label else _label_of(columns)
@@ -88,7 +90,8 @@ def _labels(rows:Sequence[dict], label:str)->list[str]:
     "The label of every row; `UserError` where they are no choices"
     values = [r.get(label) for r in rows]
     bare = [i+1 for i,v in enumerate(values) if v is None or not str(v).strip()]
-    if bare: raise UserError(f'every row must have a label, and record {bare[0]} has none ({len(bare)} of {len(rows)}); fill it')
+    if bare:
+        raise UserError(f'every row must have a label, and record {bare[0]} has none ({len(bare)} of {len(rows)}); fill it')
     kinds = len(set(map(str, values)))
     if not 2<=kinds<=min(MOST_CHOICES, len(values)/2):
         raise UserError(f'labels must have 2 to {MOST_CHOICES} different values for {len(values)} rows, each of them twice or '

@@ -138,7 +138,9 @@ def next_html(
     head = '<b>Without choices</b> <span class="pb-soft">what it would write next</span> '
     return head+' &nbsp; '.join(said)
 
-def visible(text:str)->str: return text.replace(' ', '␣').replace('\n', '⏎').replace('\t', '⇥') or '(nothing)'
+def visible(text:str)->str:
+    "White space as signs"
+    return text.replace(' ', '␣').replace('\n', '⏎').replace('\t', '⇥') or '(nothing)'
 
 # %% ../../nbs/90_lab/01_playground.ipynb #736a0585
 def _fields_html(record:dict)->str:
@@ -158,7 +160,8 @@ class Playground(Panel):
         self._make_controls(list(dict.fromkeys(t.dataset for t in suite.tasks(role))), max_source)
         super().__init__(
             'Template playground', line(self.dataset, self.template, self.index), self.fields, self.jinja,
-            self.choices, line(self.prompt, self.rule), line(self.limit, self.reset), self.shown, self.ranked, self.next,
+            self.choices, line(self.prompt, self.rule), line(self.limit, self.reset), self.shown, self.ranked,
+            self.next,
             note='Change the wording and see what the model reads and how it ranks the answers. Fields of the record '
                  'stand in {{double braces}}; ||| parts source from target.')
         self.on(self.dataset, self._dataset)
