@@ -26,6 +26,7 @@ def test_one_table_becomes_a_suite_that_needs_no_editing(table):
     assert task.examples('validation', 1)[0].choices==('repair','sale') and 'bell' in task.examples('validation', 1)[0].source
     checked = called('suites','check','shop_suite').output; assert '0 errors, 0 warnings' in checked
     assert called('show','shop_suite','shop').exit_code==0
+    (table.parent/'1e3.csv').write_bytes(table.read_bytes()); called('suites','new','1e3.csv'); assert load_suite('1e3_suite').tasks(role='eval')[0].dataset=='1e3' # a name that YAML would read as a number
 
 def test_who_is_drawn_depends_on_the_seed_and_every_label_gives_its_share(table):
     held = lambda *more: [tuple(r['id'] for r in load_suite(place).tasks()[0].data.records['validation']) for place in [str(more[-1])] if called('suites','new','shop.csv',*more[:-1],'--out',place)][0]

@@ -37,7 +37,7 @@ def test_code_is_not_cut_off(path):
     "The Lab wraps lines; elsewhere about 120 characters can be seen"
     long = [l for c in cells(path, 'code') for l in c.splitlines() if len(l)>125]; assert not long, long
 
-@pytest.mark.parametrize('name,seeds', [('3_deep',4), ('4_starts',8), ('7_statistics',6)])
+@pytest.mark.parametrize('name,seeds', [('3_deep',4), ('4_starts',8), ('7_statistics',6), ('9_books',3)])
 def test_what_depends_on_luck_is_told_over_seeds(name, seeds):
     "One tuned prompt differs between machines: charts that compare settings show several, and their titles are intervals over them"
     code = '\n'.join(cells(FOLDER/f'{name}.ipynb', 'code'))

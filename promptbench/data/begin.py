@@ -84,6 +84,7 @@ def begin_suite(
         lines = [json.dumps(r, ensure_ascii=False, default=str)+'\n' for r in part]
         (place/f'{split}.jsonl').write_text(''.join(lines), encoding='utf8')
     write_templates([wording], place/'templates.yaml', name)
+    (folder/'suite.yaml').write_text(f'roles: {{{json.dumps(name)}: eval}} # or train, dev\n', encoding='utf8')
     return folder
 
 def _labels(rows:Sequence[dict], label:str)->list[str]:
