@@ -53,7 +53,8 @@ def _convert(file:Path, place:Path):
     "Write what a GGUF file holds in the format of the hub"
     from promptbench.model.backbone import Backbone, save_backbone
     if not os.environ.get('PROMPTBENCH_QUIET'):
-        print(f'promptbench: {file.name} is read for the first time, about half a minute; later it takes seconds', file=sys.stderr)
+        once = 'is read for the first time, about half a minute; later it takes seconds'
+        print(f'promptbench: {file.name} {once}', file=sys.stderr)
     try: model,tokenizer = _read(file)
     except ImportError as e:
         raise UserError(f'reading {file.name} needs a package that is not here ({e}); pip install gguf') from None
