@@ -2,14 +2,15 @@
 
 A page runs in this process with nbdev's directives obeyed, except that its exported cells are not executed: their
 names come from the exported module. So the examples test the file that people import, and a module that lacks an
-import fails here although its page would pass. Pages in a folder with a `.notest` are left out.
+import fails here although its page would pass. Pages in a folder with a `.notest` are left out; a page with a cell
+tagged `needs:smollm2`, or another name that `promptbench get` knows, is skipped where that was not fetched.
 
 Tests must hold on any processor. PROMPTBENCH_TEST_NUMERICS=onednn,threads=2,nudge=1e-6 runs them with other roundings;
 tests/numerics/sitecustomize.py says what can be asked. Tests whose verdict could hang on what a training run learned
 carry the marker `outcome`; of the pages, those in OUTCOME have it. `run.py test` runs all these a second time so, but
 for the slow ones. Assert on constructed rows, on equalities, or on what several seeds have in common; run a new one with
 nudge=1e-3 and draw=0 to 4."""
-import contextlib, importlib, importlib.util, io, os, re, sys
+import contextlib, importlib, importlib.util, io, json, os, re, sys
 from pathlib import Path
 import pytest
 
@@ -41,6 +42,17 @@ def solutions(nb):
     "Code of the hidden solutions of a lesson: they run after it, where a student would paste them"
     hidden = (d for c in nb.cells if c.cell_type=='markdown' for d in re.findall(r'<details>.*?</details>', c.source, re.S))
     return [code for d in hidden for code in re.findall(r'^```python\n(.*?)^```', d, re.M|re.S)]
+
+def needed(path):
+    "What a page needs that must be fetched, by the tags of its cells"
+    tags = [t for c in json.loads(path.read_text(encoding='utf8'))['cells'] for t in c['metadata'].get('tags', [])]
+    return [t.removeprefix('needs:') for t in tags if t.startswith('needs:')]
+
+def lacks(path):
+    "The sentence that says what a page needs and this machine has not; None where all is there"
+    from promptbench.data.fetch import NotFetched, fetched
+    try: [fetched(name) for name in needed(path)]
+    except NotFetched as e: return str(e)
 
 def run_page(path, skip_flags, force_flags):
     "Run a page; a traceback as text if it fails, else None"
@@ -79,6 +91,7 @@ class NbFile(pytest.File):
 class NbItem(pytest.Item):
     def runtest(self):
         from nbdev.config import get_config
+        if missing := lacks(self.path): pytest.skip(missing)
         cwd,path,old = os.getcwd(),sys.path[:],os.environ.get('IN_TEST')
         os.chdir(ROOT); os.environ['IN_TEST'] = '1'; sys.path.insert(0, str(ROOT))
         try: failed = run_page(self.path.absolute(), get_config().tst_flags.split(), self.config.getoption('--nb-flags').split())

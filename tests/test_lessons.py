@@ -9,7 +9,7 @@ LESSONS = sorted(FOLDER.glob('[0-9]*_*.ipynb'))   # other pages may lie beside t
 ids = lambda p: p.stem
 def cells(path, kind): return [c.source for c in nbformat.read(path, 4).cells if c.cell_type==kind]
 
-def test_all_eight_and_a_beginning(): assert [p.name.split('_')[0] for p in LESSONS]==['00',*'12345678']
+def test_all_nine_and_a_beginning(): assert [p.name.split('_')[0] for p in LESSONS]==['00',*'123456789']
 def test_they_are_collected(): assert not (FOLDER/'.notest').exists()
 
 @pytest.mark.parametrize('path', LESSONS, ids=ids)
@@ -37,7 +37,7 @@ def test_code_is_not_cut_off(path):
     "The Lab wraps lines; elsewhere about 120 characters can be seen"
     long = [l for c in cells(path, 'code') for l in c.splitlines() if len(l)>125]; assert not long, long
 
-@pytest.mark.parametrize('name,seeds', [('3_deep',4), ('4_starts',8), ('7_statistics',6)])
+@pytest.mark.parametrize('name,seeds', [('3_deep',4), ('4_starts',8), ('7_statistics',6), ('9_books',3)])
 def test_what_depends_on_luck_is_told_over_seeds(name, seeds):
     "One tuned prompt differs between machines: charts that compare settings show several, and their titles are intervals over them"
     code = '\n'.join(cells(FOLDER/f'{name}.ipynb', 'code'))
@@ -61,3 +61,37 @@ def test_solutions_run_after_the_lesson(code, fails, tmp_path):
     v4 = nbformat.v4; hidden = f'1. Ask\n\n<details><summary>Solution 1</summary>\n\n```python\n{code}\n```\nWhy.\n</details>'
     nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(hidden), v4.new_code_cell('x = 1')]), tmp_path/'lesson.ipynb')
     assert bool(collector().run_page(tmp_path/'lesson.ipynb', [], []))==fails
+
+# --- pages that need something fetched -------------------------------------------------------------------------------
+PAGES = [p for p in FOLDER.parent.rglob('*.ipynb') if not p.name.startswith(('_','.')) and '.ipynb_checkpoints' not in p.parts]
+
+def test_lessons_say_what_they_need():
+    "A lesson that loads what must be fetched carries the tag by which the collector skips it, and tells the student how to get it"
+    for path in LESSONS:
+        loaded = set(re.findall(r'load_(?:backbone|suite)\(["\'](smollm2|bigbench)', '\n'.join(cells(path, 'code'))))
+        assert set(collector().needed(path))==loaded, path
+        assert all(f'promptbench get {name}' in '\n'.join(cells(path, 'markdown')) for name in loaded)
+
+def test_tags_name_what_can_be_fetched():
+    from promptbench.base.catalogue import RESOURCES
+    assert {name for path in PAGES for name in collector().needed(path)}<=set(RESOURCES)
+
+def needy(folder, code='raise SystemExit("it was run")'):
+    cell = nbformat.v4.new_code_cell(code, metadata=dict(tags=['needs:smollm2']))
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder/'page.ipynb')
+    return folder/'page.ipynb'
+
+def test_a_page_is_skipped_where_what_it_needs_was_not_fetched(tmp_path, monkeypatch):
+    "Not run and not failed: skipped, with the sentence that says how to get it"
+    monkeypatch.setenv('PROMPTBENCH_CACHE', str(tmp_path/'empty')); page = needy(tmp_path); c = collector()
+    item = c.NbItem.__new__(c.NbItem); item.path = page
+    with pytest.raises(pytest.skip.Exception, match='smollm2 .* must be fetched first: promptbench get smollm2 '): item.runtest()
+    monkeypatch.setattr('promptbench.data.fetch.is_there', lambda name: True); assert c.lacks(page) is None
+    assert c.lacks(FOLDER/'1_words.ipynb') is None
+
+def test_a_kernel_says_in_one_line_what_is_missing(tmp_path, monkeypatch):
+    "What a student sees: the sentence and nothing else"
+    from nbclient import NotebookClient
+    monkeypatch.setenv('PROMPTBENCH_CACHE', str(tmp_path/'empty')); page = needy(tmp_path, 'from promptbench.data.fetch import fetched\nfetched("smollm2")')
+    nb = nbformat.read(page, 4); NotebookClient(nb, timeout=120, kernel_name='python3', allow_errors=True).execute()
+    said, = nb.cells[0].outputs; assert said.output_type=='error' and len(said.traceback)==1 and said.traceback[0].count('promptbench get smollm2')==1 and '\n' not in said.traceback[0]

@@ -116,6 +116,7 @@ def table1(
 
     Examples: `promptbench table1` · `promptbench table1 --quick --out /tmp/t`
     · `promptbench table1 --methods none,T+P --seeds 3`
+    · `promptbench table1 --quick --suite my_data --backbone smollm2 --methods 'none,in context' --prompts shallow`
     · `promptbench table1 --scale tiny --methods all --seeds 5`
     · `promptbench table1 --executor slurm --workers 8 --device cuda --option gpus_per_node=1`
     """

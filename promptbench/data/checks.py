@@ -394,6 +394,9 @@ def _layout_problems(folder:Path, found:list[DatasetFolder], notes:list[str])->I
     for role,use in (('train','pretrain on it'), ('eval','judge methods by it')):
         if not any(d.role==role for d in found):
             yield _note(str(folder), f'no dataset has the role {role}', f'fine if you do not {use}')
+    if found and notes and not any(d.role=='eval' for d in found):
+        yield _warning(str(folder), 'no dataset has a validation split, so that nothing can be judged',
+                       'put a validation file beside train, or write roles: into suite.yaml if all is for training')
 
 def check_suite(
     folder:str|Path, # As for `load_suite`
@@ -404,6 +407,9 @@ def check_suite(
 )->Iterator[Problem]:
     "Everything that is wrong with the suite in a folder, dataset by dataset"
     folder,tokens = Path(folder).expanduser(),tokenizer and token_ids(tokenizer)
+    if folder.is_file():
+        raise UserError(f'{folder} is one file, and a suite is a folder CLUSTER/DATASET of train, validation and '
+                        f'templates.yaml; promptbench suites new {folder} makes one of it')
     if not folder.is_dir(): raise UserError(f'{folder} must be the folder of a suite; check the path')
     try: plan,found,notes = folder_layout(folder)
     except UserError as e:

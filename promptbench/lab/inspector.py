@@ -50,13 +50,14 @@ def plot_mass(
     slots = list(dict.fromkeys(mass.slot))
     t = mass.pivot(index='slot', columns='head', values='mass').loc[slots]
     shares = t.to_numpy()
+    row,size = (30,12) if len(t)<=12 else (19,10) # pixels
     grid = dict(type='heatmap', z=shares.round(4).tolist(), x=[f'head {h}' for h in t.columns], y=slots, zmin=0, zmax=1,
                 colorscale=[[0,PAPER],[1,'#D9600A']], showscale=False, xgap=2, ygap=2,
                 text=[[f'{v:.0%}' for v in row] for row in shares], texttemplate='%{text}',
-                hovertemplate='%{y}, %{x}: %{z:.2%}<extra></extra>')
+                textfont=dict(size=size), hovertemplate='%{y}, %{x}: %{z:.2%}<extra></extra>')
     return go.Figure([grid], layout(
-        _mass_title(mass, n, length), 70+30*len(t), left=90, legend=False,
-        xaxis=dict(side='bottom', showgrid=False), yaxis=dict(autorange='reversed', showgrid=False)))
+        _mass_title(mass, n, length), 70+row*len(t), left=90, legend=False, xaxis=dict(side='bottom', showgrid=False),
+        yaxis=dict(autorange='reversed', showgrid=False, dtick=1, tickfont=dict(size=size))))
 
 # %% ../../nbs/90_lab/02_inspector.ipynb #758037ae
 MEASURES = dict(cosine='cosine, 1 is the same direction', euclidean='Euclidean distance, 0 is the same vector')

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['small_task', 'reworded', 'wilson', 'figure', 'scores_title', 'plot_scores', 'student', 'over_seeds', 'told_apart',
-           'seeds_title', 'plot_seeds', 'plot_lines', 'losses_of', 'plane', 'landscape', 'plot_landscape',
-           'plot_attention', 'data_flow']
+           'over_both', 'seeds_title', 'plot_seeds', 'plot_lines', 'shares_right', 'judged', 'losses_of', 'plane',
+           'landscape', 'plot_landscape', 'plot_attention', 'data_flow']
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #cd7891c8
 import itertools
+from collections.abc import Callable
 from statistics import NormalDist
 import numpy as np, pandas as pd, plotly.graph_objects as go, torch
 from ..base.core import UserError
@@ -16,6 +17,7 @@ from ..data.suite import Dataset, Task, load_suite
 from ..data.templates import Template
 from ..world.suite import draw
 from ..model.batch import make_batch
+from ..measure.rank import rank
 from ..prompt.bank import prompt_from
 from ..prompt.forward import forward, sequence_nll
 from ..base.catalogue import METHODS, REFERENCE, trains
@@ -127,27 +129,39 @@ def told_apart(
         if lo>0 or hi<0: found.append((a,b) if lo>0 else (b,a))
     return found
 
+def over_both(
+    values, n:int|None=None # One number per seed; questions that all seeds answered, None: very many
+)->tuple[float,float,float]: # mean, lo, hi
+    "The mean over seeds with its interval, in which the luck of the questions counts too where they are few"
+    mean,lo,hi = over_seeds(values)
+    if n is None: return mean, max(0, lo), min(1, hi)
+    low,high = wilson(mean, n)
+    return mean, max(0, mean-np.hypot(mean-lo, mean-low)), min(1, mean+np.hypot(hi-mean, high-mean))
+
 def seeds_title(
-    table:pd.DataFrame, what:str # As in `plot_seeds`
+    table:pd.DataFrame, what:str, # As in `plot_seeds`
+    n:int|None=None
 )->str: # One sentence
-    "Best against worst mean, and how many pairs the seeds tell apart"
+    "Best against worst mean, and how many pairs the seeds tell apart; of few questions, how many these are"
     means = table.mean(axis=1)
-    lines = [f'{name} {m:.0%} [{max(0, lo):.0%}, {min(1, hi):.0%}]' for name in (means.idxmax(), means.idxmin())
-             for m,lo,hi in [over_seeds(table.loc[name])]]
+    lines = [f'{name} {m:.0%} [{lo:.0%}, {hi:.0%}]' for name in (means.idxmax(), means.idxmin())
+             for m,lo,hi in [over_both(table.loc[name], n)]]
     pairs,found = len(table)*(len(table)-1)//2,len(told_apart(table))
-    return f'{what}: from {lines[1]} to {lines[0]};<br>{found} of {pairs} pairs told apart by {table.shape[1]} seeds'
+    luck = f'{found} of {pairs} pairs told apart by' if n is None else f'the same {n} questions, asked of'
+    return f'{what}: from {lines[1]} to {lines[0]};<br>{luck} {table.shape[1]} seeds'
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #1b3ea51c
 def plot_seeds(
     table:pd.DataFrame, # Shares of right answers: a row per name, a column per seed
-    *, chance:float, what:str # As in `plot_scores`
+    *, chance:float, what:str, # As in `plot_scores`
+    n:int|None=None # Questions, where they are so few that their luck counts too
 )->go.Figure:
-    "A small dot per seed, the mean with its 95 % interval over seeds, and a line at chance"
+    "A small dot per seed, the mean with its 95 % interval over seeds (and questions), and a line at chance"
     names = list(table.index)
-    mean,lo,hi = np.array([over_seeds(table.loc[n]) for n in names]).T
-    lo,hi,(colour,_),row = lo.clip(0), hi.clip(max=1), look('T-only')[:2], np.arange(len(names))
+    mean,lo,hi = np.array([over_both(table.loc[name], n) for name in names]).T
+    (colour,_),row = look('T-only')[:2],np.arange(len(names))
     said = [f'{a}: {v:.1%} [{l:.0%}, {h:.0%}], {table.shape[1]} seeds' for a,v,l,h in zip(names, mean, lo, hi)]
-    seeds = [f'{n}, {c}' for n in names for c in table.columns]
+    seeds = [f'{name}, {c}' for name in names for c in table.columns]
     below = np.repeat(row+.22, table.shape[1])
     each = dots('one seed', table.to_numpy().ravel(), below, OTHER[0], 'circle-open', size=7, text=seeds)
     means = dots('mean over seeds', mean, row, colour, 'circle', text=said, error_x=bars(mean, lo, hi, colour))
@@ -155,7 +169,7 @@ def plot_seeds(
     words = 'share of right answers (open: a seed; filled: mean, 95 % interval)'
     axis = dict(title=words, range=[0,1.02], tickformat='.0%')
     return figure([each,means], layout(
-        seeds_title(table, what), 150+44*len(names), left=max(90, 8*max(map(len, names))+16), legend=False,
+        seeds_title(table, what, n), 150+44*len(names), left=max(90, 8*max(map(len, names))+16), legend=False,
         xaxis=axis, yaxis=rows_axis(names), shapes=[dashed]))
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #8a7094c5
@@ -180,6 +194,27 @@ def plot_lines(
             name=name, mode='lines' if len(values)>12 else 'lines+markers',
             line=dict(color=colour, dash=_DASHES[i%7], width=2.2)))
     return figure(traces, layout(title, 380, left=64, xaxis=dict(title=x), yaxis=dict(title=y)))
+
+# %% ../../nbs/90_lab/07_lessons.ipynb #107fffa5
+def shares_right(
+    backbone, task, prompt=None, # A `Backbone`, a task of the suite, a prompt or a bank of them
+    n:int|None=None # Validation questions; None: all
+)->list[float]: # One for each prompt of the bank
+    "Share of right answers of every prompt of a bank on the same questions"
+    questions = task.examples('validation', n)
+    found = rank(backbone, [questions]*(1 if prompt is None else len(prompt)), prompt)
+    return [float(scores.correct().mean()) for scores in found]
+
+def judged(
+    task, n:int|None=None # As for `shares_right`; all prompts learn this task
+)->Callable: # Function of (backbone, prompt), as `MonitoredRun.measure`
+    "ARG of a bank on one task, with the interval of as many questions as there are"
+    def measure(backbone, prompt)->dict:
+        questions,chance = len(task.examples('validation', n)),task.chance
+        share = sum(shares := shares_right(backbone, task, prompt, n))/len(shares)
+        arg,lo,hi = (100*(float(x)-chance)/chance for x in (share,*wilson(share, questions)))
+        return dict(arg=arg, lo=lo, hi=hi, n=questions)
+    return measure
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #8fad7b49
 @torch.no_grad()
@@ -263,12 +298,14 @@ def plot_attention(
     mass = mass.assign(name=[f'{place} {layer+1}' for place,layer in zip(mass.place, mass.layer)])
     names,heads = list(dict.fromkeys(mass.name)),sorted(mass['head'].unique())
     shares = mass.pivot(index='name', columns='head', values='mass').loc[names].to_numpy()
+    row,size = (34,12) if len(names)<=12 else (19,10) # pixels
     squares = go.Heatmap(
         z=shares.round(3).tolist(), x=[f'head {h+1}' for h in heads], y=names, zmin=0, zmax=1, colorscale='Viridis',
-        text=[[f'{v:.0%}' for v in row] for row in shares], texttemplate='%{text}',
-        hovertemplate='%{y}, %{x}: %{text} of its attention<extra></extra>',
+        text=[[f'{v:.0%}' for v in line] for line in shares], texttemplate='%{text}',
+        textfont=dict(size=size), hovertemplate='%{y}, %{x}: %{text} of its attention<extra></extra>',
         colorbar=dict(title=dict(text='share'), tickformat='.0%'))
-    return figure([squares], layout(title, 150+34*len(names), left=96, legend=False, yaxis=dict(autorange='reversed')))
+    rows = dict(autorange='reversed', dtick=1, tickfont=dict(size=size))
+    return figure([squares], layout(title, 150+row*len(names), left=96, legend=False, yaxis=rows))
 
 # %% ../../nbs/90_lab/07_lessons.ipynb #3f3ccb39
 # The parts: column, row, name, what it is

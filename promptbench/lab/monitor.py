@@ -311,6 +311,7 @@ class Monitor(Panel):
         self.rows.append(self._as_it_was(row) if again else row)
         if self.run.measure and not again and (n%self.measure_every==0 or n==self.run.steps):
             self.measured.append(dict(step=n)|self.run.measure(self.backbone, self.prompt))
+        if n==1: self.plot.give()
         if time.monotonic()-self._drawn>self.redraw or n==1: self.draw()
 
     def _as_it_was(self, row:dict)->dict:

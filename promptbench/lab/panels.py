@@ -37,9 +37,12 @@ class Plot(anywidget.AnyWidget):
 
     def _serve(self, _, content:dict, buffers):
         "Send the library to a page that asks for it"
-        if content.get('want')=='plotly':
-            from plotly.offline import get_plotlyjs
-            self.send(dict(plotly=True), [get_plotlyjs().encode()])
+        if content.get('want')=='plotly': self.give()
+
+    def give(self)->None:
+        "Send the library unasked: a kernel whose cell waits for a run can speak, and cannot hear"
+        from plotly.offline import get_plotlyjs
+        self.send(dict(plotly=True), [get_plotlyjs().encode()])
 
 # %% ../../nbs/90_lab/00_panels.ipynb #1132fade
 ENDED = ('The panel that stood here was live, and it ended with its kernel. Run the page again (Run ▸ Run All Cells), '

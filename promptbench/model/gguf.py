@@ -6,6 +6,7 @@
 __all__ = ['gguf_folder', 'from_resource']
 
 # %% ../../nbs/40_model/10_gguf.ipynb #c56bece8
+import os, sys
 from pathlib import Path
 from ..base.core import UserError, cache_dir
 from ..base.own import atomic_folder, marked
@@ -51,6 +52,9 @@ def gguf_folder(
 def _convert(file:Path, place:Path):
     "Write what a GGUF file holds in the format of the hub"
     from promptbench.model.backbone import Backbone, save_backbone
+    if not os.environ.get('PROMPTBENCH_QUIET'):
+        once = 'is read for the first time, about half a minute; later it takes seconds'
+        print(f'promptbench: {file.name} {once}', file=sys.stderr)
     try: model,tokenizer = _read(file)
     except ImportError as e:
         raise UserError(f'reading {file.name} needs a package that is not here ({e}); pip install gguf') from None
