@@ -48,5 +48,5 @@ def test_a_suite_that_cannot_be_judged_is_no_clean_suite(table):
     place = table.parent/'mine'/'letters'/'shop'; place.mkdir(parents=True); (place/'train.csv').write_bytes(table.read_bytes())
     (place/'templates.yaml').write_text('dataset: shop\ntemplates:\n  a: {name: a, answer_choices: "repair ||| sale", jinja: "{{note}} ||| {{desk}}"}\n')
     assert 'no dataset has a validation split, so that nothing can be judged; put a validation file beside train' in called('suites','check','mine').output
-    assert 'shop: train' in says('evaluate','--suite','mine','--backbone','a model that is not there')
+    assert 'it has 1 train with choices' in says('evaluate','--suite','mine','--backbone','a model that is not there')
     (table.parent/'mine'/'suite.yaml').write_text('roles: {shop: train}\n'); assert '0 warnings' in called('suites','check','mine').output
