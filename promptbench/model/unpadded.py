@@ -8,8 +8,9 @@ __all__ = ['Unpadded', 'run_unpadded']
 # %% ../../nbs/40_model/11_unpadded.ipynb #d994fe50
 from dataclasses import dataclass
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from .attention import attend, deep_prompt, segmented
+from .attention import attend, deep_prompt, same_heads, segmented
 
 # %% ../../nbs/40_model/11_unpadded.ipynb #cddabe2b
 @dataclass
@@ -19,6 +20,7 @@ class Unpadded:
     shape:tuple # B and T of the rectangle
     mask_BTS:Tensor # What is added to scores, [B,1,T,S]
     kv:tuple|None=None # Keys and values [B,H,S-T,K] that come first; after a call those of the text behind them
+    causal:bool=False # Whether the mask hides from real positions what comes later, and nothing else
     def lay(self, x_ND:Tensor)->Tensor: # [B,T,...]
         "Rows of real positions as a rectangle, 0 at padding"
         B,T = self.shape
@@ -28,7 +30,9 @@ class Unpadded:
         q,k,v = (self.lay(x[0].transpose(0,1)).transpose(1,2) for x in (query,key,value))
         if self.kv is not None: k,v = (torch.cat([old,new], 2) for old,new in zip(self.kv, (k,v)))
         self.kv = k,v
-        out,_ = attend(q, k, v, [self.mask_BTS], scaling, dropout, prompt)
+        if self.causal and prompt is None and q.dtype==torch.float32 and not dropout:
+            out = F.scaled_dot_product_attention(q, *same_heads(q, k, v), is_causal=True, scale=scaling)
+        else: out,_ = attend(q, k, v, [self.mask_BTS], scaling, dropout, prompt)
         return out.transpose(1,2).flatten(0,1)[self.place_N][None]
 
 # %% ../../nbs/40_model/11_unpadded.ipynb #d5f0fbc1
@@ -36,7 +40,7 @@ def run_unpadded(
     backbone:object, # A decoder-only `Backbone`
     x_BTD:Tensor, # Embedded ids
     real_BT:Tensor, # bool, which positions are no padding
-    see_BTS:Tensor, # bool, which earlier positions and which of these each sees
+    see_BTS:Tensor, # bool, which earlier positions and which of these each sees; of these none that comes later
     position_BT:Tensor, # Counted from 0
     kv:list|None=None, # Per slot, keys and values of the earlier positions
     deep_BPX:Tensor|None=None
@@ -44,7 +48,9 @@ def run_unpadded(
     "One pass of a decoder-only model; the output layer meets a rectangle"
     place_N = real_BT.flatten().nonzero()[:,0]
     mask = torch.zeros((), device=x_BTD.device).where(see_BTS, -1e9)[:,None]
-    cuts = [Unpadded(place_N, tuple(real_BT.shape), mask, kv[i] if kv else None) for i in range(len(backbone.slots))]
+    causal = not kv and bool((real_BT[:,1:]<=real_BT[:,:-1]).all()) # nothing before, padding at the right
+    cuts = [Unpadded(place_N, tuple(real_BT.shape), mask, kv[i] if kv else None, causal)
+            for i in range(len(backbone.slots))]
     head = backbone.model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _,given: (cuts[0].lay(given[0][0]),), prepend=True)
     x_1ND = x_BTD.flatten(0,1)[place_N][None]
