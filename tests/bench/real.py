@@ -15,14 +15,15 @@ import copy, importlib.metadata, importlib.util, json, os, sys
 from types import SimpleNamespace
 from common import both_times, interleave_cpu, parser, ratio_of, repeats, report, small, middle
 import numpy as np, torch
-from tune import plain_model
+from tune import Peft
 
-HARNESS = '0.4.13'; BATCHES = (1,2,4,8,16,32); CLOSE = 2e-4
+HARNESS = '0.4.13'; BATCHES = (1,2,4,8,16); CLOSE = 2e-4
 GOALS = dict(one_token=1.3, short=3., long=3.3, in_context=4., tune_1=1.5, tune_8=2.)
 GROUPS = dict(one_token=('sst2/review','mrpc/want to know','commonsense_qa/question_to_answer_index','boolq/exam'),
               short=('ag_news/classify_question_first','trec/trec1','social_i_qa/Generate answer','arc_easy/qa_options'),
               long=('piqa/finish_sentence_with_correct_choice','hellaswag/','cosmos_qa/context_description_question_text'))
 CONTEXT = 'sst2/review'
+TUNED = ('sst2/review','trec/trec1','ag_news/classify_question_first','social_i_qa/Generate answer','arc_easy/qa_options','commonsense_qa/question_answering','mrpc/want to know','rotten_tomatoes/Reviewer Enjoyment')
 LIKE = dict(one_token=((43,10,2,1,1),(76,14,2,1,1),(65,5,4,1,1),(156,53,2,1,1)), short=((66,16,4,1,3),(29,3,6,1,3),(30,3,3,2,6),(52,21,4,2,8)), long=((74,44,2,6,36),(70,30,4,10,30),(99,24,4,4,14)))  # source, its spread, choices, their tokens
 
 # --- texts and model -------------------------------------------------------------------------------------------------
@@ -56,6 +57,11 @@ def sets(data, backbone, n, context):
     def solved(es): return [SimpleNamespace(**{**vars(e), 'target': e.choices[e.gold]}) for e in es]
     return {g: [made(backbone, s, n, r) for s in shapes] for g,shapes in LIKE.items()},(solved(made(backbone, shape, 8, r)),made(backbone, shape, context, r))
 
+def plain(backbone, dtype=torch.float32):
+    "The same model with the attention of transformers; its linear layers take the faster of torch's two libraries, as ours do"
+    m = copy.deepcopy(backbone.model).to(dtype); m.set_attn_implementation('sdpa')
+    return m
+
 # --- the harness -----------------------------------------------------------------------------------------------------
 class Harness:
     "lm-evaluation-harness over the same weights"
@@ -63,10 +69,7 @@ class Harness:
         from lm_eval.models.huggingface import HFLM
         import logging
         logging.getLogger('lm_eval').setLevel(logging.ERROR); logging.getLogger('lm_eval.models.huggingface').setLevel(logging.ERROR)
-        m = copy.deepcopy(backbone.model); m.set_attn_implementation('sdpa')
-        for c in m.modules():
-            if hasattr(c, 'config') and c.config is not m.config: c.config._attn_implementation = 'sdpa'
-        self.lm = HFLM(pretrained=m.to(dtype), tokenizer=backbone.tokenizer, backend='causal', batch_size=1, add_bos_token=False)
+        self.lm = HFLM(pretrained=plain(backbone, dtype), tokenizer=backbone.tokenizer, backend='causal', batch_size=1, add_bos_token=False)
 
     def ids(self, source, choice): return self.lm._encode_pair(source, choice)
 
@@ -94,11 +97,19 @@ def peak(dtype):
     if dtype==torch.float32 and torch.backends.mkldnn.is_available(): ways.append(lambda: _product(x, w))
     with torch.no_grad(): return max(2*n**3/max(1e-9, both_times(f)[1]) for f in ways for _ in range(6))
 
+def in_layers(backbone):
+    "Weights of the layers, tables of words left out"
+    table,head = backbone.model.get_input_embeddings().weight,backbone.model.get_output_embeddings().weight
+    return sum(p.numel() for p in backbone.model.parameters())-table.numel()-(0 if head is table else head.numel())
+
 def work(backbone, tasks, front=0):
     "Useful tokens, and the operations they need: products with the weights, attention, and the output layer where it is read"
-    c = backbone.model.config; head = backbone.model.get_output_embeddings().weight.numel(); table = backbone.model.get_input_embeddings().weight.numel()
-    body = sum(p.numel() for p in backbone.model.parameters())-table-(0 if backbone.model.get_output_embeddings().weight is backbone.model.get_input_embeddings().weight else head)
-    src = [len(s) for es in tasks for s in backbone.sources([e.source for e in es])]; tgt = [[len(t) for t in backbone.targets(e.choices)] for es in tasks for e in es]
+    c = backbone.model.config; head = backbone.model.get_output_embeddings().weight.numel()
+    body = in_layers(backbone)
+    said = {}
+    for es in tasks:
+        for e in es: said.setdefault(e.source, {}).update(dict.fromkeys(e.choices))
+    src = [len(s) for s in backbone.sources(list(said))]; tgt = [[len(t) for t in backbone.targets(list(cs))] for cs in said.values()]
     read = sum(src)+sum(n-1 for ts in tgt for n in ts); heads = len(src)+sum(n-1 for ts in tgt for n in ts); width = 4*c.num_attention_heads*getattr(c, 'head_dim', c.hidden_size//c.num_attention_heads)*c.num_hidden_layers
     see = sum(s*(s+1)/2+s*front+sum((n-1)*(front+s+n/2) for n in ts) for s,ts in zip(src, tgt))
     return sum(src)+sum(map(sum, tgt)),2*body*read+2*head*heads+width*see
@@ -126,14 +137,64 @@ def ranking(backbone, data, n, context, times, only, precision):
     for name,tasks in groups.items():
         if name not in only: continue
         kept = [alike(backbone, lm, es) for es in tasks]; out[name] = compare(backbone, lm, kept, times, strict=not bf16, batches=(1,4) if small() else BATCHES)|dict(left_out=sum(map(len, tasks))-sum(map(len, kept)))
-        print(name, precision, json.dumps({k: float(f'{v:.4g}') for k,v in out[name].items() if not isinstance(v, dict)}), flush=True)
+        told(name, precision, out[name])
     if 'in_context' in only:
         text = front_text(solved); ids = tuple(front_ids(backbone, text)); kept = alike(backbone, lm, questions, text)
         def prompt(): return ContextPrompt([Front(text, ids)], backbone)   # a new one: the front is read inside the clock
         out['in_context'] = compare(backbone, lm, [kept], max(1, times//2), prompt, text, len(ids), batches=(1,4) if small() else (1,2,4,8), strict=not bf16)|dict(front=len(ids), left_out=len(questions)-len(kept))
-        print('in_context', precision, json.dumps({k: float(f'{v:.4g}') for k,v in out['in_context'].items() if not isinstance(v, dict)}), flush=True)
+        told('in_context', precision, out['in_context'])
     backbone.precision = 'fp32'
     return out
+
+# --- tuning ----------------------------------------------------------------------------------------------------------
+class CausalPeft(Peft):
+    "PEFT's prompt tuning of several tasks over one decoder-only model; a row is source and answer, the loss is the answer's"
+    def __init__(self, backbone, pairs, start, optimizer='adamw', clip=None, dtype=torch.float32):
+        from peft import PromptTuningConfig, TaskType, get_peft_model
+        from torch.utils.data import DataLoader
+        base = plain(backbone, dtype); base.config.use_cache = False; self.device,self.clip = backbone.device,clip; self.models,self.opts,self.loaders = [],[],[]
+        for p in pairs:
+            m = get_peft_model(base, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=start.shape[0])); m.prompt_encoder['default'].embedding.weight.data.copy_(start); m.train()
+            self.models.append(m); self.opts.append(self.optimizer(optimizer, m)); self.loaders.append(DataLoader(p, batch_size=len(p), shuffle=True, collate_fn=self.collate))
+
+    @staticmethod
+    def collate(rows):
+        pad = lambda ids,fill: torch.nn.utils.rnn.pad_sequence([torch.tensor(i) for i in ids], batch_first=True, padding_value=fill)
+        whole = [list(s)+list(t) for s,t in rows]
+        return dict(input_ids=pad(whole, 0), attention_mask=pad([[1]*len(w) for w in whole], 0), labels=pad([[-100]*len(s)+list(t) for s,t in rows], -100))
+
+def tuned(backbone, tasks, times, precision):
+    "One update of every task on both sides, and whether both learn the same prompts"
+    from promptbench.prompt.inits import new_prompt
+    from promptbench.train.tune import TuneConfig, tune
+    pairs = [[(list(s),list(t)) for s,t in backbone.pairs(es)] for es in tasks]; start = new_prompt('shallow', backbone, length=4 if small() else 20, seed=0); row = start.table[0].detach(); dtype = torch.bfloat16 if precision=='bf16' else torch.float32
+    config = lambda n: TuneConfig(steps=n, chunk_tokens=CHUNK, shots=len(tasks[0]))
+    backbone.precision = 'fp32'; t = tune(backbone, start, tasks[:1], config(2)); list(t); p = CausalPeft(backbone, pairs[:1], row, 'adafactor', clip=1.)
+    for _ in range(2): p.round()
+    error,moved = (t.bank.table.detach()-p.table()).abs().max().item(),(t.bank.table.detach()-start.table.detach()).abs().max().item()
+    if error>1e-4+.05*moved: raise SystemExit(f'the two sides learn other prompts: they differ by {error:.2g} and moved by {moved:.2g}')
+    del p; backbone.precision = precision; peft = CausalPeft(backbone, pairs, row, dtype=dtype); tuning = tune(backbone, start, tasks, config(10**6))
+    clock,cpu = interleave_cpu(lambda: next(tuning), peft.round, times); tuning.close(); backbone.precision = 'fp32'; o,t = middle(cpu[0])[0],middle(cpu[1])[0]; positions = sum(len(s)+len(t)+len(row) for p in pairs for s,t in p); said = sum(len(t) for p in pairs for _,t in p)
+    table = backbone.model.get_input_embeddings().weight.numel(); body = in_layers(backbone); top = peak(dtype)
+    return dict(ratio=ratio_of(*cpu)[0], spread=ratio_of(*cpu)[1], clock=ratio_of(*clock)[0], ours_s=o, theirs_s=t, tasks=len(tasks), shots=len(tasks[0]), positions=positions, positions_per_s=positions/o, share_of_peak=4*(body*positions+table*said)/o/top, largest_difference_of_prompts=error, they_moved_by=moved)
+
+CHUNK = 1024 # Positions of ours at a time: what a layer leaves stays in the cache
+
+def tuning(backbone, data, shots, times, only, precision):
+    "One task and eight"
+    from promptbench.base.core import rng
+    from promptbench.data.suite import Example
+    if data:
+        from promptbench.data.suite import load_suite
+        every = load_suite(data).tasks(); tasks = [next(t for t in every if t.name.startswith(name) and t.ranked).shots(shots, 0) for name in TUNED]
+    else:
+        r = rng('bench real tuning'); tasks = [[Example(e.id, e.source, e.choices[e.gold]) for e in made(backbone, s, shots, r)] for s in (LIKE['one_token'][:3]+LIKE['short'])*2][:8]
+    out = {}
+    for n in (1,8):
+        if f'tune_{n}' in only: out[f'tune_{n}'] = told(f'tune_{n}', precision, tuned(backbone, tasks[:n], times, precision))
+    return out
+
+def told(name, precision, figures): print(name, precision, json.dumps({k: float(f'{v:.4g}') for k,v in figures.items() if not isinstance(v, dict)}), flush=True); return figures
 
 def has_harness():
     "Whether it is there; one line if not, or if it is another version"
@@ -142,11 +203,15 @@ def has_harness():
     return True
 
 def main():
-    p = parser(__doc__.split('\n')[0]); p.add_argument('data', nargs='?', default=os.environ.get('PROMPTBENCH_REAL')); p.add_argument('--questions', type=int, default=None, help='of every task (default 24)'); p.add_argument('--context', type=int, default=None, help='questions behind examples (default 200)')
-    p.add_argument('--only', default=','.join(GOALS)); p.add_argument('--precisions', default='fp32,bf16'); o = p.parse_args(); torch.set_num_threads(o.threads or 1)
-    backbone = model(); only = o.only.split(','); found = {}
-    if has_harness():
-        for precision in o.precisions.split(','): found[precision] = ranking(backbone, o.data, o.questions or (3 if small() else 24), o.context or (6 if small() else 200), repeats(), only, precision)
-    print(json.dumps(found))
+    p = parser(__doc__.split('\n')[0]); p.add_argument('data', nargs='?', default=os.environ.get('PROMPTBENCH_REAL'), help='folder of datasets; default: texts are made'); p.add_argument('--questions', type=int, default=None, help='of every task (default 24)')
+    p.add_argument('--context', type=int, default=None, help='questions behind examples (default 200)'); p.add_argument('--shots', type=int, default=None, help='of every task that is tuned (default 16)')
+    p.add_argument('--only', default=','.join(GOALS), help='comma-separated, of '+', '.join(GOALS)); p.add_argument('--precisions', default='fp32', help='fp32, bf16 or both'); o = p.parse_args(); torch.set_num_threads(o.threads or 1)
+    backbone = model(); only = o.only.split(','); found = {}; there = has_harness()
+    for precision in o.precisions.split(','):
+        found[precision] = ranking(backbone, o.data, o.questions or (3 if small() else 24), o.context or (6 if small() else 200), repeats(), only, precision) if there else {}
+        if {'tune_1','tune_8'}&set(only): found[precision] |= tuning(backbone, o.data, o.shots or (3 if small() else 16), repeats(), only, precision)
+    head = found.get('fp32', {}); claims = {f'{what}_{name}': v for name,f in head.items() if name!='one_token' for what,v in (('ratio',f['ratio']),('spread',f['spread']),('goal',GOALS[name]))}
+    first = head.get('one_token', {}); real = backbone.name=='smollm2'
+    report('real', first.get('ratio') if real or small() else None, GOALS['one_token'], **({'spread': first['spread']} if first else {}), **claims, backbone=backbone.name, texts='real' if o.data else 'made', load=os.getloadavg()[0], harness=HARNESS if there else 'not here', **{f'{k}_{p}': v for p,fs in found.items() for k,v in fs.items()})
 
 if __name__=='__main__': main()
