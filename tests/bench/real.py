@@ -27,15 +27,18 @@ TUNED = ('sst2/review','trec/trec1','ag_news/classify_question_first','social_i_
 LIKE = dict(one_token=((43,10,2,1,1),(76,14,2,1,1),(65,5,4,1,1),(156,53,2,1,1)), short=((66,16,4,1,3),(29,3,6,1,3),(30,3,3,2,6),(52,21,4,2,8)), long=((74,44,2,6,36),(70,30,4,10,30),(99,24,4,4,14)))  # source, its spread, choices, their tokens
 
 # --- texts and model -------------------------------------------------------------------------------------------------
-def model():
-    "SmolLM2 where it was fetched, otherwise a small Llama of random weights"
+def model(weights='fp32'):
+    "SmolLM2 where it was fetched, otherwise a small Llama of random weights; kept in fp32 or bf16"
     from promptbench.base.core import UserError
     from promptbench.model.backbone import load_backbone, random_backbone
     words = [f'w{i}' for i in range(500)]
     if not small():
-        try: return load_backbone('smollm2')
+        try: return load_backbone('smollm2', weights=weights)
         except UserError as e: print(f'without SmolLM2: {e}')
-    return random_backbone(words, kind='llama', **(dict(dim=32, layers=(2,2), heads=2) if small() else dict(dim=256, ff=768, layers=(8,8), heads=4, head_dim=64)))
+    b = random_backbone(words, kind='llama', **(dict(dim=32, layers=(2,2), heads=2) if small() else dict(dim=256, ff=768, layers=(8,8), heads=4, head_dim=64)))
+    if weights=='bf16': b.model.to(torch.bfloat16)
+    b.precision = weights
+    return b
 
 def made(backbone, shape, n, r):
     "Questions of random words with lengths like those of a real task"
@@ -132,7 +135,7 @@ def compare(backbone, lm, tasks, times, prompt=None, front='', before=0, batches
 def ranking(backbone, data, n, context, times, only, precision):
     "The three groups, and examples in context"
     from promptbench.prompt.context import ContextPrompt, Front, front_ids, front_text
-    bf16 = precision=='bf16'; lm = Harness(backbone, torch.bfloat16 if bf16 else torch.float32); backbone.precision = precision; out = {}
+    bf16 = precision=='bf16'; lm = Harness(backbone, torch.bfloat16 if bf16 else torch.float32); out = {}
     groups,(solved,questions) = sets(data, backbone, n, context)
     for name,tasks in groups.items():
         if name not in only: continue
@@ -143,7 +146,6 @@ def ranking(backbone, data, n, context, times, only, precision):
         def prompt(): return ContextPrompt([Front(text, ids)], backbone)   # a new one: the front is read inside the clock
         out['in_context'] = compare(backbone, lm, [kept], max(1, times//2), prompt, text, len(ids), batches=(1,4) if small() else (1,2,4,8), strict=not bf16)|dict(front=len(ids), left_out=len(questions)-len(kept))
         told('in_context', precision, out['in_context'])
-    backbone.precision = 'fp32'
     return out
 
 # --- tuning ----------------------------------------------------------------------------------------------------------
@@ -169,12 +171,12 @@ def tuned(backbone, tasks, times, precision):
     from promptbench.train.tune import TuneConfig, tune
     pairs = [[(list(s),list(t)) for s,t in backbone.pairs(es)] for es in tasks]; start = new_prompt('shallow', backbone, length=4 if small() else 20, seed=0); row = start.table[0].detach(); dtype = torch.bfloat16 if precision=='bf16' else torch.float32
     config = lambda n: TuneConfig(steps=n, chunk_tokens=CHUNK, shots=len(tasks[0]))
-    backbone.precision = 'fp32'; t = tune(backbone, start, tasks[:1], config(2)); list(t); p = CausalPeft(backbone, pairs[:1], row, 'adafactor', clip=1.)
+    t = tune(backbone, start, tasks[:1], config(2)); list(t); p = CausalPeft(backbone, pairs[:1], row, 'adafactor', clip=1., dtype=dtype)
     for _ in range(2): p.round()
     error,moved = (t.bank.table.detach()-p.table()).abs().max().item(),(t.bank.table.detach()-start.table.detach()).abs().max().item()
-    if error>1e-4+.05*moved: raise SystemExit(f'the two sides learn other prompts: they differ by {error:.2g} and moved by {moved:.2g}')
-    del p; backbone.precision = precision; peft = CausalPeft(backbone, pairs, row, dtype=dtype); tuning = tune(backbone, start, tasks, config(10**6))
-    clock,cpu = interleave_cpu(lambda: next(tuning), peft.round, times); tuning.close(); backbone.precision = 'fp32'; o,t = middle(cpu[0])[0],middle(cpu[1])[0]; positions = sum(len(s)+len(t)+len(row) for p in pairs for s,t in p); said = sum(len(t) for p in pairs for _,t in p)
+    if precision=='fp32' and error>1e-4+.05*moved: raise SystemExit(f'the two sides learn other prompts: they differ by {error:.2g} and moved by {moved:.2g}')
+    del p; peft = CausalPeft(backbone, pairs, row, dtype=dtype); tuning = tune(backbone, start, tasks, config(10**6))
+    clock,cpu = interleave_cpu(lambda: next(tuning), peft.round, times); tuning.close(); o,t = middle(cpu[0])[0],middle(cpu[1])[0]; positions = sum(len(s)+len(t)+len(row) for p in pairs for s,t in p); said = sum(len(t) for p in pairs for _,t in p)
     table = backbone.model.get_input_embeddings().weight.numel(); body = in_layers(backbone); top = peak(dtype)
     return dict(ratio=ratio_of(*cpu)[0], spread=ratio_of(*cpu)[1], clock=ratio_of(*clock)[0], ours_s=o, theirs_s=t, tasks=len(tasks), shots=len(tasks[0]), positions=positions, positions_per_s=positions/o, share_of_peak=4*(body*positions+table*said)/o/top, largest_difference_of_prompts=error, they_moved_by=moved)
 
@@ -206,10 +208,11 @@ def main():
     p = parser(__doc__.split('\n')[0]); p.add_argument('data', nargs='?', default=os.environ.get('PROMPTBENCH_REAL'), help='folder of datasets; default: texts are made'); p.add_argument('--questions', type=int, default=None, help='of every task (default 24)')
     p.add_argument('--context', type=int, default=None, help='questions behind examples (default 200)'); p.add_argument('--shots', type=int, default=None, help='of every task that is tuned (default 16)')
     p.add_argument('--only', default=','.join(GOALS), help='comma-separated, of '+', '.join(GOALS)); p.add_argument('--precisions', default='fp32', help='fp32, bf16 or both'); o = p.parse_args(); torch.set_num_threads(o.threads or 1)
-    backbone = model(); only = o.only.split(','); found = {}; there = has_harness()
+    only = o.only.split(','); found = {}; there = has_harness()
     for precision in o.precisions.split(','):
+        backbone = model(precision)
         found[precision] = ranking(backbone, o.data, o.questions or (3 if small() else 24), o.context or (6 if small() else 200), repeats(), only, precision) if there else {}
-        if 'tune_1' in only: found[precision] |= tuning(backbone, o.data, o.shots or (3 if small() else 16), repeats(), only, precision)
+        if {'tune_1','tune_8'}&set(only): found[precision] |= tuning(backbone, o.data, o.shots or (3 if small() else 16), repeats(), only, precision)
     about = dict(backbone=backbone.name, texts='real' if o.data else 'made', load=os.getloadavg()[0]); fp32 = found.get('fp32', {}); counts = backbone.name=='smollm2' or small()
     def say(bench, first, *others):
         "One row of the table, with further claims of its own; a random model's figures are told and not kept"
