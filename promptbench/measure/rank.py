@@ -79,7 +79,7 @@ class Ragged:
         return np.where(inside, self.flat[np.where(inside, at, 0)], fill)
 
 # %% ../../nbs/55_measure/00_rank.ipynb #8c3cd13b
-CALL = dict(cpu=128, cuda=4096) # Positions that take as long as one more call of the model
+CALL = dict(cpu=128, unpadded=512, cuda=4096) # Positions of padding that take as long as one more call of the model
 
 def plan_batches(
     costs:Sequence, # Size of each item: (source tokens, decoder tokens)
@@ -357,7 +357,7 @@ def _totals(backbone, work:Work, prompt, token_budget:int|None, tell:Callable)->
     costs = _costs(backbone, work, budget.tokens, 2**26 if on_cpu else 2**28)
     costs[:,0] += source_positions(prompt)
     total_C = np.zeros(len(work.choice_len))
-    call = CALL['cpu' if on_cpu else 'cuda']
+    call = CALL['cuda' if not on_cpu else 'unpadded' if backbone.causal else 'cpu']
     for units in map(np.array, _batches(work, costs, budget.tokens, call, getattr(prompt, 'apart', False))):
         def score(tokens):
             parts = plan_batches(costs[units], tokens, call=call)

@@ -67,7 +67,8 @@ class _Linear(nn.Linear):
     def forward(self, x):
         w = self.weight
         if not _for_onednn(x, w): return F.linear(x, w, self.bias)
-        out = _Product.apply(x.reshape(-1, x.shape[-1]), w).view(*x.shape[:-1], w.shape[0])
+        product = _Product.apply if torch.is_grad_enabled() else _product
+        out = product(x.reshape(-1, x.shape[-1]), w).view(*x.shape[:-1], w.shape[0])
         return out if self.bias is None else out+self.bias
 
 def _for_onednn(x, w)->bool:

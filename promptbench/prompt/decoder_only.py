@@ -16,6 +16,7 @@ from ..base.core import UserError
 from ..model.attention import deep_prompt
 from ..model.backbone import Backbone, autocast
 from ..model.batch import Batch
+from ..model.unpadded import run_unpadded
 from .bank import placed
 
 # %% ../../nbs/50_prompt/01_decoder_only.ipynb #c1b22425
@@ -107,8 +108,15 @@ def run_on(
         return backbone.model(inputs_embeds=x_BTD, attention_mask=mask, position_ids=position_BT,
                               past_key_values=cache, use_cache=True).logits
 
-def _run(backbone, x_BTD, see_BTS, position_BT, kv, deep_BPX):
+def _unpadded_pays(real_BT:Tensor)->bool:
+    "Whether leaving out padding is worth the walk: on a CPU, where nothing learns"
+    return real_BT.device.type=='cpu' and not torch.is_grad_enabled() and not bool(real_BT.all())
+
+def _run(backbone, x_BTD, real_BT, see_BTS, position_BT, kv, deep_BPX):
     "One pass: logits, and the keys and values of every layer with the earlier ones before them"
+    if _unpadded_pays(real_BT):
+        check_positions(backbone, position_BT)
+        return run_unpadded(backbone, x_BTD, real_BT, see_BTS, position_BT, kv, deep_BPX)
     cache = cache_of(kv)
     logits = run_on(backbone, x_BTD, see_BTS, position_BT, cache, deep_BPX)
     return logits,[(layer.keys,layer.values) for layer in cache.layers]
@@ -143,7 +151,7 @@ def prefill(
         position_BT = (mask_BT.cumsum(1)-1).clamp(min=0)+offset
         last = _last_places(mask_BT)
         with head_input(backbone, lambda states: states[last]):
-            logits_BV,kv = _run(backbone, x_BTD, _looks_back(mask_BT), position_BT, [], deep_BPX)
+            logits_BV,kv = _run(backbone, x_BTD, mask_BT.bool(), _looks_back(mask_BT), position_BT, [], deep_BPX)
     return Past(kv, logits_BV, mask_BT, mask_BT.sum(1)+offset, deep_BPX)
 
 # %% ../../nbs/50_prompt/01_decoder_only.ipynb #412b128d
@@ -174,7 +182,7 @@ def continue_from(
     backbone:Backbone, # A decoder-only one
     past:Past, # The sources, one for each row
     in_BU:Tensor, # Ids to run behind them
-    segment_BU:Tensor, # Number of the text each id belongs to
+    segment_BU:Tensor, # Number of the text each id belongs to; below 0: none
     offset_BU:Tensor # Its place in its text
 )->Tensor: # Logits [B,U,V] of what follows each id
     "Run the ids `in_BU` behind their sources; a position sees its source and its own text up to itself"
@@ -182,7 +190,8 @@ def continue_from(
     see_BUS = torch.cat([source_BUT, own_text(segment_BU)], 2)
     with autocast(backbone):
         x_BUD = backbone.model.get_input_embeddings()(in_BU)
-        return _run(backbone, x_BUD, see_BUS, past.length_B[:,None]+offset_BU, past.kv, past.rows_BPX)[0]
+        position_BU = past.length_B[:,None]+offset_BU
+        return _run(backbone, x_BUD, segment_BU>=0, see_BUS, position_BU, past.kv, past.rows_BPX)[0]
 
 def extend(
     backbone:Backbone, # A decoder-only one

@@ -19,13 +19,14 @@ from ..base.ranges import check_numbers
 from ..base.stop import Stopped, stop_note
 from ..data.suite import want_tasks
 from ..model.backbone import Backbone, freeze, want_backbone, weight_hashes
-from ..model.batch import Batch, make_batch
+from ..model.batch import Batch, Packed, make_batch
 from ..model.memory import TokenBudget, out_of_memory
 from ..model.ranks import barrier, check_same, deal, ranks, sum_over, together
 from ..prompt.bank import a_prompt, is_its_table, note_tuning, placed, source_positions
 from ..prompt.checkpoint import resume, save_prompt, save_step, stopping
 from ..prompt.decoder_only import head_input
 from ..prompt.forward import decode, encode, forward, sequence_nll
+from ..prompt.packed import target_nll
 from ..prompt.inits import as_prompt
 from .adafactor import Adafactor
 from .fit import Rows, check_finite, seeded, training
@@ -110,6 +111,12 @@ class Piece:
     target_M:Tensor # Their ids
     index_M:Tensor # The prompt each belongs to
     share_M:Tensor # 1 / target tokens of that prompt, over all pieces
+    row:Packed # The batch end to end, for decoder-only models on a CPU
+
+def _end_to_end(batch:Batch)->Packed:
+    "The rows of a batch without their padding"
+    source_BT,target_BU = batch.src_mask_BT.bool(),batch.tgt_mask_BU.bool()
+    return Packed(batch.src_BT[source_BT], batch.tgt_BU[target_BU], source_BT.sum(1), target_BU.sum(1), batch.index_B)
 
 def _piece(batch:Batch, count_N:Tensor, device)->Piece:
     "A batch with everything about its targets worked out"
@@ -117,7 +124,8 @@ def _piece(batch:Batch, count_N:Tensor, device)->Piece:
     target_M = batch.tgt_BU.flatten()[at_M]
     index_M = batch.index_B[:,None].expand_as(batch.tgt_BU).flatten()[at_M]
     share_M = 1/count_N[index_M]
-    return Piece(batch.to(device), *[t.to(device) for t in (at_M,target_M,index_M,share_M)])
+    known = [t.to(device) for t in (at_M,target_M,index_M,share_M)]
+    return Piece(batch.to(device), *known, _end_to_end(batch))
 
 def _own_shots(pairs:Sequence)->Sequence:
     "This process's share of every task's shots; all of them if it is alone"
@@ -143,12 +151,15 @@ def plan(
 # %% ../../nbs/60_train/09_tune.ipynb #3cab1062
 class _Placed:
     "A prompt that has been looked up already: `encode` gets its vectors as they are"
-    def __init__(self, soft_BPD, deep_BPX): self.parts = soft_BPD,deep_BPX
+    def __init__(self, soft_BPD, deep_BPX):
+        self.parts = soft_BPD,deep_BPX
+        self.positions = 0 if soft_BPD is None else soft_BPD.shape[1]
     def placed(self, backbone, index_B): return self.parts
 
 def _nll(backbone, piece:Piece, prompt)->Tensor: # [M]
     "Negative log-likelihood of every real target token"
     b = piece.batch
+    if backbone.causal and b.src_BT.device.type=='cpu': return target_nll(backbone, piece.row, prompt)
     if backbone.causal:
         nll_BU = sequence_nll(forward(backbone, b, prompt), b.tgt_BU, b.tgt_mask_BU)
         return nll_BU.flatten().index_select(0, piece.at_M)
