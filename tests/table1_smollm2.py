@@ -1,9 +1,9 @@
-"""Table 1 on a real model and real tasks:  python tests/bench/table1_smollm2.py DATA OUT [--seeds 0,1] [--prompts shallow] [--methods ...] [--dev]
+"""Table 1 on a real model and real tasks:  python tests/table1_smollm2.py DATA OUT [--seeds 0,1] [--prompts shallow] [--methods ...] [--dev]
 
 DATA is a folder of datasets with promptsource templates and a manifest.json; of these are used the short ones named below:
 four clusters to pretrain on, one to choose settings on (--dev: each setting is a small table of its own, the numbers are printed),
 four that nothing was trained or chosen on. A job that is finished is not done again; Ctrl-C and the same call go on.
-`promptbench get smollm2` comes first. What it gives is kept by tests/keep_table.py; data/results/README.md says when and how long."""
+`promptbench get smollm2` comes first. What it gives is kept by tests/keep_table.py FOLDER data/results/table1-smollm2; data/results/README.md says when and how long."""
 import argparse, json, shutil, sys
 from pathlib import Path
 
