@@ -22,12 +22,23 @@ def scores(b, es, prompt, **how): return np.stack(rank(b, [es], prompt, **how)[0
 @pytest.mark.parametrize('kind', ['llama','qwen','mistral','neox','gpt2'])
 def test_scores_are_those_of_the_padded_pass(kind, monkeypatch):
     b = random_backbone(WORDS, kind=kind); es = questions((2,9,4,30,1,17)); seen = []; run = decoder_only.run_unpadded
-    monkeypatch.setattr(decoder_only, 'run_unpadded', lambda *a: (seen.append(1), run(*a))[1])
+    monkeypatch.setattr(decoder_only, 'run_unpadded', lambda *a, **k: (seen.append(1), run(*a, **k))[1])
     for name,prompt in prompts(b):
         seen.clear(); mine = scores(b, es, prompt); assert seen, f'{name}: nothing went without padding'
         with monkeypatch.context() as m: m.setattr(decoder_only, '_unpadded_pays', lambda real: False); padded = scores(b, es, prompt)
         alone = np.concatenate([scores(b, [e], prompt) for e in es])
         assert np.abs(mine-padded).max()<1e-4 and np.abs(mine-alone).max()<1e-4, name
+
+@pytest.mark.parametrize('kind', ['llama','qwen','mistral','neox','gpt2'])
+def test_one_pass_over_sources_and_choices_is_two(kind, monkeypatch):
+    "Also where one choice of some questions is read and none of others, and where the padding of sources stands in the middle"
+    from promptbench.measure import rank as page
+    b = random_backbone(WORDS, kind=kind); es = questions((22,19,24,40,21,17)); es[2].choices = ('w1','w9'); once = page.read_through; seen = []
+    monkeypatch.setattr(page, 'read_through', lambda *a: (seen.append(1), once(*a))[1])
+    for name,prompt in prompts(b):
+        seen.clear(); mine = rank(b, [es], prompt)[0].sum; assert seen, name
+        with monkeypatch.context() as m: m.setattr(page, '_at_once', lambda *a: False); seen.clear(); two = rank(b, [es], prompt)[0].sum; assert not seen
+        for x,y in zip(mine, two): np.testing.assert_allclose(x, y, atol=1e-4)
 
 def test_what_learns_takes_the_padded_pass():
     real = torch.tensor([[True,True],[True,False]])

@@ -20,7 +20,7 @@ from ..model.batch import Batch
 from ..model.memory import TokenBudget
 from ..model.tokens import UNKNOWN, unknown_share
 from ..prompt.bank import source_positions
-from ..prompt.decoder_only import continue_from, head_input, offsets, window
+from ..prompt.decoder_only import continue_from, head_input, offsets, read_through, window
 from ..prompt.forward import encode, decode
 
 # %% ../../nbs/55_measure/00_rank.ipynb #76c51ba2
@@ -230,49 +230,71 @@ def score_units(
     T = _up(len_B.max())
     mask_BT = here((np.arange(T)<len_B[:,None]).astype(np.int64))
     src_BT = here(work.src.pad(text, T).astype(np.int64))
-    memory = encode(backbone, Batch(src_BT, src_BT, here(work.unit_index[units]), mask_BT, mask_BT), prompt)
+    batch = Batch(src_BT, src_BT, here(work.unit_index[units]), mask_BT, mask_BT)
     count = np.diff(work.unit_row)[units]
     rows = spans(work.unit_row[units], count)
     U = _up(work.say.lengths[rows].max())
     say_RU = work.say.pad(rows, U).astype(np.int64)
     choice_RU = work.choice.pad(rows, U, fill=-1)
-    if len(rows)>len(units): memory = memory[here(np.repeat(np.arange(len(units)), count))]
+    row_R = None if len(rows)==len(units) else here(np.repeat(np.arange(len(units)), count))
     nll = _nll_behind if backbone.causal else _nll_decoded
-    nll_N = nll(backbone, memory, here(say_RU), here(choice_RU))
+    nll_N = nll(backbone, batch, prompt, row_R, here(say_RU), here(choice_RU))
     return choice_RU[choice_RU>=0],-nll_N.double().cpu().numpy()
 
 # %% ../../nbs/55_measure/00_rank.ipynb #4b6fca8d
-def _nll_decoded(backbone, memory, say_RU, choice_RU)->torch.Tensor: # [N]
+def _nll_decoded(backbone, batch, prompt, row_R, say_RU, choice_RU)->torch.Tensor: # [N]
     "Of an encoder-decoder"
+    memory = encode(backbone, batch, prompt)
+    if row_R is not None: memory = memory[row_R]
     real_RU = choice_RU>=0
     with head_input(backbone, lambda states_RUD: states_RUD[real_RU]):
         logits_NV = decode(backbone, memory, say_RU, segment_BU=choice_RU if backbone.relative else None)
     return _nll(logits_NV, say_RU[real_RU])
 
 # %% ../../nbs/55_measure/00_rank.ipynb #4792dd1c
-def _nll_behind(backbone, past, say_RU, choice_RU)->torch.Tensor: # [N]
+def _nll_behind(backbone, batch, prompt, row_R, say_RU, choice_RU)->torch.Tensor: # [N]
     "Of a decoder-only model: the source itself says the first token of every choice, and nobody reads the last"
     real_RU = choice_RU>=0
     goes_on_RU = choice_RU[:,1:]==choice_RU[:,:-1]
     first_RU = F.pad(~goes_on_RU, (1,0), value=True)&real_RU
-    out_RU = torch.zeros(say_RU.shape, device=say_RU.device)
-    norm_R = past.first_BV.float().logsumexp(-1)
-    row_C = first_RU.nonzero()[:,0]
-    out_RU[first_RU] = norm_R[row_C]-past.first_BV[row_C,say_RU[first_RU]].float()
     read_RU = goes_on_RU&real_RU[:,1:] # ids whose follower is of the same choice
-    if read_RU.any(): out_RU[:,1:][read_RU] = _nll_followers(backbone, past, say_RU, choice_RU, first_RU, read_RU)
+    out_RU = torch.zeros(say_RU.shape, device=say_RU.device)
+    first_RV,rest_NV = _logits_behind(backbone, batch, prompt, row_R, _moved(say_RU, choice_RU, first_RU, read_RU))
+    norm_R = first_RV.float().logsumexp(-1)
+    row_C = first_RU.nonzero()[:,0]
+    out_RU[first_RU] = norm_R[row_C]-first_RV[row_C,say_RU[first_RU]].float()
+    if rest_NV is not None: out_RU[:,1:][read_RU] = _nll(rest_NV, say_RU[:,1:][read_RU])
     return out_RU[real_RU]
 
-def _nll_followers(backbone, past, say_RU, choice_RU, first_RU, read_RU)->torch.Tensor:
-    "Of the ids behind those that are read, which are moved to the left and so take few columns"
+class _Read(NamedTuple):
+    "Ids that a decoder-only model reads behind its sources"
+    ids_RU:torch.Tensor
+    choice_RU:torch.Tensor # Below 0: none
+    offset_RU:torch.Tensor # Place in its choice
+    real_RU:torch.Tensor
+
+def _moved(say_RU, choice_RU, first_RU, read_RU)->_Read:
+    "What is read, moved to the left so that it takes few columns"
     most = int(read_RU.sum(1).max())
     keep = read_RU.int().sort(dim=1, descending=True, stable=True).indices[:,:most]
     real = read_RU.gather(1, keep)
-    part = lambda x: x[:,:-1].gather(1, keep)
-    with head_input(backbone, lambda states: states[real]):
-        logits_NV = continue_from(
-            backbone, past, part(say_RU), part(choice_RU).where(real, -1), part(offsets(first_RU)))
-    return _nll(logits_NV, say_RU[:,1:][read_RU])
+    def part(x): return x[:,:-1].gather(1, keep)
+    return _Read(part(say_RU), part(choice_RU).where(real, -1), part(offsets(first_RU)), real)
+
+def _at_once(backbone, batch, row_R, read:_Read)->bool:
+    "Whether one pass over sources and choices is faster than two: on a CPU, and for choices that are short beside them"
+    U,T = read.ids_RU.shape[1],batch.src_BT.shape[1]
+    return row_R is None and backbone.device.type=='cpu' and 0<4*U<=T
+
+def _logits_behind(backbone, batch, prompt, row_R, read:_Read)->tuple: # [R,V], and [N,V] or None
+    "What comes right behind the sources, and behind the ids that are read"
+    asked = read.ids_RU,read.choice_RU,read.offset_RU
+    if _at_once(backbone, batch, row_R, read): return read_through(backbone, batch, *asked, read.real_RU, prompt)
+    past = encode(backbone, batch, prompt)
+    if row_R is not None: past = past[row_R]
+    if not read.ids_RU.shape[1]: return past.first_BV,None
+    with head_input(backbone, lambda states: states[read.real_RU]):
+        return past.first_BV,continue_from(backbone, past, *asked)
 
 # %% ../../nbs/55_measure/00_rank.ipynb #003b8559
 def rank(

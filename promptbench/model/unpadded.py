@@ -43,12 +43,14 @@ def run_unpadded(
     see_BTS:Tensor, # bool, which earlier positions and which of these each sees; of these none that comes later
     position_BT:Tensor, # Counted from 0
     kv:list|None=None, # Per slot, keys and values of the earlier positions
-    deep_BPX:Tensor|None=None
+    deep_BPX:Tensor|None=None, *,
+    apart:bool=False # Whether some see less than all that is real before them
 )->tuple[Tensor,list]: # Logits [B,T,V] (nothing to be read at padding), and per slot keys and values with the earlier ones before them
     "One pass of a decoder-only model; the output layer meets a rectangle"
     place_N = real_BT.flatten().nonzero()[:,0]
     mask = torch.zeros((), device=x_BTD.device).where(see_BTS, -1e9)[:,None]
-    causal = not kv and bool((real_BT[:,1:]<=real_BT[:,:-1]).all()) # nothing before, padding at the right
+    to_the_right = bool((real_BT[:,1:]<=real_BT[:,:-1]).all()) # all padding
+    causal = to_the_right and not (kv or apart)
     cuts = [Unpadded(place_N, tuple(real_BT.shape), mask, kv[i] if kv else None, causal)
             for i in range(len(backbone.slots))]
     head = backbone.model.get_output_embeddings()

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['pick_rows', 'Past', 'head_input', 'put_before', 'window', 'check_positions', 'prefill', 'text_starts', 'own_text',
-           'offsets', 'continue_from', 'extend']
+           'offsets', 'continue_from', 'extend', 'read_through']
 
 # %% ../../nbs/50_prompt/01_decoder_only.ipynb #44fe9675
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from ..base.core import UserError
 from ..model.attention import deep_prompt
@@ -112,11 +114,11 @@ def _unpadded_pays(real_BT:Tensor)->bool:
     "Whether leaving out padding is worth the walk: on a CPU, where nothing learns"
     return real_BT.device.type=='cpu' and not torch.is_grad_enabled() and not bool(real_BT.all())
 
-def _run(backbone, x_BTD, real_BT, see_BTS, position_BT, kv, deep_BPX):
+def _run(backbone, x_BTD, real_BT, see_BTS, position_BT, kv, deep_BPX, apart=False):
     "One pass: logits, and the keys and values of every layer with the earlier ones before them"
     if _unpadded_pays(real_BT):
         check_positions(backbone, position_BT)
-        return run_unpadded(backbone, x_BTD, real_BT, see_BTS, position_BT, kv, deep_BPX)
+        return run_unpadded(backbone, x_BTD, real_BT, see_BTS, position_BT, kv, deep_BPX, apart=apart)
     cache = cache_of(kv)
     logits = run_on(backbone, x_BTD, see_BTS, position_BT, cache, deep_BPX)
     return logits,[(layer.keys,layer.values) for layer in cache.layers]
@@ -133,26 +135,39 @@ def _last_places(mask_BT:Tensor)->tuple[Tensor,Tensor]: # Rows and places
     return torch.arange(B, device=mask_BT.device),place_B
 
 # %% ../../nbs/50_prompt/01_decoder_only.ipynb #1d0bb1f5
+class _Sources(NamedTuple):
+    "Sources as a pass takes them, vectors of a prompt before them"
+    x_BTD:Tensor
+    mask_BT:Tensor
+    position_BT:Tensor
+    length_B:Tensor # Positions before what follows
+    deep_BPX:Tensor|None
+
+def _embedded(backbone, batch:Batch, prompt)->_Sources:
+    batch = batch.to(backbone.device)
+    src_BT,mask_BT = batch.src_BT,batch.src_mask_BT
+    begun = len(backbone.begin) if getattr(prompt, 'begun', False) else 0
+    src_BT,mask_BT = src_BT[:,begun:],mask_BT[:,begun:]
+    x_BTD = backbone.model.get_input_embeddings()(src_BT)
+    soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
+    if soft_BPD is not None: x_BTD,mask_BT = put_before(soft_BPD, x_BTD, mask_BT)
+    offset = 0 if deep_BPX is None else deep_BPX.shape[1]
+    position_BT = (mask_BT.cumsum(1)-1).clamp(min=0)+offset
+    return _Sources(x_BTD, mask_BT, position_BT, mask_BT.sum(1)+offset, deep_BPX)
+
 def prefill(
     backbone:Backbone, # A decoder-only one
     batch:Batch, # Only its source side and `index_B` are used
     prompt:torch.nn.Module|None=None
 )->Past:
     "Run the model over the sources, with each example's own prompt, and keep its keys and values"
-    batch = batch.to(backbone.device)
-    src_BT,mask_BT = batch.src_BT,batch.src_mask_BT
-    begun = len(backbone.begin) if getattr(prompt, 'begun', False) else 0
-    src_BT,mask_BT = src_BT[:,begun:],mask_BT[:,begun:]
     with autocast(backbone):
-        x_BTD = backbone.model.get_input_embeddings()(src_BT)
-        soft_BPD,deep_BPX = placed(prompt, backbone, batch.index_B)
-        if soft_BPD is not None: x_BTD,mask_BT = put_before(soft_BPD, x_BTD, mask_BT)
-        offset = 0 if deep_BPX is None else deep_BPX.shape[1]
-        position_BT = (mask_BT.cumsum(1)-1).clamp(min=0)+offset
-        last = _last_places(mask_BT)
+        s = _embedded(backbone, batch, prompt)
+        last = _last_places(s.mask_BT)
+        see_BTT = _looks_back(s.mask_BT)
         with head_input(backbone, lambda states: states[last]):
-            logits_BV,kv = _run(backbone, x_BTD, mask_BT.bool(), _looks_back(mask_BT), position_BT, [], deep_BPX)
-    return Past(kv, logits_BV, mask_BT, mask_BT.sum(1)+offset, deep_BPX)
+            logits_BV,kv = _run(backbone, s.x_BTD, s.mask_BT.bool(), see_BTT, s.position_BT, [], s.deep_BPX)
+    return Past(kv, logits_BV, s.mask_BT, s.length_B, s.deep_BPX)
 
 # %% ../../nbs/50_prompt/01_decoder_only.ipynb #412b128d
 def text_starts(
@@ -209,3 +224,30 @@ def extend(
     first_BU = text_starts(segment_BU)
     logits_BUV = continue_from(backbone, past, tgt_BU[:,:-1], segment_BU[:,:-1], offsets(first_BU)[:,:-1])
     return torch.where(first_BU[:,:,None], first_BUV, torch.cat([first_BUV, logits_BUV], 1))
+
+# %% ../../nbs/50_prompt/01_decoder_only.ipynb #3f1c77aa
+def read_through(
+    backbone:Backbone, # A decoder-only one
+    batch:Batch, # As for `prefill`
+    in_BU:Tensor, # As for `continue_from`, as are
+    segment_BU:Tensor,
+    offset_BU:Tensor,
+    read_BU:Tensor, # bool, behind which of these something is asked
+    prompt:torch.nn.Module|None=None
+)->tuple[Tensor,Tensor]: # Logits [B,V] right behind every source, and [N,V] behind the ids that are read
+    "`prefill` and `continue_from` in one pass, which leaves nothing to go on from"
+    with autocast(backbone):
+        s,real_BU = _embedded(backbone, batch, prompt),segment_BU>=0
+        source_BT = s.mask_BT.bool()
+        x_BSD = torch.cat([s.x_BTD, backbone.model.get_input_embeddings()(in_BU)], 1)
+        ahead = F.pad(_looks_back(s.mask_BT), (0,in_BU.shape[1]))
+        behind = torch.cat([source_BT[:,None].expand(-1, in_BU.shape[1], -1), own_text(segment_BU)], 2)
+        position_BU = (s.length_B[:,None]+offset_BU).where(real_BU, 0)
+        asked_BS = torch.cat([torch.zeros_like(source_BT), read_BU], 1)
+        asked_BS[_last_places(s.mask_BT)] = True
+        with head_input(backbone, lambda states: states[asked_BS]):
+            logits_NV,_ = _run(backbone, x_BSD, torch.cat([source_BT, real_BU], 1), torch.cat([ahead, behind], 1),
+                               torch.cat([s.position_BT, position_BU], 1), [], s.deep_BPX, apart=True)
+    first_B = asked_BS.sum(1).cumsum(0)-asked_BS.sum(1)
+    rest_N = torch.ones(len(logits_NV), dtype=torch.bool, device=logits_NV.device).index_fill(0, first_B, False)
+    return logits_NV[first_B],logits_NV[rest_N]
