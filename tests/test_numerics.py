@@ -37,7 +37,7 @@ def test_processes_that_tests_start_get_it_too(numerics, tmp_path):
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, paths)), **{numerics.NAME:'mkl,threads=2,nudge=1e-3'}); env.pop('PROMPTBENCH_LINEAR', None)
     subprocess.run([sys.executable, tmp_path/'go.py'], env=env, check=True)
 
-@pytest.mark.parametrize('rest,codes,calls', [([], [0,0,0], 3), ([], [0,1], 2), (['-k','suite'], [0,0], 2), ([], [1], 1)])
+@pytest.mark.parametrize('rest,codes,calls', [([], [0,0,0,0], 4), ([], [1,0,0,0], 4), ([], [0,0,1], 3), (['-k','suite'], [0,0], 2), ([], [0,1], 2)])
 def test_run_py_ends_with_a_second_numerics(monkeypatch, rest, codes, calls, numerics):
     run,seen,left = load('run.py', 'run_'),[],list(codes)
     def call(*args):
@@ -45,4 +45,4 @@ def test_run_py_ends_with_a_second_numerics(monkeypatch, rest, codes, calls, num
         return left.pop(0)
     monkeypatch.setattr(os, 'environ', dict(os.environ)); os.environ.pop(numerics.NAME, None); monkeypatch.setattr(run, 'call', call)
     assert run.test(rest)==codes[-1] and len(seen)==calls and not left
-    if calls==3: assert seen[1][1] is None and seen[2][1]==run.OTHER and numerics.parse(run.OTHER) and seen[2][0][-2:]==('-m','outcome and not slow')
+    if calls==4: assert seen[0][0][-2:]==('get','smollm2') and seen[2][1] is None and seen[3][1]==run.OTHER and numerics.parse(run.OTHER) and seen[3][0][-2:]==('-m','outcome and not slow')

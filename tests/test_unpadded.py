@@ -46,8 +46,10 @@ def test_what_learns_takes_the_padded_pass():
     with torch.no_grad(): assert decoder_only._unpadded_pays(real) and not decoder_only._unpadded_pays(real[:1])
 
 def test_bfloat16_stays_near():
-    b = random_backbone(WORDS, kind='llama', dim=64, heads=4); es = questions((2,9,4,30)); exact = scores(b, es, None); b.precision = 'bf16'
-    assert np.abs(scores(b, es, None)-exact).max()<.05*np.abs(exact).max()
+    b = random_backbone(WORDS, kind='llama', dim=64, heads=4); es = questions((2,9,4,30)); front = ' '.join(WORDS*4)+'\n\n'   # long enough for a sum of its own
+    for prompt in (None, ContextPrompt([Front(front, tuple(front_ids(b, front)))], b)):
+        b.precision = 'fp32'; exact = scores(b, es, prompt); b.precision = 'bf16'
+        assert np.abs(scores(b, es, prompt)-exact).max()<.05*np.abs(exact).max()
 
 @pytest.mark.parametrize('kind', ['shallow','deep'])
 def test_a_tuning_does_not_depend_on_how_it_is_cut(kind):

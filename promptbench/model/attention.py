@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'WAYS', 'EXTRA', 'prompted_attention', 'same_heads', 'attend', 'register_attention', 'is_slot',
-           'use_attention', 'deep_prompt', 'take', 'row_places', 'before_each', 'Segments', 'distances', 'segmented']
+           'use_attention', 'is_watched', 'deep_prompt', 'take', 'row_places', 'before_each', 'Segments', 'distances',
+           'segmented']
 
 # %% ../../nbs/40_model/05_attention.ipynb #5f9d20d5
 import contextlib
@@ -114,6 +115,7 @@ def _behind_shared(query, key, value, biases, scaling, prompt)->Tensor: # [B,H,T
     shared,shared_norm = _with_norm(row, k, v, None, scaling)
     shared = shared.view(G,H//G,B,T,K).permute(2,0,1,3,4).reshape(B,H,T,K)
     shared_norm = shared_norm.view(G,H//G,B,T).permute(2,0,1,3).reshape(B,H,T)
+    key,value = (t.to(query.dtype) for t in (key,value)) # under autocast they differ, and this sum takes one type
     own,own_norm = _with_norm(query, *same_heads(query, key, value), _whole(biases, 0, query.dtype), scaling)
     share = torch.sigmoid(shared_norm-own_norm)[...,None]
     return torch.lerp(own.float(), shared.float(), share.float()).to(query.dtype)
@@ -148,6 +150,12 @@ def use_attention(
     model.set_attn_implementation(name)
     for c in [getattr(m, 'config', None) for m in model.modules()]:
         if c is not None and c._attn_implementation!=name: c._attn_implementation = name
+
+def is_watched(
+    model:torch.nn.Module # A transformers model
+)->bool:
+    "Whether its attention goes through another function for now, which knows nothing of `segments`"
+    return model.config._attn_implementation!=ATTENTION
 
 # %% ../../nbs/40_model/05_attention.ipynb #c14fa94d
 @contextlib.contextmanager

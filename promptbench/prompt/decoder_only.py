@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..base.core import UserError
-from ..model.attention import deep_prompt
+from ..model.attention import deep_prompt, is_watched
 from ..model.backbone import Backbone, autocast
 from ..model.batch import Batch
 from ..model.unpadded import run_unpadded
@@ -116,7 +116,7 @@ def _unpadded_pays(real_BT:Tensor)->bool:
 
 def _run(backbone, x_BTD, real_BT, see_BTS, position_BT, kv, deep_BPX, apart=False):
     "One pass: logits, and the keys and values of every layer with the earlier ones before them"
-    if _unpadded_pays(real_BT):
+    if _unpadded_pays(real_BT) and not is_watched(backbone.model):
         check_positions(backbone, position_BT)
         return run_unpadded(backbone, x_BTD, real_BT, see_BTS, position_BT, kv, deep_BPX, apart=apart)
     cache = cache_of(kv)
