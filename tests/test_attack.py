@@ -115,3 +115,36 @@ def test_a_note_whose_name_is_damaged_is_not_lost_without_a_word(tmp_path):
     odd = table.rename_columns(['cuu' if c=='cut' else c for c in table.column_names])
     pq.write_table(odd.replace_schema_metadata({b'promptbench': b'rows/1'}), path)
     with pytest.raises(UserError, match="not known \\['cuu'\\]"): read_rows(path)
+
+ENDLESS = 'with recursive t(i) as (select 1 union all select i+1 from t) select count(*) from t'
+
+def test_a_query_without_end_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv('PROMPTBENCH_MAX_ANSWER_SECONDS', '1')
+    with pytest.raises(UserError, match='takes too long'): asked(tmp_path, sql=ENDLESS)
+    assert len(asked(tmp_path, sql='select * from rows'))==4
+
+def test_ctrl_c_in_a_query_is_ctrl_c(tmp_path):
+    import signal, threading
+    threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt): asked(tmp_path, sql=ENDLESS)
+
+PAGE_VALUES = { # parameter, as typed -> words of the answer; None: taken
+    'x=1e999': 'what JSON has', 'x='+'9'*4000: 'what JSON has', 'any=b"x"': 'what JSON has', 'any=1j': 'what JSON has', 'any=...': 'what JSON has',
+    'any={1,2}': 'what JSON has', 'd={1: 2}': 'what JSON has', 'd={"a": [1e999]}': 'what JSON has', 'd={[]: 1}': 'must be dict', 'n='+'9'*5000: 'must be int',
+    'n='+'['*5000: 'must be int', 'n='+'-'*50000+'1': 'must be int', 'any=[1, "a", None, {"b": .5}]': None, 'd={"a": 1}': None, 'x=2': None}
+
+@pytest.mark.parametrize('typed', PAGE_VALUES, ids=lambda t: t[:20].replace(' ', ''))
+def test_values_of_a_page(tmp_path, typed):
+    import nbformat.v4 as v4, nbformat
+    from promptbench.cli.runs import given_parameters
+    cell = v4.new_code_cell('n = 1\nx = 0.5\nd = {}\nany = None', metadata=dict(tags=['parameters']))
+    nbformat.write(v4.new_notebook(cells=[cell]), page := tmp_path/'p.ipynb')
+    if (words := PAGE_VALUES[typed]) is None:
+        assert given_parameters(page, [typed], [])
+        return
+    with pytest.raises(UserError, match=words) as e: given_parameters(page, [typed], [])
+    assert '\n' not in str(e.value) and len(str(e.value))<400
+
+def test_a_parameter_given_twice_is_refused():
+    from promptbench.cli.runs import split_words
+    with pytest.raises(UserError, match="'n' is given twice"): split_words(['n=1','n'], ['2'])

@@ -1,5 +1,5 @@
 "From one table to a suite on the command line, and what a newcomer who took the wrong step is told"
-import csv
+import csv, os
 import pytest
 from typer.testing import CliRunner
 from promptbench.base.core import UserError
@@ -50,3 +50,35 @@ def test_a_suite_that_cannot_be_judged_is_no_clean_suite(table):
     assert 'no dataset has a validation split, so that nothing can be judged; put a validation file beside train' in called('suites','check','mine').output
     assert 'it has 1 train with choices' in says('evaluate','--suite','mine','--backbone','a model that is not there')
     (table.parent/'mine'/'suite.yaml').write_text('roles: {shop: train}\n'); assert '0 warnings' in called('suites','check','mine').output
+
+ODD = { # what is in the file -> words of the answer
+    'none,label\na,x\nb,y\n': 'means something else in a template', 'answer_choices,label\na,x\nb,y\n': 'means something else in a template',
+    'text,label\na, x\nb,x\nc,y\n': 'more than spaces around them', 'text,label\na,\nb,x\n': 'every row must have a label'}
+
+@pytest.mark.parametrize('text', ODD)
+def test_a_table_that_would_say_something_else(table, text):
+    head,rows = text.split('\n', 1)
+    (table.parent/'odd.csv').write_text(f'{head}\n'+rows*4)
+    assert ODD[text] in says('suites','new','odd.csv','--label','label') and not (table.parent/'odd_suite').exists()
+
+def test_a_number_that_is_none_is_no_label(table):
+    (table.parent/'odd.jsonl').write_text('{"text": "a", "label": NaN}\n{"text": "b", "label": 1}\n'*4)
+    assert 'record 1 has none (4 of 8)' in says('suites','new','odd.jsonl','--label','label')
+
+def test_what_is_no_file_is_not_waited_for(table):
+    os.mkfifo(table.parent/'pipe.csv')
+    assert 'must be a file, and it is none' in says('suites','new','pipe.csv')
+    assert 'it is not there' in says('suites','new','nowhere.csv')
+    assert 'must be two columns' in says('suites','new','shop.csv','--text','desk','--label','desk')
+
+def test_a_suite_is_whole_or_not_there(table, monkeypatch):
+    "Whatever fails while it is written, the same call begins again; and what is there bears no mark, for it is to be edited"
+    from promptbench.data import begin
+    really = begin.write_templates
+    def fail(*a): raise OSError(28, 'No space left on device', 'x')
+    monkeypatch.setattr(begin, 'write_templates', fail)
+    with pytest.raises(OSError): called('suites','new','shop.csv')
+    assert [p.name for p in table.parent.iterdir()]==['shop.csv']
+    monkeypatch.setattr(begin, 'write_templates', really)
+    called('suites','new','shop.csv')
+    assert sorted(p.name for p in (table.parent/'shop_suite').iterdir())==['mine','suite.yaml']

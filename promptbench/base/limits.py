@@ -19,7 +19,8 @@ LIMITS = { # name -> most, what is counted
     'values': (1_000_000, 'values of a YAML file, those behind an alias as often as they are meant'),
     'runs': (100_000, 'runs of a sweep'),
     'answer': (2**30, 'bytes of the answer to a query, and of what the query needs in between'),
-    'answer_rows': (5_000_000, 'rows of the answer to a query')}
+    'answer_rows': (5_000_000, 'rows of the answer to a query'),
+    'answer_seconds': (300, 'seconds of work for a query')}
 
 def limit(
     name:str # One of `LIMITS`

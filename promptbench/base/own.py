@@ -109,10 +109,14 @@ def _swap(made:Path, path:Path):
         shutil.rmtree(old/'old', ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
+def _unmark(folder:Path):
+    for name in (MARK,_LOCK): (folder/name).unlink(missing_ok=True)
+
 @contextlib.contextmanager
 def atomic_folder(
     path:str|os.PathLike, # The folder that shall appear
-    what:str='folder' # What it is, for its mark
+    what:str='folder', # What it is, for its mark
+    marked:bool=True # False for one that is somebody's to edit, and is never replaced
 )->Iterator[Path]: # A folder to fill
     "Fill the yielded temporary folder; it takes the name `path` only if the block succeeds, and only in place of what is ours"
     path = Path(path)
@@ -122,7 +126,7 @@ def atomic_folder(
     tmp = making(path)
     try:
         yield tmp
-        mark(tmp, what)
+        mark(tmp, what) if marked else _unmark(tmp)
         _check_replaceable(path)
         _swap(tmp, path)
     finally: shutil.rmtree(tmp, ignore_errors=True)

@@ -29,6 +29,8 @@ def split_words(
         name,eq,text = item.partition('=')
         if not eq and not rest:
             raise UserError(f'a parameter must look like `-p name value` or `-p name=value`, got {item!r} and no value')
+        if name in out:
+            raise UserError(f'a parameter must be given once, and {name!r:.80} is given twice; leave one out')
         out[name] = text if eq else rest.pop(0)
     if rest: raise UserError(f'{rest[0]!r} belongs to no option; a parameter is given as `-p name value`')
     return out

@@ -6,10 +6,12 @@
 __all__ = ['MOST_CHOICES', 'begin_suite']
 
 # %% ../../nbs/10_data/12_begin.ipynb #b562a09d
-import json, re
+import json, os, re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from ..base.core import UserError, number, one_of, rng
+from ..base.own import atomic_folder
 from .files import read_records
 from .templates import Template, write_templates
 
@@ -39,6 +41,9 @@ def _text_of(columns:dict[str,list], label:str)->str:
     return named[0] if named else max(lengths, key=lengths.get)
 
 # %% ../../nbs/10_data/12_begin.ipynb #9dc6b6f1
+# Words of Jinja, and what a template is given besides a record
+_RESERVED = {*'and or not in is if else for none None true True false False'.split(), 'answer_choices', 'loop', 'self'}
+
 def _split(labels:list, share:float, seed:int)->set[int]: # Rows for validation
     "A share of the rows of every label"
     held = set()
@@ -52,6 +57,11 @@ def _wording(text:str, label:str, choices:list[str])->Template:
     "A plain question that names the choices where they are few"
     if odd := [name for name in (text,label) if not re.fullmatch(r'[A-Za-z_]\w*', name)]:
         raise UserError(f'a template needs names of columns that are words, and {odd} are not; rename them in the file')
+    if odd := [name for name in (text,label) if name in _RESERVED]:
+        raise UserError(f'{odd[0]!r} means something else in a template; rename that column in the file')
+    if near := [k for k,n in Counter(c.strip() for c in choices).items() if n>1]:
+        raise UserError(f'labels must differ by more than spaces around them, and {near[0]!r:.80} is there in two ways; '
+                        'write them alike in the file')
     if odd := [c for c in choices if '|||' in c or '{' in c or not c.strip()]:
         raise UserError(f'labels must be words without ||| and braces, got {odd[:3]}; rename them in the file')
     among = ', '.join(choices[:-1])+' or '+choices[-1]
@@ -68,15 +78,24 @@ def begin_suite(
     "Make a suite of one table; `UserError` where it is not clear what is what"
     file,folder = Path(file).expanduser(),Path(folder).expanduser()
     number('the share for validation', share, .05, .95)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UserError(f'{folder} is there already; choose another place with --out, or edit what is there')
+    if not file.is_file(): raise UserError(f'{file} must be a file, and {_there(file)}; check the path')
     rows = list(read_records(file))
     columns = _columns(rows)
     label = one_of('the column of the label', label, columns) if label else _label_of(columns)
     text = one_of('the column of the text', text, columns) if text else _text_of(columns, label)
+    if text==label: raise UserError(f'text and label must be two columns, and both are {text!r}; name another')
     labels = _labels(rows, label)
     wording,held = _wording(text, label, sorted(set(labels))),_split(labels, share, seed)
     name = re.sub(r'\W+', '_', file.stem).strip('_') or 'table'
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder, marked=False) as made:
+        _write(made, name, rows, held, wording)
+    return folder
+
+def _write(folder:Path, name:str, rows:list[dict], held:set[int], wording:Template):
+    "The files of a suite of one dataset"
     place = folder/'mine'/name
     place.mkdir(parents=True)
     for split in ('train','validation'):
@@ -85,12 +104,14 @@ def begin_suite(
         (place/f'{split}.jsonl').write_text(''.join(lines), encoding='utf8')
     write_templates([wording], place/'templates.yaml', name)
     (folder/'suite.yaml').write_text(f'roles: {{{json.dumps(name)}: eval}} # or train, dev\n', encoding='utf8')
-    return folder
+
+def _there(file:Path)->str:
+    return 'it is a folder' if file.is_dir() else 'it is none' if file.exists() else 'it is not there'
 
 def _labels(rows:Sequence[dict], label:str)->list[str]:
     "The label of every row; `UserError` where they are no choices"
     values = [r.get(label) for r in rows]
-    bare = [i+1 for i,v in enumerate(values) if v is None or not str(v).strip()]
+    bare = [i+1 for i,v in enumerate(values) if v is None or v!=v or not str(v).strip()]
     if bare:
         raise UserError(f'every row must have a label, and record {bare[0]} has none ({len(bare)} of {len(rows)}); fill it')
     kinds = len(set(map(str, values)))

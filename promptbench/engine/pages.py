@@ -140,16 +140,40 @@ def _item_kind(p:Parameter)->tuple:
     kinds = {type(x) for x in p.default} if isinstance(p.default, list) else ()
     return tuple(kinds) if len(kinds)==1 else ()
 
+def _short(x)->str:
+    "A value for a message; a whole number of thousands of digits cannot be written out"
+    try: text = repr(x)
+    except ValueError: return 'a number of too many digits'
+    return text if len(text)<=120 else f'{text[:100]}… ({len(text):,} characters)'
+
+def _no_value(value):
+    "The first part of a value that could not be written into a page and its card as it is; None if all can"
+    todo = [value]
+    while todo:
+        x = todo.pop()
+        if isinstance(x, dict):
+            todo += x.values()
+            if odd := [k for k in x if not isinstance(k, str)]: return odd[0]
+        elif isinstance(x, (list,tuple)): todo += x
+        elif isinstance(x, float):
+            if not math.isfinite(x): return x
+        elif isinstance(x, int):
+            if abs(x)>=2**63: return x
+        elif not isinstance(x, (str,os.PathLike,type(None))): return x
+
 def _checked(p:Parameter, value, stem:str):
     "The value in its type, or a `UserError`"
     what = f'parameter {p.name} of page {stem} must be'
-    if not _fits(value, p.kinds): raise UserError(f'{what} {_wanted(p)}, got {value!r}')
+    if not _fits(value, p.kinds): raise UserError(f'{what} {_wanted(p)}, got {_short(value)}')
+    if (odd := _no_value(value)) is not None:
+        raise UserError(f'{what} of what JSON has, got {_short(odd)}; give another value')
     many = isinstance(value, list)
     kind = _item_kind(p) if many else ()
     for x in value if many else [value]:
-        if not _fits(x, kind): raise UserError(f'{what} a list of {kind[0].__name__} like {p.default!r}, got {value!r}')
+        if not _fits(x, kind):
+            raise UserError(f'{what} a list of {kind[0].__name__} like {p.default!r}, got {_short(value)}')
         if p.choices and x is not None and x not in p.choices:
-            raise UserError(f'{what} one of {list(p.choices)}, got {x!r}')
+            raise UserError(f'{what} one of {list(p.choices)}, got {_short(x)}')
     return float(value) if type(value) is int and int not in p.kinds and float in p.kinds else value
 
 # %% ../../nbs/70_engine/04_pages.ipynb #255de06c
@@ -178,7 +202,7 @@ def parse_value(
     if p.kinds==(str,): return text
     if text.lower() in _WORDS: return _WORDS[text.lower()]
     try: return ast.literal_eval(text)
-    except (ValueError, SyntaxError): pass
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError): pass
     return [x.strip() for x in text.split(',')] if list in p.kinds and not text.startswith('[') else text
 
 # %% ../../nbs/70_engine/04_pages.ipynb #eb5d3d48

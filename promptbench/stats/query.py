@@ -6,7 +6,7 @@
 __all__ = ['OVERVIEW', 'query', 'results', 'save']
 
 # %% ../../nbs/20_stats/02_query.ipynb #7973a4eb
-import io, json, re
+import io, json, re, threading
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
@@ -62,16 +62,26 @@ def query(
     "Run `sql` over tables in memory; it can reach no file, no network and no variable of ours"
     import duckdb
     con = _locked_room(tables)
+    clock = threading.Timer(min(limit('answer_seconds'), threading.TIMEOUT_MAX), con.interrupt)
+    clock.daemon = True
     try:
         _check_reads(con, sql)
+        clock.start()
         out = _fetched(con.sql(sql))
         return out.cast(pa.schema([_plain(f) for f in out.schema]))
+    except RuntimeError as e: # so DuckDB calls Ctrl-C
+        if 'interrupted' in str(e): raise KeyboardInterrupt from None
+        raise
     except (duckdb.Error, OSError, pa.ArrowException) as e:
+        if isinstance(e, duckdb.InterruptException):
+            raise UserError('the query takes too long: {}; {}'.format(*too_much('answer_seconds'))) from None
         if 'Out of Memory' in str(e):
             raise UserError('the query needs too much: {}; {}'.format(*too_much('answer'))) from None
         there = '; '.join(f'{n}({", ".join(t.column_names)})' for n,t in tables.items())
         raise UserError(f'{str(e).strip().splitlines()[0]}. There is {there}') from None
-    finally: con.close()
+    finally:
+        clock.cancel()
+        con.close()
 
 # %% ../../nbs/20_stats/02_query.ipynb #89f01df7
 def _named_in(sql:str)->tuple[str,...]:
