@@ -125,7 +125,7 @@ def test_a_query_without_end_is_ended(tmp_path, monkeypatch):
 
 def test_ctrl_c_in_a_query_is_ctrl_c(tmp_path):
     import signal, threading
-    threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
+    threading.Timer(1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt): asked(tmp_path, sql=ENDLESS)
 
 PAGE_VALUES = { # parameter, as typed -> words of the answer; None: taken

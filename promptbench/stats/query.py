@@ -6,8 +6,10 @@
 __all__ = ['OVERVIEW', 'query', 'results', 'save']
 
 # %% ../../nbs/20_stats/02_query.ipynb #7973a4eb
-import io, json, re, threading
+import io, json, re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import TIMEOUT_MAX
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from ..base.core import UserError, one_of, want
@@ -55,6 +57,18 @@ def _fetched(answer)->pa.Table: # answer: a relation of DuckDB
         found.append(piece)
     return pa.Table.from_batches(found, schema=pieces.schema).combine_chunks()
 
+def _in_time(con, sql:str)->pa.Table:
+    "The answer to a query that may have no end: it runs beside, so that Ctrl-C and the clock reach it whatever it does"
+    with ThreadPoolExecutor(1) as beside:
+        work = beside.submit(lambda: _fetched(con.sql(sql)))
+        try: return work.result(min(limit('answer_seconds'), TIMEOUT_MAX))
+        except TimeoutError:
+            raise UserError('the query takes too long: {}; {}'.format(*too_much('answer_seconds'))) from None
+        finally:
+            while not work.done():
+                con.interrupt()
+                wait([work], .1)
+
 def query(
     sql:str, # One statement that reads
     **tables:pa.Table # What it may read, by name
@@ -62,26 +76,16 @@ def query(
     "Run `sql` over tables in memory; it can reach no file, no network and no variable of ours"
     import duckdb
     con = _locked_room(tables)
-    clock = threading.Timer(min(limit('answer_seconds'), threading.TIMEOUT_MAX), con.interrupt)
-    clock.daemon = True
     try:
         _check_reads(con, sql)
-        clock.start()
-        out = _fetched(con.sql(sql))
+        out = _in_time(con, sql)
         return out.cast(pa.schema([_plain(f) for f in out.schema]))
-    except RuntimeError as e: # so DuckDB calls Ctrl-C
-        if 'interrupted' in str(e): raise KeyboardInterrupt from None
-        raise
     except (duckdb.Error, OSError, pa.ArrowException) as e:
-        if isinstance(e, duckdb.InterruptException):
-            raise UserError('the query takes too long: {}; {}'.format(*too_much('answer_seconds'))) from None
         if 'Out of Memory' in str(e):
             raise UserError('the query needs too much: {}; {}'.format(*too_much('answer'))) from None
         there = '; '.join(f'{n}({", ".join(t.column_names)})' for n,t in tables.items())
         raise UserError(f'{str(e).strip().splitlines()[0]}. There is {there}') from None
-    finally:
-        clock.cancel()
-        con.close()
+    finally: con.close()
 
 # %% ../../nbs/20_stats/02_query.ipynb #89f01df7
 def _named_in(sql:str)->tuple[str,...]:
