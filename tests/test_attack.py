@@ -148,3 +148,10 @@ def test_values_of_a_page(tmp_path, typed):
 def test_a_parameter_given_twice_is_refused():
     from promptbench.cli.runs import split_words
     with pytest.raises(UserError, match="'n' is given twice"): split_words(['n=1','n'], ['2'])
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='this system has no named pipes')
+@pytest.mark.parametrize('name', ['rows.parquet','sweep.yaml'])
+def test_a_pipe_is_no_file_to_wait_for(tmp_path, name):
+    from promptbench.engine.grid import read_sweep
+    os.mkfifo(tmp_path/name)
+    with pytest.raises(UserError, match='a pipe or a device; name a file'): read_rows(tmp_path/name) if name.endswith('parquet') else read_sweep(tmp_path/name)

@@ -75,6 +75,8 @@ _MOST = 1_000_000   # bytes of a sweep's file
 def _read_yaml(path:Path)->dict:
     "What a YAML file holds, or a `UserError`"
     import yaml
+    if path.exists() and not path.is_file(): # a pipe would wait for ever, and a device has no end
+        raise UserError(f'{path} must be a YAML file, and is a folder, a pipe or a device; name a file')
     try:
         if path.stat().st_size>_MOST: raise UserError(f'{path} must be a sweep of at most {_MOST:,} bytes; split it')
         return yaml.load(path.read_text(encoding='utf8'), _loader())

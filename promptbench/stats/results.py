@@ -216,6 +216,8 @@ def _upgrade(table:pa.Table, kind:str, version:int, path:Path)->pa.Table:
 
 def _read(path:Path, kind:str, must:bool=True)->pa.Table|None:
     "One file of the given kind; another kind, or nothing of ours, is None unless it `must` be it"
+    if path.exists() and not path.is_file(): # a pipe would wait for ever
+        raise UserError(f'{path} must be a Parquet file of {kind}, and is a folder, a pipe or a device; name a file')
     try:
         file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
         mark = (file.schema_arrow.metadata or {}).get(b'promptbench', b'').decode()
