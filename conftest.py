@@ -94,7 +94,10 @@ class NbItem(pytest.Item):
         if missing := lacks(self.path): pytest.skip(missing)
         cwd,path,old = os.getcwd(),sys.path[:],os.environ.get('IN_TEST')
         os.chdir(ROOT); os.environ['IN_TEST'] = '1'; sys.path.insert(0, str(ROOT))
-        try: failed = run_page(self.path.absolute(), get_config().tst_flags.split(), self.config.getoption('--nb-flags').split())
+        own = lambda: io.TextIOWrapper(io.BytesIO(), encoding='utf8')   # a page that closes its output closes no file of pytest
+        try:
+            with contextlib.redirect_stdout(own()), contextlib.redirect_stderr(own()):
+                failed = run_page(self.path.absolute(), get_config().tst_flags.split(), self.config.getoption('--nb-flags').split())
         finally:
             os.chdir(cwd); sys.path[:] = path
             os.environ.pop('IN_TEST') if old is None else os.environ.update(IN_TEST=old)
