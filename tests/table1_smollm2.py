@@ -12,7 +12,7 @@ DEV   = ('mrpc','qqp')
 EVAL  = ('rte','cb','copa','winogrande','wic')
 ROLES = {name:role for role,names in dict(train=TRAIN, dev=DEV, eval=EVAL).items() for name in names}
 
-# Chosen by --dev; a rate is the largest root-mean-square change of an update
+# lr chosen by --dev, the rate of tuning on a training dataset (LOG.md); a rate is the largest root-mean-square change of an update
 SETTINGS = dict(pretrain=dict(preset='tiny', examples=4000, batch_size=32, length=10, lr=1e-4, prompt_lr=3e-3, decay=1., row_tokens=2048),
                 tune=dict(steps=40, lr=3e-3), init='paper', n_eval=100, templates=1)
 DIALS = dict(lr=(3e-5, 1e-4, 3e-4), tune_lr=(1e-3, 3e-3, 1e-2))
