@@ -10,7 +10,7 @@ tests/numerics/sitecustomize.py says what can be asked. Tests whose verdict coul
 carry the marker `outcome`; of the pages, those in OUTCOME have it. `run.py test` runs all these a second time so, but
 for the slow ones. Assert on constructed rows, on equalities, or on what several seeds have in common; run a new one with
 nudge=1e-3 and draw=0 to 4."""
-import contextlib, importlib, importlib.util, io, json, os, re, sys
+import importlib, importlib.util, json, os, re, sys
 from pathlib import Path
 import pytest
 
@@ -94,10 +94,7 @@ class NbItem(pytest.Item):
         if missing := lacks(self.path): pytest.skip(missing)
         cwd,path,old = os.getcwd(),sys.path[:],os.environ.get('IN_TEST')
         os.chdir(ROOT); os.environ['IN_TEST'] = '1'; sys.path.insert(0, str(ROOT))
-        own = lambda: io.TextIOWrapper(io.BytesIO(), encoding='utf8')   # a page that closes its output closes no file of pytest
-        try:
-            with contextlib.redirect_stdout(own()), contextlib.redirect_stderr(own()):
-                failed = run_page(self.path.absolute(), get_config().tst_flags.split(), self.config.getoption('--nb-flags').split())
+        try: failed = run_page(self.path.absolute(), get_config().tst_flags.split(), self.config.getoption('--nb-flags').split())
         finally:
             os.chdir(cwd); sys.path[:] = path
             os.environ.pop('IN_TEST') if old is None else os.environ.update(IN_TEST=old)

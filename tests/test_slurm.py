@@ -333,3 +333,17 @@ def test_workers_outlive_a_killed_call_and_a_second_call_shares_the_work(slurm, 
     assert all(c['attempts']==1 for c in cards(root)) and len(cards(root))==5, 'something was computed twice'
     assert differences(table(root), undisturbed())==(0,0)
     until(lambda: not ids(), 30)
+
+def test_importing_submitit_leaves_what_others_log_as_it_is(tmp_path):
+    "Its own set-up of logging would close every handler of the process: a log file, and the stream of whoever closes its streams"
+    code = ('import logging, sys\n'
+            'from promptbench.engine.pools import Slurm\n'
+            'class Closing(logging.StreamHandler):\n'
+            '    def close(self):\n'
+            '        self.stream.close()\n'
+            'kept = Closing(open(sys.argv[1], "w"))\n'
+            'Slurm(1, kind="local")\n'
+            'assert "submitit" in sys.modules\n'
+            'print(kept.stream.closed)')
+    said = subprocess.run([sys.executable, '-c', code, str(tmp_path/'x.log')], capture_output=True, text=True)
+    assert said.stdout.strip()=='False', said.stdout+said.stderr

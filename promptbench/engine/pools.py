@@ -273,9 +273,21 @@ class SlurmWorker:
         return submitit.helpers.DelayedSubmission(SlurmWorker(self.task))
 
 # %% ../../nbs/70_engine/07_pools.ipynb #2c02dda4
+def _get_submitit():
+    "The package submitit; its import would set up logging, and so close the log files and streams that others hold"
+    before = os.environ.get('SUBMITIT_LOG_LEVEL')
+    os.environ['SUBMITIT_LOG_LEVEL'] = 'NOCONFIG'
+    try: import submitit
+    except ImportError:
+        raise UserError('the executors slurm and submitit need submitit; pip install "promptbench[cluster]"') from None
+    finally:
+        if before is None: del os.environ['SUBMITIT_LOG_LEVEL']
+        else: os.environ['SUBMITIT_LOG_LEVEL'] = before
+    return submitit
+
 def _submitit(folder, kind:str, parameters:dict):
     "An executor of submitit, or a `UserError` that says what it did not like"
-    import submitit
+    submitit = _get_submitit()
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=kind)
         executor.update_parameters(**parameters)
@@ -324,9 +336,7 @@ class Slurm(Workers):
         kind:str='slurm', # slurm or local
         **parameters # Of submitit: timeout_min, slurm_partition, gpus_per_node, cpus_per_task, mem_gb, ...
     ):
-        try: import submitit
-        except ImportError:
-            raise UserError('the executors slurm and submitit need submitit; pip install "promptbench[cluster]"') from None
+        _get_submitit()
         one_of('kind of cluster', kind, ('slurm','local'))
         if kind=='slurm' and not shutil.which('sbatch'):
             raise UserError('the executor slurm needs the command sbatch, which is not here; log in to a machine of '
