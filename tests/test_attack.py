@@ -155,3 +155,48 @@ def test_a_pipe_is_no_file_to_wait_for(tmp_path, name):
     from promptbench.engine.grid import read_sweep
     os.mkfifo(tmp_path/name)
     with pytest.raises(UserError, match='a pipe or a device; name a file'): read_rows(tmp_path/name) if name.endswith('parquet') else read_sweep(tmp_path/name)
+
+@pytest.mark.parametrize('sql', ["select date '20000-01-01' as d", "select time '24:00:00' as t"])
+def test_dates_that_python_has_not(tmp_path, sql):
+    with pytest.raises(UserError, match='as text'): asked(tmp_path, sql=sql)
+
+@pytest.mark.parametrize('kind', ['csv','parquet'])
+def test_two_columns_of_a_name_are_not_kept(tmp_path, kind):
+    from promptbench.stats.query import save
+    with pytest.raises(UserError, match="different names, got 'a'"): save(asked(tmp_path, sql='select 1 as a, 2 as a'), tmp_path/f'x.{kind}')
+
+def test_a_step_has_a_name():
+    from promptbench.engine.grid import read_sweep
+    with pytest.raises(UserError, match='a step of a sweep must have a name'): read_sweep(dict(steps={'': dict(page='tune')}))
+
+@pytest.mark.skipif(os.name=='nt', reason='shells of this system close nothing')
+@pytest.mark.parametrize('closed', ['>&-','>&- 2>&- <&-'])
+def test_a_page_runs_with_its_streams_closed(tmp_path, closed):
+    "What it opens must not become its output, and nobody says that memory ran out"
+    import nbformat.v4 as v4, nbformat, subprocess, sys
+    cell = v4.new_code_cell('n = 1', metadata=dict(tags=['parameters']))
+    nbformat.write(v4.new_notebook(cells=[cell, v4.new_code_cell('print(n)')]), page := tmp_path/'p.ipynb')
+    done = subprocess.run(['sh', '-c', f'"{sys.executable}" -m promptbench run "{page}" --root "{tmp_path}/runs" {closed}'])
+    (card,) = (tmp_path/'runs').glob('*/card.json')
+    assert (done.returncode, '"state": "done"' in card.read_text())==(0, True)
+
+@pytest.mark.skipif(os.name=='nt', reason='shells of this system close nothing')
+def test_no_file_becomes_the_output(tmp_path):
+    import subprocess, sys
+    (tmp_path/'main.py').write_text('import os, sys\nfrom promptbench.cli.main import _open_streams\n_open_streams()\n'
+                                    'f = open(sys.argv[1], "w")\nf.write(str(f.fileno()>2))\nos.write(1, b"lost")')
+    subprocess.run(['sh', '-c', f'"{sys.executable}" "{tmp_path}/main.py" "{tmp_path}/x" <&- >&-'])
+    assert (tmp_path/'x').read_text()=='True'
+
+@pytest.mark.skipif(os.name=='nt', reason='a signal of another kind there')
+def test_ctrl_c_while_it_is_imported_is_one_line():
+    import subprocess, sys
+    code = ('import sys, builtins, runpy\n'
+            'real = builtins.__import__\n'
+            'def stopped(name, *a, **k):\n'
+            '    if name=="typer": raise KeyboardInterrupt\n'
+            '    return real(name, *a, **k)\n'
+            'builtins.__import__ = stopped\n'
+            'runpy.run_module("promptbench", run_name="__main__")')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr)==(130, 'promptbench: stopped; the same command goes on from here\n')

@@ -177,3 +177,17 @@ def test_smollm2(real):
 def test_smollm2_answers(real):
     "It says what it is told to say, and ends its turn by itself"
     w = generate(real, ['What is the capital of France?'], max_new=24)[0]; assert 'Paris' in w.text and w.ended=='end'
+
+ENDLESS = { # what a template of a stranger does: words of the answer
+    'loops': ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", 'seconds of work'),
+    'doubles': ("{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}", 'bytes of memory'),
+    'calls itself': ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", 'recursion')}
+
+@pytest.mark.parametrize('kind', ENDLESS)
+def test_a_template_without_end_is_ended(kind, monkeypatch):
+    import threading
+    monkeypatch.setenv('PROMPTBENCH_MAX_CHAT_SECONDS', '1') if kind=='loops' else monkeypatch.setenv('PROMPTBENCH_MAX_CHAT', '2e8')
+    template,words = ENDLESS[kind]
+    before = threading.active_count()
+    with pytest.raises(UserError, match=words): find_turns(byte_tokenizer(template))
+    assert threading.active_count()==before

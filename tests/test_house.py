@@ -225,7 +225,7 @@ def test_what_the_dependencies_need_is_pinned_too():
     assert missing-cuda==set()
 
 def test_the_command_line_entry_exists():
-    assert PYPROJECT['project']['scripts']==dict(promptbench='promptbench.cli.main:main')
+    assert PYPROJECT['project']['scripts']==dict(promptbench='promptbench.__main__:main')
     assert (ROOT/'promptbench'/'cli'/'main.py').exists()
 
 # --- texts -----------------------------------------------------------------------------------------------------------

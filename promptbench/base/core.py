@@ -197,7 +197,11 @@ def _user_caches()->Path:
 def cache_dir()->Path:
     "Where things are kept that can be made again: `PROMPTBENCH_CACHE`, or a folder of this platform's place for caches"
     given = os.environ.get('PROMPTBENCH_CACHE')
-    return Path(given).expanduser() if given else _user_caches()/'promptbench'
+    place = Path(given).expanduser() if given else _user_caches()/'promptbench'
+    if place.exists() and not place.is_dir():
+        raise UserError(f'the cache must be a folder, and {str(place)!r:.200} is a file; move it, or set PROMPTBENCH_CACHE '
+                        'to a folder')
+    return place
 
 # %% ../../nbs/00_base/00_core.ipynb #0a902d5b
 def progress(

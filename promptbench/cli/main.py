@@ -7,7 +7,7 @@ __all__ = ['BEGIN', 'app', 'VERSION', 'CHECKPOINT_HELP', 'ANSWERS', 'MOST_SHOWN'
            'doctor', 'main']
 
 # %% ../../nbs/95_cli/08_main.ipynb #186aa665
-import sys, time, traceback
+import os, sys, time, traceback
 from collections import Counter
 from pathlib import Path
 from textwrap import indent
@@ -209,8 +209,14 @@ def _end_with(e:Exception):
     print(f'promptbench: {words}', file=sys.stderr)
     sys.exit(exit_code(e))
 
+def _open_streams():
+    "A program started with its output closed says nothing, and no file it opens may take that number"
+    while (number := os.open(os.devnull, os.O_RDWR))<3: os.set_inheritable(number, True)
+    os.close(number)
+
 def main():
     "The console script: what the user can mend is one line, and an exit code of `EXITS`"
+    _open_streams()
     try: app()
     except KeyboardInterrupt:
         print('promptbench: stopped; the same command goes on from here', file=sys.stderr)

@@ -203,6 +203,6 @@ def _from_hub(name:str)->Path:
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(name, allow_patterns=_WANTED))
     except Exception as e:
-        why = next(iter(str(e).splitlines()), '') or type(e).__name__
-        raise UserError(f'hub:{name} cannot be fetched: {why[:200]}; check the name and the connection (HF_HUB_OFFLINE=1 '
+        why,name = next(iter(str(e).splitlines()), '') or type(e).__name__,' '.join(name.split())
+        raise UserError(f'hub:{name:.100} cannot be fetched: {why[:200]}; check the name and the connection (HF_HUB_OFFLINE=1 '
                         'forbids it, HF_TOKEN opens gated models)') from None

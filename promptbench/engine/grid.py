@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from statistics import median
 from ..base.core import UserError, to_json
-from ..base.limits import LIMITS, YAML_FAULTS, check_tree, limit, repeated, safe_numbers
+from ..base.limits import LIMITS, YAML_FAULTS, check_tree, limit, not_plain, repeated, safe_numbers
 from .folder import read_json
 from .job import Job, linked
 from .pages import check_parameters, find_page, page_job, parameters
@@ -39,16 +39,9 @@ def _typed(what:str, d, known:dict)->dict:
 
 def _check_plain(x):
     "Names are text, values are what JSON has"
-    todo = [x]
-    while todo:
-        x = todo.pop()
-        if isinstance(x, dict):
-            odd = [k for k in x if not isinstance(k, str)]
-            if odd: raise UserError(f'names in a sweep must be text, got {odd[0]!r:.80}; put it in quotation marks')
-            todo.extend(x.values())
-        elif isinstance(x, list): todo.extend(x)
-        elif not isinstance(x, (str,int,float,type(None))):
-            raise UserError(f'values in a sweep must be text, numbers, lists or mappings, got {x!r:.80}; put it in quotation marks')
+    if not (odd := not_plain(x)): return
+    kinds = dict(name='text', value='text, numbers, lists or mappings')
+    raise UserError(f'{odd[0]}s in a sweep must be {kinds[odd[0]]}, got {odd[1]!r:.80}; put it in quotation marks')
 
 # %% ../../nbs/70_engine/05_grid.ipynb #7876af4f
 @functools.cache
@@ -127,6 +120,7 @@ def read_sweep(
     axes = _axes(spec.get('axes', {}), spec.pop('seeds', None))
     if not spec.get('steps'):
         raise UserError('a sweep must have steps: a mapping of names to {page, set, needs, skip, cases}')
+    if '' in spec['steps']: raise UserError('a step of a sweep must have a name, got one without; give it one')
     steps = {n:_step(n, s) for n,s in spec['steps'].items()}
     return spec|dict(axes=axes, steps=steps, base=str(base))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..base.catalogue import listed
 from ..base.core import UserError, home, key_of
 from ..base.digest import backbone_digest, folder_digest
+from ..base.limits import not_plain
 from ..base.ranges import check_numbers
 from ..base.machine import find_devices
 from ..base.mend import memory_ran_out, mending
@@ -146,27 +147,12 @@ def _short(x)->str:
     except ValueError: return 'a number of too many digits'
     return text if len(text)<=120 else f'{text[:100]}… ({len(text):,} characters)'
 
-def _no_value(value):
-    "The first part of a value that could not be written into a page and its card as it is; None if all can"
-    todo = [value]
-    while todo:
-        x = todo.pop()
-        if isinstance(x, dict):
-            todo += x.values()
-            if odd := [k for k in x if not isinstance(k, str)]: return odd[0]
-        elif isinstance(x, (list,tuple)): todo += x
-        elif isinstance(x, float):
-            if not math.isfinite(x): return x
-        elif isinstance(x, int):
-            if abs(x)>=2**63: return x
-        elif not isinstance(x, (str,os.PathLike,type(None))): return x
-
 def _checked(p:Parameter, value, stem:str):
     "The value in its type, or a `UserError`"
     what = f'parameter {p.name} of page {stem} must be'
     if not _fits(value, p.kinds): raise UserError(f'{what} {_wanted(p)}, got {_short(value)}')
-    if (odd := _no_value(value)) is not None:
-        raise UserError(f'{what} of what JSON has, got {_short(odd)}; give another value')
+    if odd := not_plain(value, os.PathLike):
+        raise UserError(f'{what} of what JSON has, got the {odd[0]} {_short(odd[1])}; give another one')
     many = isinstance(value, list)
     kind = _item_kind(p) if many else ()
     for x in value if many else [value]:
@@ -251,17 +237,17 @@ def run_key(
     return page_job(name, given).key
 
 # %% ../../nbs/70_engine/04_pages.ipynb #f7703f97
-def _kernel(path)->str:
-    "The name of a page's kernel, if it is installed"
+def _kernel(path)->dict:
+    "Name and language of a page's kernel, if it is installed"
     import nbformat
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     name = nbformat.read(path, 4).metadata.get('kernelspec', {}).get('name', 'python3')
-    try: KernelSpecManager().get_kernel_spec(name)
+    try: language = KernelSpecManager().get_kernel_spec(name).language
     except NoSuchKernel:
         raise UserError(f'page {Path(path).stem} needs the kernel {name!r}, which is not installed; have '
                         f'{sorted(KernelSpecManager().find_kernel_specs())}: run `python -m ipykernel '
                         f'install --sys-prefix --name {name}`, or change the kernel of the page') from None
-    return name
+    return dict(kernel_name=name, language=language)
 
 def _own_sockets(place:str)->dict:
     "Let a kernel talk through files in a folder of its own, where the system can"
@@ -280,9 +266,8 @@ def _papermill(path, given:dict, out, log, begin_with:str=''):
     if begin_with: extra.append(f'--IPKernelApp.exec_lines={begin_with}')
     with tempfile.TemporaryDirectory(prefix='kernel-', ignore_cleanup_errors=True) as place:
         pm.execute_notebook(
-            _literal(path), _literal(out), parameters=given, kernel_name=_kernel(path), progress_bar=False,
-            stdout_file=log, stderr_file=log,
-            store_widget_state=False, start_timeout=600, extra_arguments=extra, **_own_sockets(place))
+            _literal(path), _literal(out), parameters=given, progress_bar=False, stdout_file=log, stderr_file=log,
+            **_kernel(path), store_widget_state=False, start_timeout=600, extra_arguments=extra, **_own_sockets(place))
 
 # %% ../../nbs/70_engine/04_pages.ipynb #8c6b853d
 def _failing_section(out)->str:

@@ -6,11 +6,13 @@
 __all__ = ['CHAT', 'Turns', 'find_turns', 'Speech', 'ChatBackbone', 'with_chat']
 
 # %% ../../nbs/40_model/11_chat.ipynb #719fc3b2
-import re
-from collections.abc import Iterable, Sequence
+import ctypes, re, threading, time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import astuple, dataclass, replace
 from os.path import commonprefix
 from ..base.core import UserError
+from ..base.limits import limit, too_much
 from .backbone import Backbone, _once, want_backbone
 
 # %% ../../nbs/40_model/11_chat.ipynb #94c6cab2
@@ -30,10 +32,36 @@ class Turns:
 # %% ../../nbs/40_model/11_chat.ipynb #312f93bc
 _SAID = tuple(f'qz{c}vx' for c in 'abcde') # Nobody says these
 
+def _raise_in(thread:threading.Thread, kind:type[BaseException]):
+    "Raise an exception in another thread, where its next line of Python begins"
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(kind))
+
+def _bounded(write:Callable[[],str])->str:
+    "What a template of a stranger writes; it runs beside, and is ended when it takes too long or too much"
+    import psutil
+    out,memory = Future(),psutil.Process().memory_info
+    def beside():
+        try: out.set_result(write())
+        except BaseException as e: out.set_exception(e)
+    thread = threading.Thread(target=beside, daemon=True)
+    end,most = time.monotonic()+limit('chat_seconds'),memory().rss+limit('chat')
+    thread.start()
+    try:
+        while not wait([out], .05).done:
+            for name,over in (('chat_seconds',time.monotonic()>end), ('chat',memory().rss>most)):
+                if not over: continue
+                raise UserError('the chat template of a tokenizer does not end: {}; {}'.format(*too_much(name)))
+        return out.result()
+    finally:
+        while thread.is_alive():
+            _raise_in(thread, TimeoutError)
+            thread.join(.1)
+
 def _rendered(tokenizer, said:Sequence[str], ask:bool)->str:
     "A conversation that the user begins, as the template has it"
     turns = [dict(role=('user','assistant')[i%2], content=text) for i,text in enumerate(said)]
-    try: return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
+    try: return _bounded(lambda: tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
+    except UserError: raise
     except Exception as e:
         first = next(iter(str(e).splitlines()), type(e).__name__)
         raise UserError(f'the chat template of a tokenizer must take a question of the user, and this one fails: '

@@ -57,6 +57,13 @@ def _fetched(answer)->pa.Table: # answer: a relation of DuckDB
         found.append(piece)
     return pa.Table.from_batches(found, schema=pieces.schema).combine_chunks()
 
+def _framed(answer:pa.Table)->pd.DataFrame:
+    "An answer as a table of Python, which knows no year above 9999 and no 24 o'clock"
+    try: return answer.to_pandas()
+    except (ValueError, OverflowError) as e:
+        raise UserError(f'a value of the answer is none that Python has ({e}); ask for it as text: '
+                        'cast(… as varchar)') from None
+
 def _in_time(con, sql:str)->pa.Table:
     "The answer to a query that may have no end: it runs beside, so that Ctrl-C and the clock reach it whatever it does"
     with ThreadPoolExecutor(1) as beside:
@@ -112,7 +119,7 @@ def results(
     if lost:
         raise UserError(f'no {" or ".join(lost)} at {source}; give a file, a folder or store that holds results, '
                         'or a pattern like "runs/**"')
-    if sql is not None: return query(sql, **found).to_pandas()
+    if sql is not None: return _framed(query(sql, **found))
     out = found[table]
     if table=='rows': out = out.sort_by([(c,'ascending') for c in KEY])
     return out.to_pandas()
@@ -133,7 +140,10 @@ def save(
     path:str|Path # .csv or .parquet
 )->Path: # The file
     "Write an answer, whole or not at all; lists become JSON in a CSV"
-    path = Path(path)
+    path,twice = Path(path),df.columns[df.columns.duplicated()]
+    if len(twice):
+        raise UserError(f'columns of a file must have different names, got {twice[0]!r:.80} more than once; '
+                        'name them in the query: select a as b')
     if path.suffix=='.csv':
         lists = [c for c in df if len(df) and isinstance(df[c].iloc[0], (list,np.ndarray))]
         return write_out(path, df.assign(**{c:df[c].map(_json) for c in lists}).to_csv(index=False))
