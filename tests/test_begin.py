@@ -82,3 +82,13 @@ def test_a_suite_is_whole_or_not_there(table, monkeypatch):
     monkeypatch.setattr(begin, 'write_templates', really)
     called('suites','new','shop.csv')
     assert sorted(p.name for p in (table.parent/'shop_suite').iterdir())==['mine','suite.yaml']
+
+def test_a_plan_for_a_suite_without_training_data_says_so(tmp_path):
+    "Own data is most often one set of questions: neither the table nor its plan divides by nothing"
+    import subprocess, sys
+    (tmp_path/'a.csv').write_text('text,label\n'+''.join(f'it was {w} {i},{l}\n' for i in range(60) for w,l in (('good','yes'),('bad','no'))))
+    ask = lambda *words: subprocess.run([sys.executable, '-m', 'promptbench', *words], cwd=tmp_path, capture_output=True, text=True)
+    assert ask('suites', 'new', 'a.csv').returncode==0
+    for more in ((), ('--dry-run',)):
+        done = ask('table1', '--suite', 'a_suite', '--quick', '--methods', 'none,T+P', '--prompts', 'shallow', *more)
+        assert (done.returncode, done.stderr.count('\n'))==(2, 1) and "no datasets with the role 'train'" in done.stderr, done.stderr

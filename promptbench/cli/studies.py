@@ -165,10 +165,12 @@ def estimate_of(
     from promptbench.base.machine import find_devices
     from promptbench.studies.table1 import described, suite_of
     from promptbench.train.estimate import devices_found, estimate, estimate_text, known_facts, refusals
-    try: facts = known_facts(suite_of(s))
+    try: suite = suite_of(s)
     except UserError:
         if s.suite!='p3': raise
-        facts = known_facts('p3') # as it was published
+        suite = 'p3' # as it was published
+    else: _check_roles(s, suite)
+    facts = known_facts(suite)
     devices = devices_found(find_devices(device))
     rows = estimate(described(s), devices, s.backbone, facts)
     refused = refusals(rows, s.backbone)
@@ -213,20 +215,24 @@ def _run_table(s, given:dict, out:Path, pool, device:str):
         run_page('table1', given|dict(out=str(out), device=device, command=typed()), out=out/'table1.ipynb')
 
 # %% ../../nbs/95_cli/07_studies.ipynb #c96068b5
-def _check(s):
-    "Look at what the run will need, so that mistakes show now; no model is loaded"
-    from promptbench.base.digest import backbone_digest
-    from promptbench.studies.table1 import at_scale, suite_of
-    suite = suite_of(s)
+def _check_roles(s, suite)->list: # Tasks that are judged
+    "`UserError` unless a suite has what the methods of a table need"
+    from promptbench.studies.table1 import at_scale
     tasks = suite.tasks(role=s.role, limit=at_scale(s, 'templates'))
     if not tasks:
         raise UserError(f'suite {s.suite} must have datasets with the role {s.role!r}, it has none; '
                         'name them in its manifest')
-    for t in tasks:
-        for k in s.shots: t.shots(k, s.seeds[0])
     if any(any(trains(m)) for m in s.methods) and not suite.tasks(role='train'):
         raise UserError(f"suite {s.suite} has no datasets with the role 'train' to pretrain on; "
-                        'add some, or ask for --methods none')
+                        "add some, or ask for --methods 'none,in context'")
+    return tasks
+
+def _check(s):
+    "Look at what the run will need, so that mistakes show now; no model is loaded"
+    from promptbench.base.digest import backbone_digest
+    from promptbench.studies.table1 import suite_of
+    for t in _check_roles(s, suite_of(s)):
+        for k in s.shots: t.shots(k, s.seeds[0])
     backbone_digest(s.backbone)
 
 def _refuse(s, device:str):

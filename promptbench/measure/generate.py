@@ -17,7 +17,7 @@ from ..model.backbone import Backbone, autocast, want_backbone
 from ..model.batch import make_batch
 from ..model.memory import TokenBudget
 from ..prompt.bank import source_positions, want_prompt
-from ..prompt.decoder_only import cache_of, pick_rows, prefill, run_on
+from ..prompt.decoder_only import cache_of, past_name, pick_rows, prefill, run_on
 from ..prompt.forward import encode
 from .rank import Ragged, plan_batches, room, was_cut
 
@@ -47,7 +47,7 @@ class Answering:
     def __init__(self, backbone:Backbone, batch, prompt:nn.Module|None=None):
         from transformers import DynamicCache, EncoderDecoderCache
         self.backbone,self.memory = backbone,encode(backbone, batch, prompt)
-        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.cache,self.past = EncoderDecoderCache(DynamicCache(), DynamicCache()),past_name(type(backbone.model))
         config = backbone.model.config
         start = getattr(config, 'decoder_start_token_id', None)
         start = config.pad_token_id if start is None else start
@@ -57,7 +57,7 @@ class Answering:
         m = self.memory
         with autocast(self.backbone), deep_prompt(self.backbone, m.rows_BPX):
             return self.backbone.model(encoder_outputs=(m.states_BTD,), attention_mask=m.mask_BT, use_cache=True,
-                                       decoder_input_ids=ids_B[:,None], past_key_values=self.cache).logits[:,-1]
+                                       decoder_input_ids=ids_B[:,None], **{self.past: self.cache}).logits[:,-1]
     def keep(self, rows:Tensor):
         "Go on with these only"
         self.cache.batch_select_indices(rows)

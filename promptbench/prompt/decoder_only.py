@@ -7,7 +7,7 @@ __all__ = ['pick_rows', 'Past', 'head_input', 'put_before', 'window', 'check_pos
            'offsets', 'continue_from', 'extend', 'read_through']
 
 # %% ../../nbs/50_prompt/01_decoder_only.ipynb #44fe9675
-import contextlib
+import contextlib, functools, inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -95,6 +95,13 @@ def cache_of(
     for i,(k,v) in enumerate(kv): cache.update(k, v, i)
     return cache
 
+@functools.cache
+def past_name(
+    kind:type # Of a model of transformers
+)->str:
+    "What the argument of its `forward` is called that takes keys and values; its name changed with transformers 5.24"
+    return 'cache' if 'cache' in inspect.signature(kind.forward).parameters else 'past_key_values'
+
 def run_on(
     backbone:Backbone, # A decoder-only one
     x_BTD:Tensor, # Embedded ids
@@ -107,8 +114,8 @@ def run_on(
     check_positions(backbone, position_BT)
     mask = torch.zeros((), device=x_BTD.device).where(see_BTS, -1e9)[:,None]
     with deep_prompt(backbone, deep_BPX):
-        return backbone.model(inputs_embeds=x_BTD, attention_mask=mask, position_ids=position_BT,
-                              past_key_values=cache, use_cache=True).logits
+        return backbone.model(inputs_embeds=x_BTD, attention_mask=mask, position_ids=position_BT, use_cache=True,
+                              **{past_name(type(backbone.model)): cache}).logits
 
 def _unpadded_pays(real_BT:Tensor)->bool:
     "Whether leaving out padding is worth the walk: on a CPU, where nothing learns"
