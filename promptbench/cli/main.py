@@ -137,6 +137,7 @@ def _shown(backbone, tasks:list, k:int, seed:int, prompt): # A `ContextPrompt`
 def _tell(rows, predictions, seconds:float):
     "A table by dataset, and what it comes to"
     from promptbench.measure.evaluate import by_dataset
+    from promptbench.show.findings import one_answer_note
     table = by_dataset(rows)
     if 'metric' in table: table = table.rename(columns=dict(accuracy='value'))
     if table.templates.max()==1: table = table.drop(columns=['lowest','highest']) # of one template they say nothing
@@ -147,6 +148,7 @@ def _tell(rows, predictions, seconds:float):
     said = f'{tasks:,} tasks of {rows.dataset.nunique():,} datasets, {len(predictions):,} instances, {seconds:.0f} s'
     if len(gain): said += f'; {gain.mean():+.3f} over chance in the mean of {len(gain):,} datasets with choices'
     typer.echo(said)
+    if note := one_answer_note(predictions): typer.echo(note)
 
 def _run_name(suite:str, model:str|Path, *settings)->str:
     "What rows call a run: another suite, other weights or other settings, another name"

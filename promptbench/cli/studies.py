@@ -165,12 +165,12 @@ def estimate_of(
     from promptbench.base.machine import find_devices
     from promptbench.studies.table1 import described, suite_of
     from promptbench.train.estimate import devices_found, estimate, estimate_text, known_facts, refusals
-    try: suite = suite_of(s)
+    try:
+        facts = known_facts(suite_of(s))
+        _check_roles(s, suite_of(s))
     except UserError:
         if s.suite!='p3': raise
-        suite = 'p3' # as it was published
-    else: _check_roles(s, suite)
-    facts = known_facts(suite)
+        facts = known_facts('p3') # as it was published
     devices = devices_found(find_devices(device))
     rows = estimate(described(s), devices, s.backbone, facts)
     refused = refusals(rows, s.backbone)
@@ -240,6 +240,12 @@ def _refuse(s, device:str):
     text,refused = estimate_of(s, device)
     if refused: raise UserError(text.splitlines()[-1]+'; --dry-run says it of every job')
 
+def _deaf(out:Path)->str:
+    "Which cells give every question the same choice"
+    from promptbench.show.findings import one_answer_note
+    from promptbench.stats.results import read_predictions
+    return one_answer_note(read_predictions(out/'predictions.parquet'))
+
 def _end(out:Path, note:str|None):
     "Print the table and where everything is"
     import pandas as pd
@@ -252,6 +258,7 @@ def _end(out:Path, note:str|None):
     if note: typer.echo(note)
     typer.echo('\nARG in points over chance, 95 % interval (* no prompt in this cell)')
     typer.echo(wide.to_string()+'\n')
+    if note := _deaf(out): typer.echo(note+'\n')
     typer.echo(f'report: {out/"report.html"}')
 
 # %% ../../nbs/95_cli/07_studies.ipynb #038f6102

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READING', 'BUDGET', 'corrected', 'headline', 'who', 'brief', 'findings', 'budgets', 'caveats', 'cut_note',
-           'table_cells', 'accuracy_table', 'seed_table']
+           'one_answer_note', 'table_cells', 'accuracy_table', 'seed_table']
 
 # %% ../../nbs/30_show/02_findings.ipynb #7bc661a6
 import pandas as pd
@@ -276,6 +276,23 @@ def cut_note(
     worst = rows.loc[cut.idxmax()]
     return (f'{cut.mean():.1%} of the sources were longer than what was read of them and lost their end, '
             f'{worst.cut:.1%} of {worst.dataset} as {worst.template}.')
+
+# %% ../../nbs/30_show/02_findings.ipynb #b7d0c3f1
+def one_answer_note(
+    predictions:pd.DataFrame, # Of ranked tasks
+    fewest:int=10 # Questions of a task that say something
+)->str: # A sentence; '' if no cell has many such tasks
+    "Where a model gives the same choice to every question of at least half of the tasks"
+    cell,task = ['method','prompt','shots'],['dataset','template','seed']
+    by = predictions[[*cell,*task,'gold','pred']].groupby([*cell,*task], sort=False)
+    kinds = by[['gold','pred']].nunique()[by.size()>=fewest]
+    share = (kinds.pred.eq(1)&kinds.gold.gt(1)).groupby(cell, sort=False).mean()
+    bad = share[share>=.5]
+    if bad.empty: return ''
+    first = '; '.join(f'{_name(*c)} ({v:.0%} of the tasks)' for c,v in bad.head(3).items())
+    more = f' and {len(bad)-3} more' if len(bad)>3 else ''
+    return (f'The same choice was given to every question by {first}{more}: such a score says how common that choice '
+            'is, and nothing about the questions.')
 
 # %% ../../nbs/30_show/02_findings.ipynb #5955cbf8
 def _name(m:str, p:str, k:int)->str: return f'{m}, {prompt_text(p)}, {k} shots'

@@ -17,7 +17,7 @@ from ..stats.claims import VERDICTS, paper_table1
 from .look import SIGN, dash_note, layout, mark, narrow_note, plural, prompt_text, settings_of, signed
 from .frame import figure_html, figure_json, html_templates, page, save_figures
 from .findings import accuracy_table, brief, budgets, caveats, corrected, cut_note, findings, headline
-from .findings import seed_table, table_cells
+from .findings import one_answer_note, seed_table, table_cells
 from . import plots
 
 # %% ../../nbs/30_show/04_report.ipynb #5d62a5f1
@@ -204,7 +204,7 @@ def render(
     body = html_templates().get_template('report.html').render(
         **tools, **claim_words, **curve_words, **_table_words(table, paper), **_dataset_words(rows, settings),
         sign=SIGN, settings=settings, level=f'{level:.0%}', verdict=verdict, answer=answer, size=_size(rows),
-        notes=_notes(order), cut=cut_note(rows),
+        notes=_notes(order), cut=' '.join(filter(None, (cut_note(rows), one_answer_note(predictions)))),
         narrow=narrow_note(), dashes=dash_note(),
         small=bool(backbone and backbone.read),
         sections=[s for s in SECTIONS if s[0]!='curves' or curve_words['curve_names']],
