@@ -23,7 +23,7 @@ from ..base.own import atomic_folder
 from ..base.digest import find_backbone, hub_reachable, not_there
 from ..base.machine import pick_device
 from .tokens import check_tokenizer, encode_texts
-from .linear import faster
+from .linear import faster, full_head
 from .attention import is_slot, register_attention, use_attention
 
 # %% ../../nbs/40_model/06_backbone.ipynb #99627508
@@ -63,7 +63,7 @@ class Backbone:
             if getattr(self, end) is None: setattr(self, end, not self.causal)
         register_attention()
         use_attention(self.model)
-        _fuse_gelu(faster(self.model))
+        _fuse_gelu(full_head(faster(self.model)))
 
     def __repr__(self)->str:
         millions = sum(p.numel() for p in self.model.parameters())/1e6
