@@ -70,7 +70,7 @@ BAD = {
     'missing field': (records(lines([*rows(5), dict(label=1)])), ('train.jsonl, record 6', "'text' is undefined", "has ['label']"), 'rest'),
     'unknown label': (one(label=7), ('record 6', "field 'label' is 7", 'choices 0 to 1', 'mend'), 'rest'),
     'hidden label': (one(label=-1), ('record 6', "field 'label' is -1", 'mend'), 'rest'),
-    'NaN label': (one(label=float('nan')), ('record 6', "field 'label' is nan", 'mend'), 'rest'),
+    'NaN label': (one(label=float('nan')), ('line 6', 'NaN is no value of JSON', 'mend'), 'rest'),
     'null label': (one(label=None), ('record 6', "field 'label' is None", 'mend'), 'rest'),
     'label of another kind': (one(label='positive'), ('record 6', "field 'label' is 'positive'", 'mend'), 'rest'),
     'no templates': (lambda f: (f/'sentiment'/'films'/'templates.yaml').unlink(), ('films has no templates', 'put a templates.yaml'), 'books'),

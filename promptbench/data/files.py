@@ -120,16 +120,18 @@ def _check_characters(record:dict, path:Path, n:int):
                    'write the text again from its source, or remove the line', n) from None
 
 # %% ../../nbs/10_data/00_files.ipynb #4216a3f1
+def _no_number(word:str): raise ValueError(f'{word} is no value of JSON, and null is')
+_record = json.JSONDecoder(parse_constant=_no_number).decode
+
 def _object(line:str, path:Path, n:int)->dict:
     "The record of one line"
-    try: record = json.loads(line)
+    try: record = _record(line)
     except ValueError as e:
         raise Flaw(path, f'it must be a JSON object, but {e}', 'mend or remove that line', n) from None
     except RecursionError:
         raise Flaw(path, 'its JSON is nested too deeply', 'flatten the record', n) from None
     if not isinstance(record, dict):
-        got = type(record).__name__
-        raise Flaw(path, f'it must be a JSON object, got {got}', 'write the fields as {"name": value}', n)
+        raise Flaw(path, f'it must be a JSON object, got {type(record).__name__}', 'write the fields as {"name": value}', n)
     if not record: raise Flaw(path, 'it is a record without fields', 'remove that line', n)
     if len(line)>MAX_FIELD: _check_lengths(record, path, n)
     if line.count('[')+line.count('{')>LIMITS['depth'][0]: _check_depth(record, path, n)
@@ -170,8 +172,7 @@ def _header(text:str, path:Path)->list[str]:
     "The field names in the first row"
     try: names = next(csv.reader(io.StringIO(text)))
     except (StopIteration, csv.Error) as e:
-        what = f'it must begin with a row of field names, but {e or "it is empty"}'
-        raise Flaw(path, what, 'add the names', 1) from None
+        raise Flaw(path, f'it must begin with a row of field names, but {str(e) or "it is empty"}', 'add them', 1) from None
     if len(names)==1 and re.search('[;\t]', names[0]):
         raise Flaw(path, 'its fields are divided by semicolons or tabs', 'save it with commas', 1)
     if '' in names:
