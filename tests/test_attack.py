@@ -200,3 +200,16 @@ def test_ctrl_c_while_it_is_imported_is_one_line():
             'runpy.run_module("promptbench", run_name="__main__")')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert (done.returncode, done.stderr)==(130, 'promptbench: stopped; the same command goes on from here\n')
+
+def test_a_gguf_file_that_describes_more_than_it_holds(tmp_path, monkeypatch):
+    "The defaults of an architecture are seven thousand million weights, which nobody shall allocate for 70 bytes"
+    import struct
+    from promptbench.model.backbone import load_backbone
+    monkeypatch.setenv('PROMPTBENCH_CACHE', str(tmp_path/'cache'))
+    text = lambda s: struct.pack('<Q', len(s))+s.encode()
+    (tmp_path/'b.gguf').write_bytes(b'GGUF'+struct.pack('<IQQ', 3, 0, 1)+text('general.architecture')+struct.pack('<I', 8)+text('llama'))
+    with pytest.raises(UserError, match='weights, which 69 bytes cannot hold'): load_backbone(tmp_path/'b.gguf', device='cpu')
+
+def test_an_adapter_is_named_first():
+    from promptbench.prompt.peft import import_peft
+    with pytest.raises(UserError, match='folder must be'): import_peft(None)

@@ -32,6 +32,9 @@ def _read(file:Path)->tuple: # model, tokenizer, as transformers reads them
     with quietly():
         config = AutoConfig.from_pretrained(str(file.parent), **here)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        with torch.device('meta'): numbers = sum(p.numel() for p in auto.from_config(config).parameters())
+        if numbers>8*file.stat().st_size: # less than a bit for each
+            raise ValueError(f'it describes {numbers:,} weights, which {file.stat().st_size:,} bytes cannot hold')
         model = auto.from_pretrained(str(file.parent), dtype=torch.float32, **here)
         return model, AutoTokenizer.from_pretrained(str(file.parent), **here)
 

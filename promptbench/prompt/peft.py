@@ -12,7 +12,7 @@ import numpy as np, torch
 from torch import Tensor
 from .. import __version__
 from ..base.catalogue import embedded
-from ..base.core import UserError, key_of, to_json
+from ..base.core import UserError, key_of, to_json, want
 from ..base.mend import mending
 from ..base.own import atomic_folder
 from ..model.backbone import Backbone, want_backbone, weight_hashes
@@ -250,7 +250,7 @@ def import_peft(
     backbone:Backbone|None=None # The one it shall serve: width, scale and weights are compared
 )->ShallowPrompt|DeepPrompt: # A shallow bank has one prompt; for multitask prompt tuning one per task
     "Read a PEFT adapter as a prompt; `UserError` for what is no prompt, warnings for what gets lost"
-    config,tensors = _read_adapter(Path(folder))
+    config,tensors = _read_adapter(Path(want('folder', folder, (str,Path), 'give the folder of an adapter first')))
     table = tensors.pop('prompt_embeddings', None)
     if table is None or table.ndim!=2:
         raise UserError(f'the adapter in {folder} must hold a tensor prompt_embeddings with two axes, got '
