@@ -63,6 +63,8 @@ def test_a_table_that_would_say_something_else(table, text):
 
 def test_a_number_that_is_none_is_no_label(table):
     (table.parent/'odd.jsonl').write_text('{"text": "a", "label": NaN}\n{"text": "b", "label": 1}\n'*4)
+    assert 'NaN is no value of JSON' in says('suites','new','odd.jsonl','--label','label')
+    (table.parent/'odd.jsonl').write_text('{"text": "a", "label": null}\n{"text": "b", "label": 1}\n'*4)
     assert 'record 1 has none (4 of 8)' in says('suites','new','odd.jsonl','--label','label')
 
 def test_what_is_no_file_is_not_waited_for(table):

@@ -284,6 +284,7 @@ def one_answer_note(
 )->str: # A sentence; '' if no cell has many such tasks
     "Where a model gives the same choice to every question of at least half of the tasks"
     cell,task = ['method','prompt','shots'],['dataset','template','seed']
+    if not {'gold','pred'}<=set(predictions): return ''
     by = predictions[[*cell,*task,'gold','pred']].groupby([*cell,*task], sort=False)
     kinds = by[['gold','pred']].nunique()[by.size()>=fewest]
     share = (kinds.pred.eq(1)&kinds.gold.gt(1)).groupby(cell, sort=False).mean()
