@@ -53,9 +53,10 @@ def _bounded(write:Callable[[],str])->str:
                 raise UserError('the chat template of a tokenizer does not end: {}; {}'.format(*too_much(name)))
         return out.result()
     finally:
-        while thread.is_alive():
+        while thread.is_alive() and not out.done():
             _raise_in(thread, TimeoutError)
-            thread.join(.1)
+            wait([out], .1)
+        thread.join()
 
 def _rendered(tokenizer, said:Sequence[str], ask:bool)->str:
     "A conversation that the user begins, as the template has it"
