@@ -240,11 +240,12 @@ def _refuse(s, device:str):
     text,refused = estimate_of(s, device)
     if refused: raise UserError(text.splitlines()[-1]+'; --dry-run says it of every job')
 
-def _deaf(out:Path)->str:
-    "Which cells give every question the same choice"
+def _same_choices(out:Path)->str:
+    "Which cells give every question the same choice; of the predictions only what is asked is read"
+    import pandas as pd
     from promptbench.show.findings import one_answer_note
-    from promptbench.stats.results import read_predictions
-    return one_answer_note(read_predictions(out/'predictions.parquet'))
+    asked = ['method','prompt','shots','dataset','template','seed','gold','pred']
+    return one_answer_note(pd.read_parquet(out/'predictions.parquet', columns=asked))
 
 def _end(out:Path, note:str|None):
     "Print the table and where everything is"
@@ -258,7 +259,7 @@ def _end(out:Path, note:str|None):
     if note: typer.echo(note)
     typer.echo('\nARG in points over chance, 95 % interval (* no prompt in this cell)')
     typer.echo(wide.to_string()+'\n')
-    if note := _deaf(out): typer.echo(note+'\n')
+    if same := _same_choices(out): typer.echo(same+'\n')
     typer.echo(f'report: {out/"report.html"}')
 
 # %% ../../nbs/95_cli/07_studies.ipynb #038f6102
